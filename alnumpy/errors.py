@@ -1,0 +1,17 @@
+"""The errors that alnumpy raises on purpose: one root, one child for each kind of input that can be at fault."""
+
+
+class AlnumpyError(Exception):
+    """Root of all errors that alnumpy raises for bad input. Its message names the input, the fault and the remedy."""
+
+
+class SpecError(AlnumpyError, ValueError):
+    """A network spec is inconsistent, or outside the sizes that alnumpy accepts."""
+
+
+class WeightsError(AlnumpyError):
+    """A weights file is missing, damaged, of another format, or does not fit its spec."""
+
+
+class ImageError(AlnumpyError):
+    """A picture cannot be read or decoded."""
