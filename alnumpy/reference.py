@@ -6,7 +6,7 @@ docstring computes. n: batch, c: input channels, o: output channels, g: groups, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -99,13 +99,13 @@ def _bins(size: int, out: int) -> list[slice]:
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
-def _adaptive_pool2d(pool: np.ufunc | object, x: Array, output_size: int | tuple[int, int]) -> Array:
+def _adaptive_pool2d(pool: Callable[..., Array], x: Array, output_size: int | tuple[int, int]) -> Array:
     out_h, out_w = (output_size, output_size) if isinstance(output_size, int) else output_size
     n, c, h, w = x.shape
     y = np.empty((n, c, out_h, out_w), x.dtype)
     for i, row in enumerate(_bins(h, out_h)):
         for j, col in enumerate(_bins(w, out_w)):
-            y[:, :, i, j] = pool(x[:, :, row, col].reshape(n, c, -1), axis=2)  # type: ignore[operator]
+            y[:, :, i, j] = pool(x[:, :, row, col].reshape(n, c, -1), axis=2)
     return y
 
 
@@ -137,12 +137,15 @@ def cbam(x: Array, layer: Cbam, params: Mapping[str, Array], eps: float = 1e-5) 
     maps = [x.mean(1), x.max(1)] if layer.layout.mean_first else [x.max(1), x.mean(1)]  # 2 of (n, h, w)
     spatial = conv2d(np.stack(maps, 1), params[f"{layer.name}.spatial.weight"], padding=3)  # (n, 1, h, w)
     if layer.layout.spatial_bn:
-        spatial = batch_norm(spatial, *_bn(layer.name, params), eps=eps)  # (n, 1, h, w)
+        spatial = batch_norm(spatial, *_bn(layer.name, params), eps)  # (n, 1, h, w)
     return np.multiply(x, sigmoid(spatial), out=x)  # (n, c, h, w)
 
 
-def _bn(name: str, params: Mapping[str, Array]) -> tuple[Array, ...]:
-    return tuple(params[f"{name}.bn.{field}"] for field in ("weight", "bias", "running_mean", "running_var"))
+def _bn(name: str, params: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
+    weight, bias, mean, var = (
+        params[f"{name}.bn.{field}"] for field in ("weight", "bias", "running_mean", "running_var")
+    )
+    return weight, bias, mean, var
 
 
 ACTIVATIONS = {"relu": relu, "relu6": relu6, "": lambda x: x}
@@ -152,7 +155,7 @@ def conv_bn_activation(x: Array, layer: Conv, params: Mapping[str, Array], eps: 
     """One ``spec.Conv``: convolution, batch norm, activation. (N, cin, H, W) -> (N, cout, H', W')."""
     weight, bias = params[f"{layer.name}.conv.weight"], params.get(f"{layer.name}.conv.bias")
     x = conv2d(x, weight, bias, layer.stride, layer.kernel // 2, groups=layer.groups)
-    x = batch_norm(x, *_bn(layer.name, params), eps=eps)
+    x = batch_norm(x, *_bn(layer.name, params), eps)
     return ACTIVATIONS[layer.activation](x)
 
 

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from .errors import SpecError
 
-MAX_CHANNELS = 8192  # per layer, expansion included: far above ALNet's 1280, far below what would exhaust a small device
+MAX_CHANNELS = (
+    8192  # per layer, expansion included: far above ALNet's 1280, far below what would exhaust a small device
+)
 MAX_BLOCKS = 64
 
 
@@ -101,7 +103,7 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON types."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"blocks": [list(block) for block in self.blocks]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Spec:

@@ -67,10 +67,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="passes over the data (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.1, help="initial learning rate (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="pictures a step (default: %(default)s)")
-    parser.add_argument("--shift", type=int, default=0, help="random shift in pixels (default: %(default)s, as the paper)")
+    parser.add_argument(
+        "--shift", type=int, default=0, help="random shift in pixels (default: %(default)s, as the paper)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and shifts (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mnist"), help="folder to write to (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -83,7 +89,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     spec = SPECS[args.spec]
-    model = ALNet(spec, classes=int(train_labels.max()) + 1).to(memory_format=torch.channels_last)
+    model = ALNet(spec, classes=int(train_labels.max()) + 1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=1e-4)
     # The paper lowers the rate in steps without naming them: ten times at a half and at three quarters of the epochs.
     milestones = [args.epochs // 2, args.epochs * 3 // 4]

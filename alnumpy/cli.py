@@ -1,0 +1,318 @@
+"""The command line: parses arguments, prints, and chooses the exit code. All work is done by the library."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+
+from . import __version__, images, spec, weights
+from .embedder import Embedded, load
+from .errors import AlnumpyError
+from .files import replacing
+from .spec import SPECS, Spec
+
+SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
+
+EXAMPLES = {
+    "embed": "alnumpy embed photo.jpg\n  alnumpy embed --recursive ~/Pictures --format npy --output embeddings.npy",
+    "info": "alnumpy info --size 160",
+    "verify": "alnumpy verify weights/alnet-mnist.h5",
+}
+
+
+class UsageError(Exception):
+    """The command line asks for something impossible: exit code 2."""
+
+
+def positive_int(text: str) -> int:
+    """An argument that must be a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """An argument that is a height and a width, as 128 or 37x53."""
+    height, _, width = text.partition("x")
+    return positive_int(height), positive_int(width or height)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line as an argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="alnumpy", description="Image embeddings with ALNet, offline and without torch."
+    )
+    parser.add_argument("--version", action="version", version=f"alnumpy {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example:\n  {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    embed = command("embed", run_embed, "print the embedding of each picture")
+    embed.add_argument(
+        "paths", nargs="+", metavar="PATH", help="picture, folder of pictures, or - for a list of paths on stdin"
+    )
+    embed.add_argument("--recursive", action="store_true", help="take the folders below a folder too")
+    embed.add_argument("--weights", metavar="FILE", help="weights file (default: the one that ships with alnumpy)")
+    embed.add_argument("--format", choices=FORMATS, default="jsonl", help="default: %(default)s")
+    embed.add_argument("--output", metavar="FILE", help="write there instead of to stdout; npy needs it")
+    embed.add_argument("--normalize", action="store_true", help="divide each embedding by its L2 norm")
+    embed.add_argument(
+        "--size", type=positive_int, help="side of the network's input in pixels (default: the weights file's)"
+    )
+    embed.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
+
+    info = command("info", run_info, "print the layer table: shapes, parameters and FLOPs")
+    info.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+    )
+    info.add_argument("--spec", choices=SPECS, help="a named network instead of a weights file")
+    info.add_argument(
+        "--size", type=image_size, metavar="N|HxW", help="input size (default: the weights file's, or 32)"
+    )
+
+    verify = command("verify", run_verify, "check that this device computes what was recorded in a weights file")
+    verify.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+    )
+    return parser
+
+
+def warn(message: object) -> None:
+    """One line on stderr, whatever control characters a file's name may hold."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(message))
+    print(f"alnumpy: {text}", file=sys.stderr)
+
+
+def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
+    """The paths that the arguments stand for, and how many arguments failed (each was reported)."""
+    paths: list[str] = []
+    failed = 0
+    for argument in arguments:
+        if argument == "-":
+            paths += [line for line in sys.stdin.read().splitlines() if line]
+        elif os.path.isdir(argument):
+            try:
+                found = images.find(argument, recursive)
+            except OSError as error:
+                warn(f"{error.filename}: {error.strerror}")
+                failed += 1
+                continue
+            if not found:
+                below = "" if recursive else " itself; --recursive takes the folders below it too"
+                warn(f"{argument}: no pictures in this folder{below}")
+                failed += 1
+            paths += found
+        else:
+            paths.append(argument)
+    return paths, failed
+
+
+def progress(results: Iterable[Embedded], total: int) -> Iterator[Embedded]:
+    """Passes results through, with a line on stderr where that is a terminal and the work takes more than a second."""
+    start = shown = time.monotonic()
+    wipe = False
+    for done, result in enumerate(results, 1):
+        yield result
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - start > 1 and (now - shown > 0.1 or done == total):
+            rate = done / (now - start)
+            left = (total - done) / rate
+            print(
+                f"\r\033[K{done}/{total} pictures, {rate:.1f}/s, {left:.0f} s left", end="", file=sys.stderr, flush=True
+            )
+            shown, wipe = now, True
+    if wipe:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[IO[bytes]]:
+    """stdout, or a file that appears under its name only when it is complete."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with replacing(path) as file:
+        yield file
+
+
+def shortest(embedding: np.ndarray) -> list[float]:
+    """Python floats that print with the fewest digits that give back the same float32."""
+    return [float(str(value)) for value in embedding]
+
+
+def write_jsonl(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """One JSON object a line: path and embedding."""
+    for row in rows:
+        assert row.embedding is not None
+        file.write(json.dumps({"path": row.path, "embedding": shortest(row.embedding)}).encode() + b"\n")
+
+
+def write_json(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """One JSON array, an object a line."""
+    before = b"[\n"
+    for row in rows:
+        assert row.embedding is not None
+        file.write(before + json.dumps({"path": row.path, "embedding": shortest(row.embedding)}).encode())
+        before = b",\n"
+    file.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+
+
+def write_csv(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """A line a picture: path, then the components; no header."""
+    for row in rows:
+        assert row.embedding is not None
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([row.path, *shortest(row.embedding)])
+        file.write(os.fsencode(line.getvalue()))
+
+
+def write_npy(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """A float32 array (N, D); a JSON line on stdout tells the path of each row."""
+    kept: list[np.ndarray] = []
+    for row in rows:
+        print(json.dumps({"row": len(kept), "path": row.path}))
+        assert row.embedding is not None
+        kept.append(row.embedding)
+    np.save(file, np.stack(kept) if kept else np.empty((0, 0), np.float32))
+
+
+FORMATS = {"json": write_json, "jsonl": write_jsonl, "csv": write_csv, "npy": write_npy}
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    """``alnumpy embed``."""
+    if args.format == "npy" and args.output is None:
+        raise UsageError("--format npy needs --output FILE")
+    embedder = load(args.weights, args.size, args.normalize)
+    paths, failed = collect(args.paths, args.recursive)
+
+    def good() -> Iterator[Embedded]:
+        nonlocal failed
+        for result in progress(embedder.embed_files(paths, args.batch_size), len(paths)):
+            if result.error is None:
+                yield result
+            else:
+                warn(result.error)
+                failed += 1
+
+    with output(args.output) as file:
+        FORMATS[args.format](file, good())
+    return 1 if failed else 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """``alnumpy info``."""
+    if args.spec and args.weights:
+        raise UsageError("give a weights file or --spec, not both")
+    size = args.size
+    if args.spec:
+        network, title = SPECS[args.spec], args.spec
+        size = size or (32, 32)
+    else:
+        path = args.weights or weights.default_path()
+        loaded = weights.read(path)
+        network, title = loaded.spec, f"{loaded.spec.name}, {os.fspath(path)}, {loaded.dtype}"
+        size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
+    print(f"{title}: input 3x{size[0]}x{size[1]}")
+    print(layer_table(network, size))
+    if not args.spec:
+        for field, value in (("source", loaded.source), ("sha256", loaded.source_sha256), *loaded.card.items()):
+            print(f"{field}: {value}")
+    return 0
+
+
+def layer_table(network: Spec, size: tuple[int, int]) -> str:
+    """Layers of a network for an input of (H, W) as aligned text, with the totals below."""
+    input_size = size
+    rows = [("layer", "operator", "output", "params", "FLOPs", "FLOPs eq. (5)")]
+    for layer in spec.layers(network):
+        counts = spec.count_params(layer)
+        flops, eq5 = spec.layer_flops(layer, size), spec.layer_flops_eq5(layer, size)
+        size = spec.output_size(layer, size)
+        if isinstance(layer, spec.Conv):
+            kind = "depthwise" if layer.groups == layer.cin else "conv"
+            text = f"{kind} {layer.kernel}x{layer.kernel} /{layer.stride} g{layer.groups} bn {layer.activation}"
+            channels = layer.cout
+        elif isinstance(layer, spec.Shuffle):
+            text, channels = f"channel shuffle g{layer.groups}", layer.channels
+        else:
+            text, channels = f"cbam {network.cbam} hidden {layer.hidden}", layer.channels
+        shape = f"{channels}x{size[0]}x{size[1]}"
+        rows.append((layer.name, text.strip(), shape, f"{sum(counts.values()):,}", f"{flops:,}", f"{eq5:,}"))
+    pool_flops = (size[0] * size[1] + 1) * network.embedding
+    rows.append(("pool", "adaptive average 1x1", f"{network.embedding}", "0", f"{pool_flops:,}", "0"))
+    authors, eq5 = spec.total_flops(network, input_size)
+    rows.append(("total", "", "", f"{spec.total_params(network):,}", f"{authors:,}", f"{eq5:,}"))
+    return format_rows(rows)
+
+
+def format_rows(rows: Sequence[tuple[str, ...]]) -> str:
+    """Text columns, the first three aligned left and the numbers right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """``alnumpy verify``."""
+    path = args.weights or weights.default_path()
+    embedder = load(path)
+    result = embedder.self_test()
+    good = result.relative_error <= SELF_TEST_TOLERANCE  # false for NaN
+    print(
+        f"{'ok' if good else 'FAILED'}: {os.fspath(path)}: relative error {result.relative_error:.2e} "
+        f"(at most {SELF_TEST_TOLERANCE:.0e}), largest {result.largest_error:.2e}, "
+        f"recorded by {embedder.weights.self_test_by}"
+    )
+    return 0 if good else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be valid text
+            stream.reconfigure(errors="surrogateescape")
+    args = build_parser().parse_args(argv)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader had enough (| head -1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return 130
+    except UsageError as error:
+        warn(error)
+        return 2
+    except (AlnumpyError, OSError) as error:
+        if args.debug:
+            raise
+        named = isinstance(error, OSError) and error.filename is not None
+        warn(f"{error.filename}: {error.strerror}" if named else error)  # type: ignore[union-attr]
+        return 1

@@ -1,0 +1,164 @@
+"""From a picture to the network's input: decode, orient, convert to RGB, crop, resize, normalise."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import ImageError, SpecError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 64_000_000  # decoded as RGB 192 MB: what a device with 1 GB of memory can hold beside everything else
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input; stored in every weights file. Raises SpecError for absurd fields.
+
+    The centre square (``crop`` "center") is resized so that the short side becomes ``size`` pixels (``resize``
+    "short-side"), which keeps the proportions; pixels in 0..1 are then normalised as (pixel - mean) / std.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "short-side"
+    interpolation: str = "bilinear"
+    crop: str = "center"
+    channels: str = "RGB"  # or "BGR", for checkpoints trained on pictures read by OpenCV
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or not 1 <= self.size <= 4096:
+            raise SpecError(f"preprocessing: size must be a whole number from 1 to 4096, not {self.size!r}")
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            numbers = isinstance(values, Sequence) and len(values) == 3 and all(type(v) in (int, float) for v in values)
+            if not numbers or not all(isfinite(v) and (field == "mean" or v > 0) for v in values):
+                raise SpecError(f"preprocessing: {field} must be three finite numbers (std above 0), not {values!r}")
+            object.__setattr__(self, field, tuple(float(v) for v in values))
+        for field, allowed in (
+            ("resize", ("short-side",)),
+            ("interpolation", tuple(INTERPOLATIONS)),
+            ("crop", ("center",)),
+            ("channels", ("RGB", "BGR")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise SpecError(f"preprocessing: {field} must be one of {', '.join(allowed)}")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """From plain JSON types, the inverse of ``dataclasses.asdict``. Raises SpecError."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise SpecError(f"preprocessing: {error}") from None
+
+
+def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as an upright 8-bit RGB image.
+
+    ``source`` is a path, a PIL image or a uint8 array (H, W, 3). EXIF orientation is applied, transparency is laid over
+    white, of an animation the first frame is taken. Raises ImageError, which names the file, for anything else.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+            raise ImageError(f"an array picture must be uint8 (height, width, 3), not {source.dtype} {source.shape}")
+        return Image.fromarray(np.ascontiguousarray(source))
+    if isinstance(source, Image.Image):
+        return _guarded("picture", lambda: _to_rgb(ImageOps.exif_transpose(source)))
+    path = os.fspath(source)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            raise ImageError(f"{path}: not a regular file")
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return _guarded(path, lambda: _read_file(path, max_pixels))
+
+
+def _guarded(name: str, decode: Any) -> Image.Image:
+    try:
+        return decode()
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture that can be read ({', '.join(FORMATS)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: too many pixels") from None
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror or error}") from None
+    except Exception as error:  # decoders meet damaged files with almost any exception: all mean the same to the caller
+        raise ImageError(f"{name}: damaged picture ({type(error).__name__}: {error})") from None
+
+
+def _read_file(path: str, max_pixels: int) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(path, formats=FORMATS)
+    with image:
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I"):  # 16-bit grey (Pillow opens some as 32-bit): the high byte of each pixel
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ImageError("32-bit pixels outside 0..65535 have no defined brightness; convert the picture to 8 bits")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        raise ImageError("floating-point pixels have no defined brightness; convert the picture to 8 bits")
+    if mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """An RGB image as the network's input: float32 (3, size, size), normalised.
+
+    Cropping the centre square before resizing gives the same picture as resizing the short side before cropping, without
+    the huge intermediate picture that a 1x20000 strip would need.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    pixels = np.asarray(image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box))  # (s, s, 3) uint8
+    if how.channels == "BGR":
+        pixels = pixels[:, :, ::-1]
+    x = pixels.astype(np.float32) / 255
+    x = (x - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    return np.ascontiguousarray(x.transpose(2, 0, 1))  # (3, s, s)
+
+
+def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
+    """Paths of the files in a folder whose suffix is a picture's, sorted; links to folders are not followed.
+
+    Raises OSError where the folder, or with ``recursive`` a folder below it, cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    paths: list[str] = []
+    for root, folders, names in os.walk(folder, onerror=fail):
+        if not recursive:
+            folders.clear()
+        paths += [os.path.join(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(paths)

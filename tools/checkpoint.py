@@ -1,0 +1,259 @@
+"""Reads the tensors of a PyTorch checkpoint without torch, and without executing anything that the file says.
+
+Three containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle), a TorchScript archive (the same
+with the pickle of a module), and safetensors. The pickle is read by an unpickler that knows a fixed table of names; every
+other name is refused. The tensors come back in the file's order, under the file's names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alnumpy.errors import AlnumpyError
+
+MAX_PICKLE = 16 << 20  # bytes; ALNet's is 40 kB
+MAX_TENSORS = 1 << 28  # bytes of all storages together
+MAX_ENTRIES = 10_000
+ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
+
+# Storage types of torch, by the name in the pickle: element type in NumPy. bfloat16 is the high half of a float32.
+STORAGES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "?",
+}
+
+
+class CheckpointError(AlnumpyError):
+    """A checkpoint is damaged, of an unknown format, or asks for something that is never done."""
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by name in the file's order, and the entries beside them that alnumpy's own training writes."""
+
+    tensors: dict[str, np.ndarray]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a .pt, .pth, TorchScript or safetensors file. Raises CheckpointError, which says what is wrong; or OSError."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if zipfile.is_zipfile(path):
+        return _read_zip(path)
+    if path.suffix == ".safetensors":
+        return Checkpoint(_read_safetensors(path))
+    if head[:1] == b"\x80":
+        raise CheckpointError(f"written by PyTorch before 1.6 or by plain pickle; {ADVICE} in a newer PyTorch")
+    raise CheckpointError("neither a PyTorch zip archive nor a .safetensors file")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise CheckpointError("reading safetensors needs: pip install safetensors") from None
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"damaged safetensors file, or an element type NumPy lacks: {error}") from None
+
+
+class _Storage(NamedTuple):
+    kind: str
+    key: str
+    size: int  # elements
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Inert:
+    """Stands for an object of another class: its fields are kept as plain attributes, nothing of it is ever called."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise CheckpointError("a tensor without a storage")
+    if not all(type(v) is int and v >= 0 for v in (offset, *shape, *stride)) or len(shape) != len(stride):
+        raise CheckpointError("a tensor whose offset, shape or stride are not counts")
+    return _Tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _names() -> dict[tuple[str, str], Any]:
+    """What a pickle may name. Made anew for each file, since a pickle can set attributes on what it is handed."""
+    return {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch", "Size"): lambda sizes=(): tuple(sizes),
+        ("torch", "device"): lambda *_: _Inert(),
+        ("torch._utils", "_rebuild_tensor"): lambda *a: _rebuild_tensor(*a),
+        ("torch._utils", "_rebuild_tensor_v2"): lambda *a: _rebuild_tensor(*a),
+        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
+        ("torch.jit._pickle", "build_intlist"): lambda value: value,
+        ("argparse", "Namespace"): lambda *_: _Inert(),  # options and NumPy numbers that training scripts save along
+        ("numpy", "dtype"): lambda *_: _Inert(),
+        ("numpy.core.multiarray", "scalar"): lambda *_: _Inert(),
+        ("numpy._core.multiarray", "scalar"): lambda *_: _Inert(),
+        ("_codecs", "encode"): lambda *_: _Inert(),
+        **{("torch", name): name for name in STORAGES},
+    }
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data))
+        self.names = _names()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.names:
+            return self.names[module, name]
+        if module == "__torch__" or module.startswith("__torch__."):  # TorchScript: the module tree
+            return type("Module", (_Inert,), {})
+        raise CheckpointError(
+            f"the pickle names {module}.{name}, which is not tensors; nothing was executed. "
+            f"If this is a whole pickled module, {ADVICE}"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+            raise CheckpointError("an unknown persistent id")
+        _, kind, key, _, size = pid
+        if kind not in STORAGES or type(key) is not str or type(size) is not int or size < 0:
+            raise CheckpointError(f"an unknown storage: {kind!r}")
+        return _Storage(kind, key, size)
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuses memo indices beyond the pickle's length: the unpickler would allocate an array as long as the index."""
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= len(data):  # type: ignore[arg-type]
+                raise CheckpointError("the pickle has an absurd memo index")
+    except (ValueError, IndexError, struct.error, OverflowError) as error:
+        raise CheckpointError(f"the pickle is damaged: {error}") from None
+
+
+def _read_zip(path: Path) -> Checkpoint:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(archive, path.stat().st_size)
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, ValueError, KeyError) as error:
+        raise CheckpointError(f"damaged archive: {error}") from None
+
+
+def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
+    infos = archive.infolist()
+    names = {info.filename for info in infos}
+    if len(infos) > MAX_ENTRIES or len(names) != len(infos):
+        raise CheckpointError("the archive has duplicate names, or absurdly many")
+    roots = [name[: -len("data.pkl")] for name in names if name.endswith("data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        raise CheckpointError("the archive holds no data.pkl: not written by torch.save or torch.jit.save")
+    root = roots[0]
+
+    def read(name: str, most: int) -> bytes:
+        if name not in names:
+            raise CheckpointError(f"the archive has no entry {name}")
+        info = archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:  # so no entry is larger in memory than the file
+            raise CheckpointError(f"entry {name} is compressed, which PyTorch never does")
+        if not 0 <= info.file_size <= min(most, file_size):
+            raise CheckpointError(f"entry {name} has an absurd size of {info.file_size} bytes")
+        return archive.read(info)
+
+    if root + "byteorder" in names and read(root + "byteorder", 16) != b"little":
+        raise CheckpointError("written on a big-endian machine, which is not supported")
+    data = read(root + "data.pkl", MAX_PICKLE)
+    _check_opcodes(data)
+    try:
+        loaded = _Unpickler(data).load()
+    except CheckpointError:
+        raise
+    except Exception as error:  # a hostile pickle can raise anything from the table's entries; nothing else was called
+        raise CheckpointError(f"the pickle is damaged ({type(error).__name__}: {error})") from None
+
+    extras: dict[str, Any] = {}
+    if isinstance(loaded, dict):
+        for key in ("state_dict", "model_state_dict", "model", "net"):
+            if isinstance(loaded.get(key), dict):
+                extras = {k: v for k, v in loaded.items() if k in ("spec", "preprocessing", "epoch", "accuracy")}
+                loaded = loaded[key]
+                break
+    elif not isinstance(loaded, _Inert):
+        raise CheckpointError(f"the file holds a {type(loaded).__name__}, not a state dict; {ADVICE}")
+
+    storages: dict[str, bytes] = {}
+    tensors: dict[str, np.ndarray] = {}
+    left = MAX_TENSORS
+    for name, tensor in _flatten(loaded):
+        key = tensor.storage.key
+        if key not in storages:
+            storages[key] = read(f"{root}data/{key}", left)
+            left -= len(storages[key])
+        tensors[name] = _materialise(name, tensor, storages[key])
+    return Checkpoint(tensors, extras)
+
+
+def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
+    """Tensors of a state dict, or of a TorchScript module tree, with dotted names; without recursion: depth is the file's."""
+    result: list[tuple[str, _Tensor]] = []
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("", loaded)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, _Tensor):
+            result.append((name, value))
+        elif isinstance(value, (dict, _Inert)) and id(value) not in seen:
+            seen.add(id(value))
+            members = value if isinstance(value, dict) else vars(value)
+            prefix = f"{name}." if name else ""
+            pending += [(f"{prefix}{key}", member) for key, member in reversed(list(members.items()))]
+    return result
+
+
+def _materialise(name: str, tensor: _Tensor, data: bytes) -> np.ndarray:
+    """The tensor as an array of its own; every index is checked to lie inside the storage."""
+    kind = STORAGES[tensor.storage.kind]
+    dtype = np.dtype("<u2") if kind == "bfloat16" else np.dtype(kind)
+    if tensor.storage.size * dtype.itemsize != len(data):
+        raise CheckpointError(f"{name}: the storage has {len(data)} bytes, not {tensor.storage.size} elements")
+    if prod(tensor.shape) > tensor.storage.size:  # strides of 0 repeat elements: no weight of a network is stored so
+        raise CheckpointError(f"{name}: shape {tensor.shape} needs more elements than the storage has")
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
+    if prod(tensor.shape) and last >= tensor.storage.size:
+        raise CheckpointError(f"{name}: offset and stride point outside the storage")
+    flat = np.frombuffer(data, dtype)
+    strides = [s * dtype.itemsize for s in tensor.stride]
+    array = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False).copy()
+    return (array.astype("<u4") << 16).view("<f4") if kind == "bfloat16" else array

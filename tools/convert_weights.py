@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""Convert a PyTorch checkpoint of ALNet, or of one of its ablations, to an alnumpy weights file.
+
+    python tools/convert_weights.py runs/mnist/best.pt -o weights/alnet-mnist.h5
+
+Reads state dicts, training checkpoints, DataParallel ones, TorchScript archives and safetensors, whatever the names of their
+modules: parameters are matched by structure. Removes the classifier. Works without torch; with torch installed the
+self-test's embedding is computed by torch. Nothing in the checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from checkpoint import Checkpoint, CheckpointError, read_checkpoint
+
+from alnumpy import Embedder, weights
+from alnumpy.errors import AlnumpyError
+from alnumpy.images import Preprocessing
+from alnumpy.spec import CBAM_LAYOUTS, SPECS, Spec, parameters
+from alnumpy.weights import Weights
+
+Arrays = dict[str, np.ndarray]
+BN_FIELDS = ("weight", "bias", "running_mean", "running_var")
+# Without other word: what torchvision's ImageNet recipes use.
+DEFAULT_MEAN, DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Module(NamedTuple):
+    """The arrays of one torch module: their common name, what kind of module has such arrays, and the arrays by field."""
+
+    name: str
+    kind: str  # "bn", "conv" (1x1 convolutions and Linear layers alike) or "?"
+    arrays: Arrays
+
+    @property
+    def key(self) -> tuple:
+        """What two modules must share to be matched: kind, shape, and whether there is a bias."""
+        if self.kind == "bn":
+            return ("bn", self.arrays["running_mean"].shape)
+        return (self.kind, self.arrays["weight"].shape if "weight" in self.arrays else None, "bias" in self.arrays)
+
+    def __str__(self) -> str:
+        shape = {field: array.shape for field, array in self.arrays.items()}
+        return (
+            f"{self.name} {shape.get('weight', shape)}{' with bias' if 'bias' in shape and self.kind != 'bn' else ''}"
+        )
+
+
+def group_modules(arrays: Arrays) -> list[Module]:
+    """The modules behind a flat state dict, in its order. A Linear layer becomes the 1x1 convolution that it equals."""
+    fields: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        module, _, field = name.removeprefix("module.").rpartition(".")
+        if field != "num_batches_tracked":
+            fields.setdefault(module, {})[field] = array
+    modules = []
+    for name, members in fields.items():
+        weight = members.get("weight")
+        if set(members) == set(BN_FIELDS):
+            kind = "bn"
+        elif weight is not None and set(members) <= {"weight", "bias"} and weight.ndim in (2, 4):
+            kind = "conv"
+            members["weight"] = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
+        else:
+            kind = "?"
+        modules.append(Module(name, kind, members))
+    return modules
+
+
+def expected_modules(spec: Spec) -> list[Module]:
+    """The modules of ``spec`` with empty arrays of the right shapes (strides of 0), in network order."""
+    return group_modules({name: np.broadcast_to(np.float32(0), shape) for name, shape in parameters(spec).items()})
+
+
+def match(spec: Spec, modules: list[Module]) -> tuple[Arrays, list[Module]]:
+    """The arrays under the spec's names, and the modules left over (the classifier).
+
+    Among modules of equal kind and shape the order in the checkpoint is the order in the network. Raises CheckpointError,
+    which names everything that could not be matched.
+    """
+    found: Arrays = {}
+    left = list(modules)
+    missing = []
+    for expected in expected_modules(spec):
+        module = next((m for m in left if m.key == expected.key), None)
+        if module is None:
+            missing.append(expected)
+            continue
+        left.remove(module)
+        for field, array in expected.arrays.items():
+            shape = array.shape[:2] if expected.name.endswith(("fc1", "fc2")) and field == "weight" else array.shape
+            found[f"{expected.name}.{field}"] = module.arrays[field].reshape(shape)
+    wrong = [m for m in left if not is_classifier(m, spec)]
+    if missing or wrong:
+        lines = [f"  expected {m}, not found" for m in missing] + [f"  found {m}, not expected" for m in wrong]
+        more = [f"  ... and {len(lines) - 12} more"] if len(lines) > 12 else []
+        raise CheckpointError("\n".join([f"this is not the network {spec.name}:", *lines[:12], *more]))
+    return found, left
+
+
+def is_classifier(module: Module, spec: Spec) -> bool:
+    """Whether a left-over module can be the linear head on the embedding."""
+    return module.kind == "conv" and module.arrays["weight"].shape[1:] == (spec.embedding, 1, 1)
+
+
+def detect(base: Spec, modules: list[Module]) -> Spec:
+    """``base`` with what a checkpoint's structure shows: a stem bias, and which CBAM layout (but not its concat order)."""
+    convs = [m for m in modules if m.kind == "conv"]
+    stems = [m for m in convs if m.arrays["weight"].shape == (base.stem, 3, 3, 3)]
+    spec = dataclasses.replace(base, stem_bias="bias" in stems[0].arrays) if stems else base
+    if not spec.cbam:
+        return spec
+    spatial_bn = any(m.kind == "bn" and m.arrays["running_mean"].shape == (1,) for m in modules)
+    return dataclasses.replace(spec, cbam="max-mean-bias-bn") if spatial_bn else spec
+
+
+def network(args: argparse.Namespace, checkpoint: Checkpoint, modules: list[Module]) -> Spec:
+    """Which network the checkpoint holds: by its own record, or by name and structure. Says on stderr what was assumed."""
+    recorded = checkpoint.extras.get("spec")
+    if recorded is not None and not args.spec:
+        spec = Spec.from_dict(recorded)
+        return dataclasses.replace(spec, cbam=args.cbam) if args.cbam else spec
+    spec = detect(SPECS[args.spec or "alnet"], modules)
+    if args.cbam:
+        return dataclasses.replace(spec, cbam=args.cbam)
+    if spec.cbam and spec.cbam != "max-mean-bias-bn":
+        note(
+            f"the checkpoint does not tell the order in which CBAM concatenates mean and max; {spec.cbam} is assumed. "
+            "A wrong order gives wrong embeddings without an error: if the model does torch.cat([max, mean]), "
+            "convert with --cbam max-mean"
+        )
+    if not args.spec:
+        note("the checkpoint does not tell whether the network shuffles channels; ALNet does. Else convert with --spec")
+    return spec
+
+
+def embed_self_test(spec: Spec, arrays: Arrays, embedder: Embedder, x: np.ndarray) -> tuple[np.ndarray, str]:
+    """The embedding of the self-test's input and what computed it: torch where it is installed, else alnumpy."""
+    try:
+        import torch
+        from alnet_torch import from_arrays
+    except ImportError:
+        note("torch is not installed: the self-test is recorded by alnumpy itself and proves less")
+        return embedder.forward(x), "alnumpy"
+    with torch.inference_mode():
+        return from_arrays(spec, arrays)(torch.from_numpy(x)).numpy(), f"torch {torch.__version__}"
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Reads, matches, checks and writes; raises AlnumpyError or OSError before anything is written."""
+    checkpoint = read_checkpoint(args.checkpoint)
+    modules = group_modules(checkpoint.tensors)
+    spec = network(args, checkpoint, modules)
+    arrays, removed = match(spec, modules)
+    how = Preprocessing.from_dict(dict(preprocessing_fields(args, checkpoint)))
+    exact = {name: array.astype(np.float32) for name, array in arrays.items()}
+    with np.errstate(over="ignore"):
+        stored = {name: array.astype(args.dtype).astype(np.float32) for name, array in exact.items()}
+    for name, array in stored.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{name} has values that are not finite{' as float16' * (args.dtype == 'float16')}")
+
+    x = weights.self_test_picture(weights.self_test_size(how))
+    digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
+    blank = np.zeros((1, spec.embedding), np.float32)
+    draft = Weights(spec, how, stored, x, blank, "", args.checkpoint.name, digest, dict(args.card), args.dtype)
+    embedding, by = embed_self_test(spec, stored, Embedder(draft), x)
+    weights.write(args.output, dataclasses.replace(draft, self_test_embedding=embedding, self_test_by=by))
+    written = Embedder(weights.read(args.output))
+
+    print(f"{args.output}: {spec.name}, {len(arrays)} arrays as {args.dtype}, {args.output.stat().st_size} bytes")
+    for module in removed:
+        print(f"removed the classifier: {module}")
+    print(f"self-test by {by}: relative error {written.self_test().relative_error:.2e}")
+    if args.dtype == "float16":
+        before = Embedder(dataclasses.replace(draft, parameters=exact)).forward(x)[0].astype(np.float64)
+        after = written.forward(x)[0].astype(np.float64)
+        cosine = before @ after / (np.linalg.norm(before) * np.linalg.norm(after))
+        print(f"loss of float16: 1 - cosine of the self-test's embeddings = {1 - cosine:.2e}")
+
+
+def preprocessing_fields(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
+    """Preprocessing from the command line, else from the checkpoint's own record, else ImageNet's numbers at 128 pixels."""
+    defaults = {"size": 128, "mean": DEFAULT_MEAN, "std": DEFAULT_STD}
+    recorded = checkpoint.extras.get("preprocessing")
+    if isinstance(recorded, dict):
+        defaults |= recorded
+    elif args.size is None or args.mean is None or args.std is None:
+        note(
+            "the checkpoint does not tell its preprocessing; --size, --mean and --std not given default to ImageNet's at 128"
+        )
+    given = {key: getattr(args, key) for key in ("size", "mean", "std", "interpolation", "channels")}
+    yield from (defaults | {key: value for key, value in given.items() if value is not None}).items()
+
+
+def note(message: str) -> None:
+    """A remark on stderr: results go to stdout."""
+    print(f"convert_weights.py: {message}", file=sys.stderr)
+
+
+def card_field(text: str) -> tuple[str, str]:
+    """An argument of the form NAME=TEXT."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be NAME=TEXT, not {text!r}")
+    return name, value
+
+
+def main() -> int:
+    """Returns the exit code: 0 converted, 1 the checkpoint cannot be converted (nothing was written), 2 wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth, TorchScript or .safetensors file"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="weights file to write")
+    parser.add_argument("--spec", choices=SPECS, help="which network (default: the checkpoint's record, or alnet)")
+    parser.add_argument(
+        "--cbam", choices=CBAM_LAYOUTS, help="CBAM layout (default: the checkpoint's record, or its structure)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of the file (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, help="side of the network's input in pixels")
+    parser.add_argument("--mean", type=float, nargs=3, help="subtracted from pixels in 0..1, by channel")
+    parser.add_argument("--std", type=float, nargs=3, help="then divided by, by channel")
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of resizing (default: bilinear)")
+    parser.add_argument("--channels", choices=("RGB", "BGR"), help="channel order (default: RGB)")
+    parser.add_argument(
+        "--card", type=card_field, action="append", default=[], metavar="NAME=TEXT", help="model card field"
+    )
+    args = parser.parse_args()
+    try:
+        convert(args)
+    except OSError as error:
+        note(f"{error.filename or args.checkpoint}: {error.strerror or error}")
+        return 1
+    except AlnumpyError as error:
+        note(f"{args.checkpoint}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
