@@ -103,7 +103,8 @@ class Embedder:
 def load(weights: str | os.PathLike[str] | None = None, size: int | None = None, normalize: bool = False) -> Embedder:
     """Loads a weights file, or the default one that ships with alnumpy.
 
-    ``size``: side of the network's input in pixels instead of the weights file's. ``normalize``: divide embeddings by their
-    L2 norm. Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd size.
+    ``size``: side of the network's input in pixels instead of the weights file's. ``normalize``: divide embeddings by
+    their L2 norm. Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd
+    size.
     """
     return Embedder(read_weights(default_path() if weights is None else weights), size, normalize)

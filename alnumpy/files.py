@@ -13,8 +13,9 @@ from typing import IO
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of ``path`` only when the block ends without an error.
 
-    It is written beside ``path`` under a private temporary name, synced to disk, given the mode that the umask allows and
-    renamed: a stop at any moment leaves the old file, or none. Raises OSError where the folder cannot be written to.
+    It is written beside ``path`` under a private temporary name, synced to disk, given the mode that the umask allows
+    and renamed: a stop at any moment leaves the old file, or none. Raises OSError where the folder cannot be written
+    to.
     """
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(os.fspath(path)) or ".", suffix=".tmp")
     try:

@@ -133,8 +133,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     """An RGB image as the network's input: float32 (3, size, size), normalised.
 
-    Cropping the centre square before resizing gives the same picture as resizing the short side before cropping, without
-    the huge intermediate picture that a 1x20000 strip would need.
+    Cropping the centre square before resizing gives the same picture as resizing the short side before cropping,
+    without the huge intermediate picture that a 1x20000 strip would need.
     """
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2

@@ -163,7 +163,7 @@ Layer = Conv | Shuffle | Cbam
 
 
 def layers(spec: Spec) -> list[Layer]:
-    """The network as a flat list, in the order in which data flows. Adaptive average pooling to 1x1 follows the last."""
+    """The network as a flat list, in the order of the data. Adaptive average pooling to 1x1 follows the last layer."""
     result: list[Layer] = []
 
     def cbam(name: str, channels: int) -> None:
@@ -244,8 +244,9 @@ def output_size(layer: Layer, size: tuple[int, int]) -> tuple[int, int]:
 def layer_flops(layer: Layer, size: tuple[int, int]) -> int:
     """FLOPs of a layer for an input of (H, W), counted as the paper's authors count in their training code.
 
-    Convolution: output elements x (Cin/g x K x K + bias). Batch norm: 4 x elements. Adaptive average pool: (H x W + 1) x C.
-    Each of the two passes through the shared MLP counts. Activations, max pools and multiplications by attention: 0.
+    Convolution: output elements x (Cin/g x K x K + bias). Batch norm: 4 x elements. Adaptive average pool: (H x W + 1)
+    x C. Each of the two passes through the shared MLP counts. Activations, max pools and multiplications by attention:
+    0.
     """
     h, w = output_size(layer, size)
     if isinstance(layer, Conv):
@@ -259,7 +260,7 @@ def layer_flops(layer: Layer, size: tuple[int, int]) -> int:
 
 
 def layer_flops_eq5(layer: Layer, size: tuple[int, int]) -> int:
-    """FLOPs of a layer by the paper's equation (5), 2HW(Cin K^2 + 1)Cout, with Cin/g for Cin and the output's H and W."""
+    """FLOPs of a layer by the paper's equation (5), 2HW(Cin K^2 + 1)Cout, with Cin/g as Cin, H and W of the output."""
     h, w = output_size(layer, size)
     if isinstance(layer, Conv):
         return 2 * h * w * (layer.cin // layer.groups * layer.kernel**2 + 1) * layer.cout

@@ -7,8 +7,9 @@ Layout, format version 1:
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
     /self_test/embedding   float32 (1, spec.embedding): what torch computed for it
 
-Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, and the
-model card's fields. All arrays are stored contiguous and unfiltered, so a file can never be larger in memory than on disk.
+Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, and
+the model card's fields. All arrays are stored contiguous and unfiltered, so a file can never be larger in memory than
+on disk.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def self_test_size(preprocessing: Preprocessing) -> int:
 
 
 def self_test_picture(size: int) -> np.ndarray:
-    """Input for a self-test, float32 (1, 3, size, size): waves of three frequencies, drawn so that no two pixels agree."""
+    """Input for a self-test, float32 (1, 3, size, size): waves of three frequencies, one a channel."""
     y, x = np.mgrid[0:size, 0:size] / size
     waves = [np.sin(2 * np.pi * (f * x + (4 - f) * y * y) + f) for f in (1, 2, 3)]
     return np.stack(waves)[None].astype(np.float32)

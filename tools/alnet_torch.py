@@ -94,7 +94,7 @@ class ALNet(nn.Module):
 
 
 def from_arrays(spec: Spec, params: dict[str, np.ndarray], classes: int = 0) -> ALNet:
-    """The torch module holding the arrays of a weights file, in evaluation mode; a head, if any, is freshly initialised."""
+    """The torch module with the arrays of a weights file, in evaluation mode; a head, if any, has initial weights."""
     model = ALNet(spec, classes)
     state = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in params.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)

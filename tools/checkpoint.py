@@ -1,8 +1,8 @@
 """Reads the tensors of a PyTorch checkpoint without torch, and without executing anything that the file says.
 
-Three containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle), a TorchScript archive (the same
-with the pickle of a module), and safetensors. The pickle is read by an unpickler that knows a fixed table of names; every
-other name is refused. The tensors come back in the file's order, under the file's names.
+Three containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle), a TorchScript archive (the
+same with the pickle of a module), and safetensors. The pickle is read by an unpickler that knows a fixed table of
+names; every other name is refused. The tensors come back in the file's order, under the file's names.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a .pt, .pth, TorchScript or safetensors file. Raises CheckpointError, which says what is wrong; or OSError."""
+    """Reads a .pt, .pth, TorchScript or safetensors file. Raises CheckpointError or OSError."""
     with open(path, "rb") as file:
         head = file.read(16)
     if zipfile.is_zipfile(path):
@@ -226,7 +226,7 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
 
 
 def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
-    """Tensors of a state dict, or of a TorchScript module tree, with dotted names; without recursion: depth is the file's."""
+    """Tensors of a state dict or a TorchScript module tree, by dotted names. No recursion: the file chooses the depth."""
     result: list[tuple[str, _Tensor]] = []
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [("", loaded)]

@@ -3,9 +3,9 @@
 
     python tools/convert_weights.py runs/mnist/best.pt -o weights/alnet-mnist.h5
 
-Reads state dicts, training checkpoints, DataParallel ones, TorchScript archives and safetensors, whatever the names of their
-modules: parameters are matched by structure. Removes the classifier. Works without torch; with torch installed the
-self-test's embedding is computed by torch. Nothing in the checkpoint is executed.
+Reads state dicts, training checkpoints, DataParallel ones, TorchScript archives and safetensors, whatever the names of
+their modules: parameters are matched by structure. Removes the classifier. Works without torch; with torch installed
+the self-test's embedding is computed by torch. Nothing in the checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 from alnumpy import Embedder, weights
 from alnumpy.errors import AlnumpyError
 from alnumpy.images import Preprocessing
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Spec, parameters
 from alnumpy.weights import Weights
+from checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 Arrays = dict[str, np.ndarray]
 BN_FIELDS = ("weight", "bias", "running_mean", "running_var")
@@ -34,7 +34,7 @@ DEFAULT_MEAN, DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Module(NamedTuple):
-    """The arrays of one torch module: their common name, what kind of module has such arrays, and the arrays by field."""
+    """The arrays of one torch module by field, their common name, and what kind of module has such arrays."""
 
     name: str
     kind: str  # "bn", "conv" (1x1 convolutions and Linear layers alike) or "?"
@@ -83,8 +83,8 @@ def expected_modules(spec: Spec) -> list[Module]:
 def match(spec: Spec, modules: list[Module]) -> tuple[Arrays, list[Module]]:
     """The arrays under the spec's names, and the modules left over (the classifier).
 
-    Among modules of equal kind and shape the order in the checkpoint is the order in the network. Raises CheckpointError,
-    which names everything that could not be matched.
+    Among modules of equal kind and shape the order in the checkpoint is the order in the network. Raises
+    CheckpointError, which names everything that could not be matched.
     """
     found: Arrays = {}
     left = list(modules)
@@ -112,7 +112,7 @@ def is_classifier(module: Module, spec: Spec) -> bool:
 
 
 def detect(base: Spec, modules: list[Module]) -> Spec:
-    """``base`` with what a checkpoint's structure shows: a stem bias, and which CBAM layout (but not its concat order)."""
+    """``base`` with what a checkpoint's structure shows: a stem bias, and the CBAM layout but for its concat order."""
     convs = [m for m in modules if m.kind == "conv"]
     stems = [m for m in convs if m.arrays["weight"].shape == (base.stem, 3, 3, 3)]
     spec = dataclasses.replace(base, stem_bias="bias" in stems[0].arrays) if stems else base
@@ -123,7 +123,7 @@ def detect(base: Spec, modules: list[Module]) -> Spec:
 
 
 def network(args: argparse.Namespace, checkpoint: Checkpoint, modules: list[Module]) -> Spec:
-    """Which network the checkpoint holds: by its own record, or by name and structure. Says on stderr what was assumed."""
+    """Which network the checkpoint holds, by its own record or by structure. Says on stderr what was assumed."""
     recorded = checkpoint.extras.get("spec")
     if recorded is not None and not args.spec:
         spec = Spec.from_dict(recorded)
@@ -146,6 +146,7 @@ def embed_self_test(spec: Spec, arrays: Arrays, embedder: Embedder, x: np.ndarra
     """The embedding of the self-test's input and what computed it: torch where it is installed, else alnumpy."""
     try:
         import torch
+
         from alnet_torch import from_arrays
     except ImportError:
         note("torch is not installed: the self-test is recorded by alnumpy itself and proves less")
@@ -188,14 +189,15 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def preprocessing_fields(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
-    """Preprocessing from the command line, else from the checkpoint's own record, else ImageNet's numbers at 128 pixels."""
+    """Preprocessing from the command line, else from the checkpoint's record, else ImageNet's numbers at 128 pixels."""
     defaults = {"size": 128, "mean": DEFAULT_MEAN, "std": DEFAULT_STD}
     recorded = checkpoint.extras.get("preprocessing")
     if isinstance(recorded, dict):
         defaults |= recorded
     elif args.size is None or args.mean is None or args.std is None:
         note(
-            "the checkpoint does not tell its preprocessing; --size, --mean and --std not given default to ImageNet's at 128"
+            "the checkpoint does not tell its preprocessing: what --size, --mean and --std do not give "
+            "is taken to be 128 pixels and ImageNet's numbers"
         )
     given = {key: getattr(args, key) for key in ("size", "mean", "std", "interpolation", "channels")}
     yield from (defaults | {key: value for key, value in given.items() if value is not None}).items()

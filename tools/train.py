@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from alnet_torch import ALNet
-from datasets import mnist
 from torch import Tensor
 from tqdm import tqdm
 
+from alnet_torch import ALNet
 from alnumpy.spec import SPECS
+from datasets import mnist
 
 # Mean and standard deviation of the training pixels of MNIST, in 0..1, the same for the three equal channels.
 MNIST_PREPROCESSING = {"size": 28, "mean": [0.1307] * 3, "std": [0.3081] * 3}
