@@ -1,0 +1,43 @@
+"""What several test files share: networks with random arrays, a small spec, and the shipped digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alnumpy.spec import CBAM_LAYOUTS, Block, Spec, parameters
+
+DATA = Path(__file__).parent / "data"
+DIGITS = sorted((DATA / "digits").glob("*.png"))
+
+try:
+    from hypothesis import settings
+
+    settings.register_profile("alnumpy", deadline=None, max_examples=60, derandomize=True)
+    settings.load_profile("alnumpy")
+except ImportError:  # a device without the test extra runs what needs neither torch nor hypothesis
+    pass
+
+
+def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays for a spec with the spread that keeps activations alive through all layers, statistics far from 0 and 1."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in parameters(spec).items():
+        if name.endswith("running_var"):
+            array = rng.uniform(0.5, 2, shape)
+        elif len(shape) == 1:
+            array = rng.normal(0.5 if name.endswith("bn.weight") else 0, 0.4, shape)
+        else:
+            array = rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
+        params[name] = array.astype(np.float32)
+    return params
+
+
+@pytest.fixture(params=["", *CBAM_LAYOUTS])
+def small_spec(request: pytest.FixtureRequest) -> Spec:
+    """A spec of every operator and each CBAM layout that computes in a millisecond."""
+    blocks = (Block(1, 4, 1), Block(3, 6, 2), Block(2, 8, 1))
+    return Spec("small", 4, True, blocks, embedding=24, groups=2, cbam=request.param, reduction=4)
