@@ -22,14 +22,20 @@ except ImportError:  # a device without the test extra runs what needs neither t
 
 
 def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays for a spec with the spread that keeps activations alive through all layers, statistics far from 0 and 1."""
+    """Arrays for a spec, with statistics far from 0 and 1.
+
+    The gains balance two faults: below 1 the attentions shrink the signal until embeddings hardly depend on the picture,
+    and a test of them proves little; above 2 the network is chaotic and float32 rounding grows to 1e-5 on any backend.
+    """
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in parameters(spec).items():
         if name.endswith("running_var"):
             array = rng.uniform(0.5, 2, shape)
+        elif name.endswith("bn.weight"):
+            array = rng.uniform(1, 1.8, shape)
         elif len(shape) == 1:
-            array = rng.normal(0.5 if name.endswith("bn.weight") else 0, 0.4, shape)
+            array = rng.normal(0, 0.3, shape)
         else:
             array = rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
         params[name] = array.astype(np.float32)

@@ -51,6 +51,7 @@ class Checkpoint:
     """Tensors by name in the file's order, and the entries beside them that alnumpy's own training writes."""
 
     tensors: dict[str, np.ndarray]
+    ordered: bool = True  # false where the file does not keep the order in which the modules were made
     extras: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +62,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if zipfile.is_zipfile(path):
         return _read_zip(path)
     if path.suffix == ".safetensors":
-        return Checkpoint(_read_safetensors(path))
+        return Checkpoint(_read_safetensors(path), ordered=False)
     if head[:1] == b"\x80":
         raise CheckpointError(f"written by PyTorch before 1.6 or by plain pickle; {ADVICE} in a newer PyTorch")
     raise CheckpointError("neither a PyTorch zip archive nor a .safetensors file")
@@ -222,11 +223,11 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
             storages[key] = read(f"{root}data/{key}", left)
             left -= len(storages[key])
         tensors[name] = _materialise(name, tensor, storages[key])
-    return Checkpoint(tensors, extras)
+    return Checkpoint(tensors, extras=extras)
 
 
 def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
-    """Tensors of a state dict or a TorchScript module tree, by dotted names. No recursion: the file chooses the depth."""
+    """Tensors of a state dict or a TorchScript module tree, by dotted names. No recursion: depth is the file's."""
     result: list[tuple[str, _Tensor]] = []
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [("", loaded)]

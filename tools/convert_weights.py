@@ -80,21 +80,30 @@ def expected_modules(spec: Spec) -> list[Module]:
     return group_modules({name: np.broadcast_to(np.float32(0), shape) for name, shape in parameters(spec).items()})
 
 
-def match(spec: Spec, modules: list[Module]) -> tuple[Arrays, list[Module]]:
+def match(spec: Spec, modules: list[Module], ordered: bool) -> tuple[Arrays, list[Module]]:
     """The arrays under the spec's names, and the modules left over (the classifier).
 
-    Among modules of equal kind and shape the order in the checkpoint is the order in the network. Raises
-    CheckpointError, which names everything that could not be matched.
+    Where all names are the spec's, they decide. Else, among modules of equal kind and shape, the order in the
+    checkpoint is the order in the network. Raises CheckpointError, which names everything that could not be matched.
     """
+    wanted = expected_modules(spec)
+    by_name = {m.name for m in wanted} <= {m.name for m in modules}
+    if not by_name and not ordered:
+        raise CheckpointError(
+            "safetensors sorts modules by name, so their order in the network is lost, and these names are not "
+            "alnumpy's: convert the PyTorch checkpoint, or rename the tensors as alnumpy.spec.parameters lists them"
+        )
     found: Arrays = {}
     left = list(modules)
     missing = []
-    for expected in expected_modules(spec):
-        module = next((m for m in left if m.key == expected.key), None)
+    units = {}
+    for expected in wanted:
+        module = next((m for m in left if m.key == expected.key and (m.name == expected.name or not by_name)), None)
         if module is None:
             missing.append(expected)
             continue
         left.remove(module)
+        units[module.name] = expected.name.split(".")[0]
         for field, array in expected.arrays.items():
             shape = array.shape[:2] if expected.name.endswith(("fc1", "fc2")) and field == "weight" else array.shape
             found[f"{expected.name}.{field}"] = module.arrays[field].reshape(shape)
@@ -103,6 +112,13 @@ def match(spec: Spec, modules: list[Module]) -> tuple[Arrays, list[Module]]:
         lines = [f"  expected {m}, not found" for m in missing] + [f"  found {m}, not expected" for m in wrong]
         more = [f"  ... and {len(lines) - 12} more"] if len(lines) > 12 else []
         raise CheckpointError("\n".join([f"this is not the network {spec.name}:", *lines[:12], *more]))
+    network_order = [m.name.split(".")[0] for m in wanted]
+    in_file = [units[m.name] for m in modules if m.name in units]
+    if not by_name and in_file != sorted(in_file, key=network_order.index):
+        note(
+            "the checkpoint does not list its modules in network order. Of modules with the same shape, the first was "
+            "taken for the first in the network: compare an embedding with the original model's"
+        )
     return found, left
 
 
@@ -160,7 +176,7 @@ def convert(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     modules = group_modules(checkpoint.tensors)
     spec = network(args, checkpoint, modules)
-    arrays, removed = match(spec, modules)
+    arrays, removed = match(spec, modules, checkpoint.ordered)
     how = Preprocessing.from_dict(dict(preprocessing_fields(args, checkpoint)))
     exact = {name: array.astype(np.float32) for name, array in arrays.items()}
     with np.errstate(over="ignore"):
@@ -216,7 +232,7 @@ def card_field(text: str) -> tuple[str, str]:
     return name, value
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 converted, 1 the checkpoint cannot be converted (nothing was written), 2 wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -238,7 +254,7 @@ def main() -> int:
     parser.add_argument(
         "--card", type=card_field, action="append", default=[], metavar="NAME=TEXT", help="model card field"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         convert(args)
     except OSError as error:

@@ -1,0 +1,491 @@
+"""Checkpoints of all kinds become weights files that compute what torch computes; hostile ones become nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_params
+
+import alnumpy
+from alnumpy import SPECS, weights
+
+torch = pytest.importorskip("torch")
+from alnet_torch import ALNet, from_arrays, to_arrays  # noqa: E402
+from checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from convert_weights import main  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+TOOL = Path(__file__).parents[1] / "tools" / "convert_weights.py"
+
+
+def convert(checkpoint, output, *arguments):
+    """Runs the converter: (exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(checkpoint), "-o", str(output), *arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def trained(spec=SPECS["alnet"], classes=7, seed=0):
+    torch.manual_seed(seed)
+    return from_arrays(spec, random_params(spec, seed), classes)
+
+
+def embedding_of(model, x):
+    """What the torch module computes before its classifier."""
+    with torch.inference_mode():
+        head, model.head = model.head, nn.Identity()
+        y = model(torch.from_numpy(x)).numpy()
+        model.head = head
+    return y
+
+
+def assert_computes_like(path, expected, x):
+    ours = alnumpy.load(path).forward(x)
+    assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+X = np.random.default_rng(8).normal(size=(2, 3, 33, 29)).astype(np.float32)
+
+
+@pytest.mark.parametrize("wrap", ["state dict", "training", "DataParallel", "parameters"])
+def test_containers_of_a_state_dict(tmp_path, wrap):
+    model = trained()
+    state = model.state_dict()
+    if wrap == "training":
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        state = {"state_dict": state, "epoch": 3, "optimizer": optimizer.state_dict(), "best": np.float64(0.9)}
+    if wrap == "DataParallel":
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+    if wrap == "parameters":
+        state = {name: nn.Parameter(t, t.is_floating_point() and False) for name, t in state.items()}
+    torch.save(state, tmp_path / "c.pth")
+    code, out, err = convert(tmp_path / "c.pth", tmp_path / "w.h5", "--size", "28")
+    assert code == 0, err
+    assert "removed the classifier: " in out
+    assert f"self-test by torch {torch.__version__}" in out
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+    assert weights.read(tmp_path / "w.h5").preprocessing.size == 28
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript(tmp_path, how):
+    model = trained()
+    with torch.inference_mode():
+        traced = torch.jit.trace(model, torch.from_numpy(X)) if how == "trace" else torch.jit.script(Plain(model))
+    traced.save(tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 0, err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
+class Plain(nn.Module):
+    """A scriptable module that holds ALNet's state under its own names; its forward pass does not matter."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.body = nn.ModuleList(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)))
+
+    def forward(self, x):
+        return x
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    model = trained()
+    save_file(model.state_dict(), tmp_path / "c.safetensors")  # sorts the names: "last" comes before "stem"
+    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "w.h5")
+    assert code == 0, err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+    save_file(ForeignALNet("mean-max", True).state_dict(), tmp_path / "c.safetensors")
+    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "none.h5")
+    assert code == 1
+    assert "order in the network is lost" in err
+    assert not (tmp_path / "none.h5").exists()
+
+
+def test_modules_out_of_network_order_are_pointed_out(tmp_path):
+    state = trained().state_dict()
+    late = {f"z.{name}": tensor for name, tensor in state.items() if name.startswith("stem")}
+    rest = {f"z.{name}": tensor for name, tensor in state.items() if not name.startswith("stem")}
+    torch.save(late | rest, tmp_path / "c.pt")
+    assert "network order" not in convert(tmp_path / "c.pt", tmp_path / "w.h5")[2]
+    torch.save(rest | late, tmp_path / "c.pt")
+    assert "network order" in convert(tmp_path / "c.pt", tmp_path / "w.h5")[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_element_types(tmp_path, dtype):
+    model = trained().to(dtype)
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 0, err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model.float(), X), X)
+
+
+def test_tensors_that_are_views(tmp_path):
+    state = trained().state_dict()
+    base = torch.randn(400, 900)
+    state["last.conv.weight"] = nn.functional.pad(state["last.conv.weight"], (0, 0, 0, 0, 0, 0, 0, 0)).transpose(2, 3)
+    state["extra.weight"] = base[10:, ::2]
+    torch.save(state, tmp_path / "c.pt")
+    found = read_checkpoint(tmp_path / "c.pt").tensors
+    assert list(found) == list(state)
+    np.testing.assert_array_equal(found["extra.weight"], base[10:, ::2].numpy())
+
+
+# Someone else's ALNet: other names, other ways to write the same operators.
+class ForeignCBAM(nn.Module):
+    def __init__(self, channels, layout):
+        super().__init__()
+        self.layout, hidden = layout, max(1, channels // 16)
+        if layout == "max-mean-bias-bn":
+            self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+            self.compress = nn.Sequential(nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1))
+        else:
+            fc1, fc2 = nn.Conv2d(channels, hidden, 1, bias=False), nn.Conv2d(hidden, channels, 1, bias=False)
+            self.mlp = nn.Sequential(fc1, nn.ReLU(), fc2)
+            self.compress = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x):
+        n, c = x.shape[:2]
+        pooled = [self.mlp(F.adaptive_avg_pool2d(x, 1)), self.mlp(F.adaptive_max_pool2d(x, 1))]
+        x = x * torch.sigmoid(sum(p.reshape(n, c, 1, 1) for p in pooled))
+        maps = [x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]]
+        return x * torch.sigmoid(self.compress(torch.cat(maps if self.layout == "mean-max" else maps[::-1], 1)))
+
+
+class ForeignBlock(nn.Module):
+    def __init__(self, cin, c, t, s, layout):
+        super().__init__()
+        # All convolutions first, then all batch norms: only the order among modules of one shape is the network's.
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(cin, cin * t, 1, groups=8, bias=False),
+                nn.Conv2d(cin * t, cin * t, 3, s, 1, groups=cin * t, bias=False),
+                nn.Conv2d(cin * t, c, 1, groups=8, bias=False),
+            ]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(cin * t), nn.BatchNorm2d(cin * t), nn.BatchNorm2d(c)])
+        self.att = ForeignCBAM(c, layout)
+
+    def forward(self, x):
+        x = torch.channel_shuffle(F.relu6(self.norms[0](self.convs[0](x))), 8)
+        x = F.relu6(self.norms[1](self.convs[1](x)))
+        return self.att(self.norms[2](self.convs[2](x)))
+
+
+class ForeignALNet(nn.Module):
+    def __init__(self, layout, stem_bias):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 32, 3, 1, 1, bias=stem_bias), nn.BatchNorm2d(32), nn.ReLU())
+        self.first_att = ForeignCBAM(32, layout)
+        cin, blocks = 32, []
+        for t, c, s in SPECS["alnet"].blocks:
+            blocks.append(ForeignBlock(cin, c, t, s, layout))
+            cin = c
+        self.stages = nn.Sequential(*blocks)
+        self.final = nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6())
+        self.final_att = ForeignCBAM(1280, layout)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 397))
+
+    def forward(self, x):
+        x = self.stages(self.first_att(self.first(x)))
+        return self.head(F.adaptive_avg_pool2d(self.final_att(self.final(x)), 1).flatten(1))
+
+
+@pytest.mark.parametrize("stem_bias", [True, False])
+@pytest.mark.parametrize("layout", ["mean-max", "max-mean", "max-mean-bias-bn"])
+def test_a_foreign_module_in_each_layout(tmp_path, layout, stem_bias):
+    torch.manual_seed(1)
+    model = ForeignALNet(layout, stem_bias).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for array in (module.weight.data, module.running_var):
+                array.uniform_(0.5, 1.5)
+            for array in (module.bias.data, module.running_mean):
+                array.normal_(0, 0.3)
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    arguments = ["--cbam", "max-mean"] if layout == "max-mean" else []
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5", *arguments)
+    assert code == 0, err
+    assert ("--cbam max-mean" in err) == (layout == "mean-max")  # the order was assumed, so it is said
+    found = weights.read(tmp_path / "w.h5")
+    assert (found.spec.cbam, found.spec.stem_bias) == (layout, stem_bias)
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
+def test_a_wrong_concat_order_is_visible_in_the_embedding(tmp_path):
+    model = trained()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    convert(tmp_path / "c.pt", tmp_path / "w.h5", "--cbam", "max-mean")
+    expected = embedding_of(model, X)
+    assert np.linalg.norm(alnumpy.load(tmp_path / "w.h5").forward(X) - expected) > 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_own_checkpoints_know_their_spec(tmp_path, name):
+    spec = SPECS[name]
+    model = trained(spec)
+    how = {"size": 28, "mean": [0.1] * 3, "std": [0.3] * 3}
+    torch.save({"state_dict": model.state_dict(), "spec": spec.to_dict(), "preprocessing": how}, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert (code, err) == (0, "")
+    found = weights.read(tmp_path / "w.h5")
+    assert (found.spec, found.preprocessing.mean) == (spec, (0.1, 0.1, 0.1))
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
+def test_back_to_torch_for_fine_tuning(tmp_path):
+    model = trained()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    found = weights.read(tmp_path / "w.h5")
+    again = from_arrays(found.spec, dict(found.parameters), classes=3)
+    for name, array in to_arrays(model).items():
+        np.testing.assert_array_equal(array, to_arrays(again)[name])
+    again.train()(torch.from_numpy(X)).sum().backward()
+    assert again.stem.conv.weight.grad.abs().sum() > 0
+
+
+def test_without_torch(tmp_path):
+    model = trained()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    hidden = "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+    command = [sys.executable, "-c", hidden, TOOL, tmp_path / "c.pt", "-o", tmp_path / "w.h5"]
+    env = os.environ | {"PYTHONPATH": str(TOOL.parent)}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "self-test by alnumpy" in result.stdout
+    assert "torch is not installed" in result.stderr
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
+def test_float16_prints_its_loss(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "c.pt")
+    convert(tmp_path / "c.pt", tmp_path / "single.h5")
+    code, out, _ = convert(tmp_path / "c.pt", tmp_path / "half.h5", "--dtype", "float16")
+    assert code == 0
+    loss = float(out.split("embeddings = ")[1])
+    assert 0 < loss < 1e-3
+    a, b = (alnumpy.load(tmp_path / name).forward(weights.self_test_picture(64))[0] for name in ("single.h5", "half.h5"))
+    assert loss == pytest.approx(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=2e-6)
+    ratio = (tmp_path / "half.h5").stat().st_size / (tmp_path / "single.h5").stat().st_size
+    assert 0.5 <= ratio < 0.54
+
+
+def test_what_cannot_be_matched_is_named_with_both_shapes(tmp_path):
+    state = trained().state_dict()
+    state["block3.depthwise.conv.weight"] = torch.zeros(144, 1, 5, 5)
+    torch.save(state, tmp_path / "c.pt")
+    code, out, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert (code, out) == (1, "")
+    assert "expected block3.depthwise.conv (144, 1, 3, 3), not found" in err
+    assert "found block3.depthwise.conv (144, 1, 5, 5), not expected" in err
+    assert not (tmp_path / "w.h5").exists()
+
+
+def test_another_network_is_refused(tmp_path):
+    torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert "this is not the network alnet" in err
+    assert "and " in err  # a long list is cut, and says so
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = trained().state_dict()
+    state["stem.conv.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert "stem.conv.weight has values that are not finite" in err
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.reduction = function, arguments
+
+    def __reduce__(self):
+        return self.reduction
+
+
+def archive(path, data, **entries):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", data)
+        for name, content in entries.items():
+            file.writestr(f"archive/{name.replace('__', '/')}", content)
+
+
+@pytest.mark.parametrize(
+    "function", [os.system, eval, exec, open, getattr, __import__, subprocess.check_output, pickle.loads], ids=str
+)
+def test_hostile_pickles_execute_nothing(tmp_path, function):
+    canary = tmp_path / "canary"
+    archive(tmp_path / "c.pt", pickle.dumps({"w": Evil(function, f"open({str(canary)!r}, 'w')")}))
+    with pytest.raises(CheckpointError, match=r"names \w+\.\w+, which is not tensors; nothing was executed"):
+        read_checkpoint(tmp_path / "c.pt")
+    assert not canary.exists()
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert "nothing was executed" in err
+    assert sorted(os.listdir(tmp_path)) == ["c.pt"]
+
+
+def test_a_whole_module_is_refused_with_advice(tmp_path):
+    torch.save(trained(), tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"torch.save\(model.state_dict\(\), PATH\)"):
+        read_checkpoint(tmp_path / "c.pt")
+
+
+def tensor_pickle(size=4, offset=0, shape=(4,), stride=(1,), kind="FloatStorage"):
+    """A data.pkl with one tensor, its numbers as given."""
+
+    class Storage:
+        pass
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, value):
+            return ("storage", Global(kind), "0", "cpu", size) if isinstance(value, Storage) else None
+
+        def save(self, value, save_persistent_id=True):
+            if isinstance(value, Global):
+                self.write(b"ctorch\n" + value.encode() + b"\n")
+            elif isinstance(value, Rebuild):
+                self.write(b"ctorch._utils\n_rebuild_tensor_v2\n")
+            else:
+                super().save(value, save_persistent_id)
+
+    file = io.BytesIO()
+    pickler = Pickler(file, protocol=2)
+    pickler.write(b"\x80\x02}X\x01\x00\x00\x00w")
+    pickler.save(Rebuild("x"))
+    pickler.save((Storage(), offset, shape, stride, False, None))
+    pickler.write(b"Rs.")
+    return file.getvalue()
+
+
+class Global(str):
+    pass
+
+
+class Rebuild(str):
+    pass
+
+
+DATA = np.arange(4, dtype="<f4").tobytes()
+
+
+def test_the_hand_made_pickle_is_read(tmp_path):
+    archive(tmp_path / "c.pt", tensor_pickle(shape=(2, 2), stride=(1, 2)), data__0=DATA)
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / "c.pt").tensors["w"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "data", "message"),
+    [
+        ({"offset": 1}, DATA, "point outside the storage"),
+        ({"stride": (2,)}, DATA, "point outside the storage"),
+        ({"shape": (2,), "stride": (10**15,)}, DATA, "point outside the storage"),
+        ({"shape": (10**9,), "stride": (0,)}, DATA, "needs more elements"),
+        ({"shape": (5,)}, DATA, "needs more elements"),
+        ({"offset": -1}, DATA, "not counts"),
+        ({"stride": (-1,)}, DATA, "not counts"),
+        ({"stride": (1, 1)}, DATA, "not counts"),
+        ({"size": 5}, DATA, "has 16 bytes, not 5 elements"),
+        ({"size": -1}, DATA, "unknown storage"),
+        ({"kind": "QInt8Storage"}, DATA, "which is not tensors"),
+        ({}, DATA[:-1], "has 15 bytes"),
+        ({}, None, "no entry archive/data/0"),
+    ],
+)
+def test_tensors_that_point_outside_are_refused(tmp_path, numbers, data, message):
+    entries = {} if data is None else {"data__0": data}
+    archive(tmp_path / "c.pt", tensor_pickle(**numbers), **entries)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "damaged"),
+        (b"\x80\x02", "damaged"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "absurd memo index"),
+        (b"\x80\x02}0.", "damaged"),
+        (b"\x80\x02Qh\x00.", "damaged"),
+        (pickle.dumps([1, 2]), "holds a list, not a state dict"),
+        (pickle.dumps({}), None),
+    ],
+)
+def test_damaged_pickles_are_refused(tmp_path, data, message):
+    archive(tmp_path / "c.pt", data)
+    if message is None:
+        assert read_checkpoint(tmp_path / "c.pt").tensors == {}
+        return
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "c.pt")
+
+
+def test_archives_with_tricks_are_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickle.dumps({}) + b" " * 10_000_000)
+    with pytest.raises(CheckpointError, match="is compressed"):
+        read_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("archive/data.pkl", pickle.dumps({}))
+        file.writestr("archive/data.pkl", pickle.dumps({}))
+    with pytest.raises(CheckpointError, match="duplicate names"):
+        read_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data.pkl", pickle.dumps({}))
+    with pytest.raises(CheckpointError, match=r"no data.pkl"):
+        read_checkpoint(path)
+    archive(path, pickle.dumps({}), byteorder=b"big")
+    with pytest.raises(CheckpointError, match="big-endian"):
+        read_checkpoint(path)
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"before 1.6"):
+        read_checkpoint(tmp_path / "old.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match="neither"):
+        read_checkpoint(tmp_path / "text.pt")
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match="damaged safetensors"):
+        read_checkpoint(tmp_path / "a.safetensors")
+    code, _, err = convert(tmp_path / "nowhere.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert "nowhere.pt: No such file" in err
+
+
+def test_truncated_checkpoints_are_refused(tmp_path):
+    torch.save(trained(replace(SPECS["lnet"])).state_dict(), tmp_path / "c.pt")
+    whole = (tmp_path / "c.pt").read_bytes()
+    for length in np.linspace(1, len(whole) - 1, 40).astype(int):
+        (tmp_path / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / "cut.pt")
+
+
+def test_alnet_torch_names_are_the_specs():
+    for spec in SPECS.values():
+        assert list(to_arrays(ALNet(spec))) == list(random_params(spec))

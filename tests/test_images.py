@@ -1,0 +1,250 @@
+"""From file to network input: every format and colour mode, on purpose."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from alnumpy import ImageError, SpecError, images
+from alnumpy.images import Preprocessing, preprocess, read
+
+HOW = Preprocessing(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0))
+
+
+def gradient(width=12, height=9):
+    """A picture whose pixels all differ: red rises to the right, green downwards, blue is constant."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 20, y * 25, np.full_like(x, 90)], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "tolerance"),
+    [
+        ("png", {}, 0),
+        ("bmp", {}, 0),
+        ("tiff", {}, 0),
+        ("webp", {"lossless": True}, 0),
+        ("jpg", {"quality": 100, "subsampling": 0}, 3),
+        ("gif", {}, 8),
+    ],
+)
+def test_each_format(tmp_path, suffix, options, tolerance):
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(gradient()).save(path, **options)
+    image = read(path)
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - gradient()).max() <= tolerance
+
+
+def test_a_format_outside_the_list_is_refused(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(gradient()).save(path, format="PPM")
+    with pytest.raises(ImageError, match=r"picture.png: not a picture that can be read"):
+        read(path)
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    upright = gradient()
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.png")), upright)
+
+
+def test_palette(tmp_path):
+    image = Image.fromarray(gradient()).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.png")), np.asarray(image.convert("RGB")))
+
+
+def test_transparent_palette_is_laid_over_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert [read(tmp_path / "a.png").getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+
+
+def test_alpha_is_laid_over_white(tmp_path):
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(200, 0, 0, 0), (200, 0, 0, 255), (200, 0, 0, 51)])
+    image.save(tmp_path / "a.png")
+    pixels = [read(tmp_path / "a.png").getpixel((x, 0)) for x in range(3)]
+    assert pixels == [(255, 255, 255), (200, 0, 0), (244, 204, 204)]
+
+
+def test_grey_with_alpha_is_laid_over_white(tmp_path):
+    image = Image.new("LA", (2, 1))
+    image.putdata([(0, 0), (100, 255)])
+    image.save(tmp_path / "a.png")
+    assert [read(tmp_path / "a.png").getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (100,) * 3]
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_grey_is_repeated(tmp_path, mode):
+    image = Image.fromarray(gradient()).convert(mode)
+    image.save(tmp_path / "a.png")
+    grey = np.asarray(image.convert("L"))
+    np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.png")), np.stack([grey] * 3, 2))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_keeps_its_high_byte(tmp_path, suffix):
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    assert np.asarray(read(tmp_path / f"a.{suffix}"))[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_cmyk(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(np.asarray(read(tmp_path / "a.jpg"))[4, 4].astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("values", [np.array([[0.5]], np.float32), np.array([[70_000]], np.int32)])
+def test_pixels_without_a_defined_brightness_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match=r"a.tiff: .* no defined brightness"):
+        read(tmp_path / "a.tiff")
+
+
+def test_sources_other_than_files():
+    np.testing.assert_array_equal(np.asarray(read(gradient())), gradient())
+    np.testing.assert_array_equal(np.asarray(read(Image.fromarray(gradient()))), gradient())
+    for wrong in (gradient().astype(float), gradient()[:, :, 0], np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ImageError, match="must be uint8"):
+            read(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a picture"), (b"hello", "not a picture"), (None, "truncated")],
+)
+def test_damaged_files_are_named(tmp_path, content, message):
+    path = tmp_path / "a.jpg"
+    if content is None:
+        Image.fromarray(gradient(200, 200)).save(path)
+        content = path.read_bytes()[:-500]
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=f"a.jpg: .*{message}"):
+        read(path)
+
+
+def test_what_is_not_a_regular_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
+    for name, message in [("fifo.png", "not a regular"), ("dangling.png", "No such file"), ("", "not a regular")]:
+        with pytest.raises(ImageError, match=message):
+            read(tmp_path / name)
+    with pytest.raises(ImageError, match="null byte"):
+        read("a\0b.png")
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path):
+    Image.new("L", (300, 200)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png", max_pixels=60_000).size == (300, 200)
+    with pytest.raises(ImageError, match="300x200 pixels, more than the limit of 59999"):
+        read(tmp_path / "a.png", max_pixels=59_999)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("1", (20_000, 10_000)).save(path)
+    with pytest.raises(ImageError, match="too many pixels"):
+        read(path)
+
+
+def test_normalisation():
+    pixels = np.full((8, 8, 3), [255, 0, 51], np.uint8)
+    x = preprocess(read(pixels), HOW)
+    assert (x.shape, x.dtype) == ((3, 8, 8), np.float32)
+    np.testing.assert_allclose(x[:, 0, 0], [1, -1, (0.2 - 0.125) / 2], rtol=1e-6)
+
+
+def test_channels_bgr():
+    pixels = np.full((8, 8, 3), [255, 0, 51], np.uint8)
+    swapped = preprocess(read(pixels), Preprocessing(8, (0, 0, 0), (1, 1, 1), channels="BGR"))
+    np.testing.assert_allclose(swapped[:, 0, 0], [0.2, 0, 1], rtol=1e-6)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["bilinear", "bicubic"]))
+def test_proportions_are_kept(width, height, interpolation):
+    """Cropping before resizing agrees with resizing the short side, then cropping the centre, but for the edges."""
+    size = 10
+    how = Preprocessing(size, (0, 0, 0), (1, 1, 1), interpolation=interpolation)
+    y, x = np.mgrid[0:height, 0:width]
+    picture = Image.fromarray(np.stack([x * 255 / width, y * 255 / height, x * 0], 2).astype(np.uint8))
+    ours = preprocess(picture, how) * 255
+    scale = size / min(width, height)
+    resized = picture.resize((round(width * scale), round(height * scale)), images.INTERPOLATIONS[interpolation])
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    theirs = np.asarray(resized.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    step = 255 / min(resized.size)  # half a pixel of the gradient, and what the filter sees beyond the crop
+    assert np.abs(ours - theirs).max() <= step + 2
+
+
+def test_extreme_proportions_take_no_memory():
+    strip = Image.new("RGB", (60_000, 1), "red")
+    x = preprocess(strip, Preprocessing(64, (0, 0, 0), (1, 1, 1)))
+    np.testing.assert_array_equal(x[:, 5, 5], [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 0},
+        {"size": 5000},
+        {"size": 8.0},
+        {"mean": (0, 0)},
+        {"mean": "abc"},
+        {"std": (1, 0, 1)},
+        {"std": (1, float("nan"), 1)},
+        {"crop": "none"},
+        {"resize": "stretch"},
+        {"interpolation": "nearest"},
+        {"channels": "LAB"},
+        {"unknown": 1},
+    ],
+)
+def test_absurd_preprocessing_is_refused(change):
+    fields = {"size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)} | change
+    with pytest.raises(SpecError, match="preprocessing"):
+        Preprocessing.from_dict(fields)
+
+
+def test_find_takes_pictures_sorted_and_folders_only_on_request(tmp_path):
+    for name in ("b.JPG", "a.png", "notes.txt", "below/c.webp", "below/deep/d.tif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "below" / "loop").symlink_to(tmp_path)
+
+    def names(recursive):
+        return [os.path.relpath(path, tmp_path) for path in images.find(tmp_path, recursive)]
+
+    assert names(False) == ["a.png", "b.JPG"]
+    assert names(True) == ["a.png", "b.JPG", "below/c.webp", "below/deep/d.tif"]
+    with pytest.raises(FileNotFoundError):
+        images.find(tmp_path / "nowhere")

@@ -1,0 +1,218 @@
+"""The weights file: what goes in comes out, and nothing that was changed is accepted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from conftest import random_params
+
+from alnumpy import Embedder, Spec, WeightsError, weights
+from alnumpy.images import Preprocessing
+from alnumpy.spec import Block
+
+SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
+HOW = Preprocessing(9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), interpolation="bicubic", channels="BGR")
+
+
+def make(spec=SPEC, how=HOW, dtype="float32"):
+    size = weights.self_test_size(how)
+    params = random_params(spec)
+    x = weights.self_test_picture(size)
+    blank = np.zeros((1, spec.embedding), np.float32)
+    draft = weights.Weights(spec, how, params, x, blank, "alnumpy", "a.pt", "0" * 64, {"data": "none"}, dtype)
+    return replace(draft, self_test_embedding=Embedder(draft).forward(x))
+
+
+@pytest.fixture
+def path(tmp_path):
+    weights.write(tmp_path / "w.h5", make())
+    return tmp_path / "w.h5"
+
+
+def test_round_trip(path):
+    written, found = make(), weights.read(path)
+    assert (found.spec, found.preprocessing, found.card) == (SPEC, HOW, {"data": "none"})
+    assert (found.source, found.source_sha256, found.self_test_by) == ("a.pt", "0" * 64, "alnumpy")
+    assert found.dtype == "float32"
+    assert list(found.parameters) == list(written.parameters)
+    for name, array in written.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], array)
+    np.testing.assert_array_equal(found.self_test_input, written.self_test_input)
+    assert Embedder(found).self_test().relative_error == 0
+
+
+def test_float16_halves_the_parameters(path, tmp_path):
+    weights.write(tmp_path / "half.h5", make(dtype="float16"))
+    found = weights.read(tmp_path / "half.h5")
+    assert found.dtype == "float16"
+    for name, array in make().parameters.items():
+        assert found.parameters[name].dtype == np.float32
+        np.testing.assert_array_equal(found.parameters[name], array.astype(np.float16).astype(np.float32))
+
+
+def test_float16_that_would_overflow_is_refused(tmp_path):
+    big = make(dtype="float16")
+    big = replace(big, parameters=dict(big.parameters) | {"last.conv.weight": np.full((6, 8, 1, 1), 1e6, np.float32)})
+    with pytest.raises(WeightsError, match=r"last.conv.weight is not finite as float16"):
+        weights.write(tmp_path / "w.h5", big)
+    assert os.listdir(tmp_path) == []
+
+
+def test_arrays_that_do_not_fit_the_spec_are_not_written(tmp_path):
+    wrong = replace(make(), spec=replace(SPEC, cbam=""))
+    with pytest.raises(WeightsError, match="do not fit the spec"):
+        weights.write(tmp_path / "w.h5", wrong)
+
+
+def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        weights.write(path, make())
+    assert os.listdir(path.parent) == ["w.h5"]
+    assert path.read_bytes() == before
+
+
+def test_mode_follows_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        weights.write(tmp_path / "w.h5", make())
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(os.stat(tmp_path / "w.h5").st_mode) == 0o640
+
+
+def replace_dataset(name, **options):
+    def change(file):
+        array = file[name][()]
+        del file[name]
+        file.create_dataset(name, **({"data": array} | options))
+
+    return change
+
+
+def set_attribute(name, value):
+    def change(file):
+        file.attrs[name] = value
+
+    return change
+
+
+def change_metadata(old, new):
+    def change(file):
+        file.attrs["metadata"] = np.bytes_(file.attrs["metadata"].replace(old, new))
+
+    return change
+
+
+def set_value(name, value):
+    def change(file):
+        file[name][(0,) * file[name].ndim] = value
+
+    return change
+
+
+def link(name, target):
+    def change(file):
+        del file[name]
+        file[name] = target
+
+    return change
+
+
+def virtual(file):
+    name = "parameters/stem.conv.bias"
+    del file[name]
+    layout = h5py.VirtualLayout(shape=(4,), dtype="<f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", shape=(4,))
+    file.create_virtual_dataset(name, layout)
+
+
+BIAS = "parameters/stem.conv.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.__delitem__(BIAS), f"{BIAS} is missing"),
+        (lambda f: f.__delitem__("parameters"), "parameters is missing"),
+        (lambda f: f.create_dataset("parameters/extra", data=[1.0]), r"does not know: \['extra'\]"),
+        (replace_dataset(BIAS, data=np.zeros(5, "<f4")), rf"{BIAS} must be float32 or float16 \(4,\), not float32 \(5,\)"),
+        (replace_dataset(BIAS, data=np.zeros(4, "<f8")), f"{BIAS} must be .* not float64"),
+        (replace_dataset(BIAS, data=np.zeros(4, ">f4")), f"{BIAS} must be"),
+        (replace_dataset(BIAS, data=np.zeros(4, "<f2")), "float32 and float16 are mixed"),
+        (replace_dataset(BIAS, compression="gzip"), f"{BIAS} must be stored contiguous"),
+        (replace_dataset(BIAS, chunks=(2,)), f"{BIAS} must be stored contiguous"),
+        (replace_dataset(BIAS, external=[("other.bin", 0, 16)]), f"{BIAS} must be stored contiguous"),
+        (replace_dataset(BIAS, data=None, shape=(4,), dtype="<f4"), f"{BIAS} is not stored whole"),
+        (virtual, f"{BIAS} must be stored contiguous"),
+        (link(BIAS, h5py.SoftLink("/parameters/block1.project.bn.bias")), f"{BIAS} is a link"),
+        (link(BIAS, h5py.ExternalLink("other.h5", "x")), f"{BIAS} is a link"),
+        (link("parameters", h5py.SoftLink("/self_test")), "parameters is a link"),
+        (lambda f: (f.__delitem__(BIAS), f.create_group(BIAS)), f"{BIAS} must be a dataset"),
+        (set_value(BIAS, np.nan), f"{BIAS} has values that are not finite"),
+        (set_value("self_test/input", np.inf), "self_test/input has values that are not finite"),
+        (set_value("parameters/stem.bn.running_var", -1), "a variance below 0"),
+        (set_attribute("format", np.bytes_("other")), "not an alnumpy weights file"),
+        (lambda f: f.attrs.__delitem__("format"), "attribute format is missing"),
+        (set_attribute("version", np.int64(2)), "format version 2, but this alnumpy reads 1; update alnumpy"),
+        (set_attribute("metadata", "text of variable length"), "attribute metadata must be"),
+        (set_attribute("metadata", np.bytes_("{")), "metadata is damaged"),
+        (set_attribute("metadata", np.bytes_("[" * 50_000)), "metadata is damaged"),
+        (set_attribute("metadata", np.bytes_("[]")), "metadata must have the fields"),
+        (change_metadata(b'"stem": 4', b'"stem": 4000'), "the spec asks for at least"),
+        (change_metadata(b'"stem": 4', b'"stem": 99999'), "stem must be"),
+        (change_metadata(b'"size": 9', b'"size": -9'), "size must be"),
+        (change_metadata(b'"data": "none"', b'"data": 3'), "must be texts"),
+        (change_metadata(b'"cbam": "max', b'"cbam": "min'), "cbam must be"),
+    ],
+)
+def test_every_change_is_named(path, change, message):
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(WeightsError, match=message) as caught:
+        weights.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_truncated_files_are_refused(path):
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 997):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match="w.h5"):
+            weights.read(path)
+
+
+def test_flipped_bytes_are_refused_or_harmless(path):
+    """HDF5 has no checksum over the data, so a flipped weight can pass; then the self-test shows it."""
+    whole = bytearray(path.read_bytes())
+    for position in range(0, len(whole), 131):
+        damaged = whole.copy()
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            found = weights.read(path)
+        except WeightsError as error:
+            assert "w.h5" in str(error)
+        else:
+            assert {name: a.shape for name, a in found.parameters.items()} == {
+                name: a.shape for name, a in make().parameters.items()
+            }
+
+
+@pytest.mark.parametrize("content", [b"", b"not hdf5", None])
+def test_files_of_another_kind_are_refused(tmp_path, content):
+    path = tmp_path / "w.h5"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match="w.h5"):
+        weights.read(path)
+
+
+def test_the_default_weights_ship_and_verify():
+    assert Embedder(weights.read(weights.default_path())).self_test().relative_error <= 1e-5
