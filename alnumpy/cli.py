@@ -41,10 +41,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def image_size(text: str) -> tuple[int, int]:
+def side(text: str) -> int:
+    """An argument that is the side of the network's input in pixels."""
+    if (value := positive_int(text)) > images.MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"must be at most {images.MAX_SIZE}, not {value}")
+    return value
+
+
+def height_and_width(text: str) -> tuple[int, int]:
     """An argument that is a height and a width, as 128 or 37x53."""
-    height, _, width = text.partition("x")
-    return positive_int(height), positive_int(width or height)
+    height, cross, width = text.partition("x")
+    return side(height), side(width if cross else height)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,9 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--format", choices=FORMATS, default="jsonl", help="default: %(default)s")
     embed.add_argument("--output", metavar="FILE", help="write there instead of to stdout; npy needs it")
     embed.add_argument("--normalize", action="store_true", help="divide each embedding by its L2 norm")
-    embed.add_argument(
-        "--size", type=positive_int, help="side of the network's input in pixels (default: the weights file's)"
-    )
+    embed.add_argument("--size", type=side, help="side of the network's input in pixels (default: the weights file's)")
     embed.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
 
     info = command("info", run_info, "print the layer table: shapes, parameters and FLOPs")
@@ -87,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     info.add_argument("--spec", choices=SPECS, help="a named network instead of a weights file")
     info.add_argument(
-        "--size", type=image_size, metavar="N|HxW", help="input size (default: the weights file's, or 32)"
+        "--size", type=height_and_width, metavar="N|HxW", help="input size (default: the weights file's, or 32)"
     )
 
     verify = command("verify", run_verify, "check that this device computes what was recorded in a weights file")

@@ -18,6 +18,7 @@ from .errors import ImageError, SpecError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_SIZE = 4096  # side of the network's input
 MAX_PIXELS = 64_000_000  # decoded as RGB 192 MB: what a device with 1 GB of memory can hold beside everything else
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -42,8 +43,8 @@ class Preprocessing:
     channels: str = "RGB"  # or "BGR", for checkpoints trained on pictures read by OpenCV
 
     def __post_init__(self) -> None:
-        if type(self.size) is not int or not 1 <= self.size <= 4096:
-            raise SpecError(f"preprocessing: size must be a whole number from 1 to 4096, not {self.size!r}")
+        if type(self.size) is not int or not 1 <= self.size <= MAX_SIZE:
+            raise SpecError(f"preprocessing: size must be a whole number from 1 to {MAX_SIZE}, not {self.size!r}")
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = isinstance(values, Sequence) and len(values) == 3 and all(type(v) in (int, float) for v in values)

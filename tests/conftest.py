@@ -24,8 +24,8 @@ except ImportError:  # a device without the test extra runs what needs neither t
 def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """Arrays for a spec, with statistics far from 0 and 1.
 
-    The gains balance two faults: below 1 the attentions shrink the signal until embeddings hardly depend on the picture,
-    and a test of them proves little; above 2 the network is chaotic and float32 rounding grows to 1e-5 on any backend.
+    The gains balance two faults: below 1 the attentions shrink the signal until embeddings hardly depend on the
+    picture, and a test proves little; above 2 the network is chaotic and float32 rounding grows beyond 1e-5 anywhere.
     """
     rng = np.random.default_rng(seed)
     params = {}

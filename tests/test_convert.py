@@ -20,11 +20,12 @@ import alnumpy
 from alnumpy import SPECS, weights
 
 torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
 from alnet_torch import ALNet, from_arrays, to_arrays  # noqa: E402
 from checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from convert_weights import main  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_weights.py"
 
@@ -264,7 +265,9 @@ def test_back_to_torch_for_fine_tuning(tmp_path):
 def test_without_torch(tmp_path):
     model = trained()
     torch.save(model.state_dict(), tmp_path / "c.pt")
-    hidden = "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+    hidden = (
+        "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+    )
     command = [sys.executable, "-c", hidden, TOOL, tmp_path / "c.pt", "-o", tmp_path / "w.h5"]
     env = os.environ | {"PYTHONPATH": str(TOOL.parent)}
     result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -281,7 +284,9 @@ def test_float16_prints_its_loss(tmp_path):
     assert code == 0
     loss = float(out.split("embeddings = ")[1])
     assert 0 < loss < 1e-3
-    a, b = (alnumpy.load(tmp_path / name).forward(weights.self_test_picture(64))[0] for name in ("single.h5", "half.h5"))
+    a, b = (
+        alnumpy.load(tmp_path / name).forward(weights.self_test_picture(64))[0] for name in ("single.h5", "half.h5")
+    )
     assert loss == pytest.approx(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=2e-6)
     ratio = (tmp_path / "half.h5").stat().st_size / (tmp_path / "single.h5").stat().st_size
     assert 0.5 <= ratio < 0.54
@@ -448,9 +453,10 @@ def test_archives_with_tricks_are_refused(tmp_path):
         file.writestr("archive/data.pkl", pickle.dumps({}) + b" " * 10_000_000)
     with pytest.raises(CheckpointError, match="is compressed"):
         read_checkpoint(path)
-    with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps({}))
-        file.writestr("archive/data.pkl", pickle.dumps({}))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("archive/data.pkl", pickle.dumps({}))
     with pytest.raises(CheckpointError, match="duplicate names"):
         read_checkpoint(path)
     with zipfile.ZipFile(path, "w") as file:

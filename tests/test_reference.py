@@ -12,14 +12,15 @@ from alnumpy import reference
 from alnumpy.spec import SPECS, layers
 
 torch = pytest.importorskip("torch")
-from alnet_torch import CBAM, from_arrays  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+
+from alnet_torch import CBAM, from_arrays  # noqa: E402
 
 DTYPES = st.sampled_from([np.float32, np.float64])
 
 
 def assert_same(ours, theirs):
-    """NaN and infinities at the same positions, and equal to the rounding of the dtype, relative to the largest value."""
+    """NaN and infinities at the same positions, the rest equal to the dtype's rounding of the largest value."""
     theirs = theirs.numpy()
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
@@ -119,9 +120,7 @@ def test_channel_shuffle(groups, per_group, data):
 @given(pictures(), st.one_of(st.integers(1, 9), st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_adaptive_pools(x, output_size):
     with np.errstate(invalid="ignore"):
-        assert_same(
-            reference.adaptive_avg_pool2d(x, output_size), F.adaptive_avg_pool2d(tensor(x), output_size)
-        )
+        assert_same(reference.adaptive_avg_pool2d(x, output_size), F.adaptive_avg_pool2d(tensor(x), output_size))
     assert_same(reference.adaptive_max_pool2d(x, output_size), F.adaptive_max_pool2d(tensor(x), output_size))
 
 

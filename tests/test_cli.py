@@ -1,0 +1,248 @@
+"""The commands as a user runs them: output, errors on stderr, exit codes, help."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DIGITS
+
+import alnumpy
+from alnumpy import cli, weights
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
+def run(*arguments, stdin="", cwd=None, env=None):
+    """(exit code, stdout, stderr) of ``alnumpy ARGUMENTS`` as a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "alnumpy", *map(os.fspath, arguments)],
+        input=os.fsencode(stdin),
+        capture_output=True,
+        cwd=cwd,
+        env=None if env is None else os.environ | env,
+        check=False,
+    )
+    assert b"Traceback" not in result.stderr
+    return result.returncode, result.stdout.decode(errors="surrogateescape"), result.stderr.decode()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two digits, one picture below, one file that is no picture and one that pretends to be."""
+    (tmp_path / "below").mkdir()
+    shutil.copy(DIGITS[0], tmp_path / "a.png")
+    shutil.copy(DIGITS[5], tmp_path / "b.png")
+    shutil.copy(DIGITS[9], tmp_path / "below" / "c.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    return tmp_path
+
+
+def expected(*paths):
+    return alnumpy.load().embed(list(paths))
+
+
+def test_one_picture_from_any_folder(tmp_path):
+    code, out, err = run("embed", DIGITS[0], cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    record = json.loads(out)
+    assert record["path"] == str(DIGITS[0])
+    np.testing.assert_array_equal(np.array(record["embedding"], np.float32), expected(DIGITS[0])[0])
+
+
+def test_formats_agree(folder):
+    paths = [folder / "a.png", folder / "b.png"]
+    y = expected(*paths)
+    lines = [json.loads(line) for line in run("embed", folder)[1].splitlines()]
+    array = json.loads(run("embed", folder, "--format", "json")[1])
+    rows = list(csv.reader(io.StringIO(run("embed", folder, "--format", "csv")[1])))
+    assert [r["path"] for r in lines] == [r["path"] for r in array] == [r[0] for r in rows] == [str(p) for p in paths]
+    for values in ([r["embedding"] for r in lines], [r["embedding"] for r in array], [r[1:] for r in rows]):
+        np.testing.assert_array_equal(np.array(values, np.float32), y)
+    code, out, _ = run("embed", folder, "--format", "npy", "--output", folder / "y.npy")
+    assert code == 0
+    np.testing.assert_array_equal(np.load(folder / "y.npy"), y)
+    assert [json.loads(line) for line in out.splitlines()] == [{"row": i, "path": str(p)} for i, p in enumerate(paths)]
+
+
+def test_npy_needs_output(folder):
+    code, out, err = run("embed", folder, "--format", "npy")
+    assert (code, out) == (2, "")
+    assert "--output" in err
+
+
+def test_recursive_and_stdin(folder):
+    names = [json.loads(line)["path"] for line in run("embed", folder, "--recursive")[1].splitlines()]
+    assert names == [str(folder / name) for name in ("a.png", "b.png", "below/c.png")]
+    listed = f"{folder / 'below' / 'c.png'}\n{folder / 'a.png'}\n"
+    names = [json.loads(line)["path"] for line in run("embed", "-", stdin=listed)[1].splitlines()]
+    assert names == listed.split()
+
+
+def test_a_bad_picture_is_named_and_the_others_go_on(folder):
+    (folder / "aa.png").write_text("hello")
+    code, out, err = run("embed", folder, folder / "missing.png", "--batch-size", "2")
+    assert code == 1
+    assert [os.path.basename(json.loads(line)["path"]) for line in out.splitlines()] == ["a.png", "b.png"]
+    assert re.fullmatch(
+        r"alnumpy: .*/aa.png: not a picture .*\nalnumpy: .*/missing.png: No such file or directory\n", err
+    )
+
+
+def test_nothing_to_embed(tmp_path):
+    code, out, err = run("embed", tmp_path, "--format", "json")
+    assert (code, json.loads(out)) == (1, [])
+    assert "no pictures in this folder itself; --recursive" in err
+
+
+def test_output_is_whole_or_absent(folder):
+    code, out, _ = run("embed", folder, "--output", folder / "y.jsonl")
+    assert (code, out) == (0, "")
+    assert (folder / "y.jsonl").read_text() == run("embed", folder)[1]
+    code, out, err = run("embed", folder, "--output", folder / "nowhere" / "y.jsonl")
+    assert code == 1
+    assert "nowhere" in err
+    before = sorted(os.listdir(folder))
+    code, _, err = run("embed", folder, "--weights", folder / "notes.txt", "--output", folder / "z")
+    assert code == 1
+    assert "notes.txt: not an HDF5 file" in err
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_options_of_embed(folder):
+    raw = expected(folder / "a.png")[0]
+    unit = json.loads(run("embed", folder / "a.png", "--normalize")[1])["embedding"]
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw), rtol=1e-5)
+    sized = json.loads(run("embed", folder / "a.png", "--size", "40")[1])["embedding"]
+    np.testing.assert_array_equal(np.float32(sized), alnumpy.load(size=40).embed(folder / "a.png")[0])
+    code, out, _ = run("embed", folder / "a.png", "--weights", weights.default_path())
+    assert (code, json.loads(out)["embedding"]) == (0, [float(str(v)) for v in raw])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "unknown",
+        "embed",
+        "embed a.png --size 0",
+        "embed a.png --size 9999",
+        "embed a.png --batch-size x",
+        "info --size 3x",
+        "info w.h5 --spec lnet",
+    ],
+)
+def test_wrong_usage_is_exit_2(arguments):
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err
+
+
+def test_names_that_are_not_text(tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff\n.png"
+    shutil.copy(DIGITS[0], name)
+    code, out, _ = run("embed", tmp_path)
+    assert code == 0
+    assert os.fsencode(json.loads(out)["path"]) == name
+    code, out, _ = run("embed", tmp_path, "--format", "csv", env={"LANG": "C", "PYTHONUTF8": "0"})
+    assert code == 0
+    assert os.fsencode(next(csv.reader(io.StringIO(out, newline="")))[0]) == name
+    code, _, err = run("embed", tmp_path / "\udcfe\n.png")
+    assert code == 1
+    assert err.count("\n") == 1
+
+
+def test_stdout_closed_early(folder):
+    paths = "\n".join([str(DIGITS[0])] * 200)
+    command = f"{sys.executable} -m alnumpy embed - | head -1"
+    result = subprocess.run(command, shell=True, input=paths, capture_output=True, text=True, check=False)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    fed = subprocess.Popen(
+        [sys.executable, "-m", "alnumpy", "embed", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(1.5)
+    fed.send_signal(signal.SIGINT)
+    _, err = fed.communicate(timeout=20)
+    assert (fed.returncode, err) == (130, b"alnumpy: interrupted\n")
+
+
+def test_progress_is_shown_on_a_terminal_only():
+    command = [sys.executable, "-m", "alnumpy", "embed", *map(str, DIGITS * 20)]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 1000)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0
+    assert re.search(rb"\d+/600 pictures, [\d.]+/s, \d+ s left", shown)
+    assert shown.endswith(b"\r\x1b[K")
+
+
+def test_info_prints_the_layer_table():
+    code, out, _ = run("info", "--spec", "alnet", "--size", "32")
+    assert code == 0
+    assert re.search(r"^block4.depthwise +depthwise 3x3 /2 g192 bn relu6 +192x4x4 +2,112 ", out, re.M)
+    assert re.search(r"^total +756,914 +6,641,760 ", out, re.M)
+    code, out, _ = run("info", "--size", "37x53")
+    assert code == 0
+    assert re.search(r"^stem +conv 3x3 /1 g1 bn relu +32x37x53 ", out, re.M)
+    assert "sha256: " in out
+
+
+def test_verify_passes_and_fails(tmp_path):
+    code, out, _ = run("verify")
+    assert code == 0
+    assert re.match(r"ok: .*alnet-mnist.h5: relative error \d\.\d\de-\d\d \(at most 1e-05\), largest ", out)
+    good = weights.read(weights.default_path())
+    wrong = good.self_test_embedding.copy()
+    wrong[0, 7] += 0.01 * np.linalg.norm(wrong)
+    weights.write(tmp_path / "w.h5", replace(good, self_test_embedding=wrong))
+    code, out, _ = run("verify", tmp_path / "w.h5")
+    assert code == 1
+    assert out.startswith(f"FAILED: {tmp_path / 'w.h5'}: relative error 1.00e-02")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    command = [sys.executable, "-m", "alnumpy", "--debug", "verify", str(tmp_path / "w.h5")]
+    assert b"Traceback" in subprocess.run(command, capture_output=True, check=False).stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_an_example_and_documentation(name):
+    command = COMMANDS[name]
+    text = command.format_help()
+    assert command.description
+    assert f"example:\n  alnumpy {name}" in text
+    assert all(action.help for action in command._actions)
+    assert f"`alnumpy {name}" in (ROOT / "README.md").read_text()

@@ -1,0 +1,134 @@
+"""The object that users hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import DIGITS
+from PIL import Image
+
+import alnumpy
+from alnumpy import ImageError, SpecError, WeightsError, images, reference
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return alnumpy.load()
+
+
+def test_embed_takes_paths_images_and_arrays(embedder):
+    image = Image.open(DIGITS[0]).convert("RGB")
+    y = embedder.embed([DIGITS[0], str(DIGITS[0]), image, np.asarray(image)])
+    assert (y.shape, y.dtype) == ((4, 1280), np.float32)
+    assert (y == y[0]).all()
+    for single in (DIGITS[0], str(DIGITS[0]), image, np.asarray(image)):
+        np.testing.assert_array_equal(embedder.embed(single), y[:1])
+    assert embedder.embed([]).shape == (0, 1280)
+
+
+def test_embed_is_preprocess_then_the_reference(embedder):
+    x = images.preprocess(images.read(DIGITS[3]), embedder.preprocessing)[None]
+    expected = reference.forward(embedder.spec, embedder.weights.parameters, x)
+    np.testing.assert_allclose(embedder.embed(DIGITS[3]), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_embed_raises_for_a_bad_picture(embedder, tmp_path):
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(ImageError, match=r"a.png: not a picture"):
+        embedder.embed([DIGITS[0], tmp_path / "a.png"])
+
+
+def test_forward_has_the_same_bits_in_any_batch(embedder):
+    x = np.random.default_rng(0).normal(size=(5, 3, 37, 21)).astype(np.float32)
+    whole = embedder.forward(x)
+    for i in range(5):
+        np.testing.assert_array_equal(embedder.forward(x[i : i + 1])[0], whole[i])
+    np.testing.assert_array_equal(embedder.forward(x[::-1])[::-1], whole)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (1, 1, 28, 28), (1, 3, 0, 28)])
+def test_forward_refuses_other_shapes(embedder, shape):
+    with pytest.raises(ValueError, match="forward takes"):
+        embedder.forward(np.zeros(shape, np.float32))
+
+
+def test_normalize():
+    raw, unit = alnumpy.load().embed(DIGITS[:3]), alnumpy.load(normalize=True).embed(DIGITS[:3])
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_size_changes_the_input():
+    larger = alnumpy.load(size=40)
+    assert larger.preprocessing.size == 40
+    x = images.preprocess(images.read(DIGITS[0]), larger.preprocessing)[None]
+    np.testing.assert_array_equal(larger.embed(DIGITS[0]), larger.forward(x))
+    with pytest.raises(SpecError, match="size must be"):
+        alnumpy.load(size=0)
+
+
+def test_embed_files_keeps_the_order_and_names_errors(embedder, tmp_path):
+    (tmp_path / "bad.png").write_text("hello")
+    paths = [DIGITS[0], tmp_path / "bad.png", DIGITS[1], tmp_path / "missing.png", DIGITS[2]]
+    for batch_size in (1, 2, 5, 32):
+        results = list(embedder.embed_files(paths, batch_size))
+        assert [r.path for r in results] == [str(p) for p in paths]
+        assert [r.error is None for r in results] == [True, False, True, False, True]
+        for result, path in zip(results, paths, strict=True):
+            if result.error is None:
+                np.testing.assert_array_equal(result.embedding, embedder.embed(path)[0])
+            else:
+                assert result.embedding is None
+                assert str(path) in str(result.error)
+    with pytest.raises(ValueError, match="batch_size"):
+        next(embedder.embed_files(paths, 0))
+
+
+def test_embed_files_takes_any_iterable_in_constant_memory(embedder):
+    def endless():
+        while True:
+            yield DIGITS[0]
+
+    results = embedder.embed_files(endless(), batch_size=4)
+    for _ in range(8):
+        next(results)
+    tracemalloc.start()
+    for _ in range(4):
+        next(results)
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(40):
+        next(results)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 100_000  # 40 embeddings alone would be 205 kB
+
+
+def test_the_nearest_digits_are_of_the_same_kind(embedder):
+    """The shipped weights retrieve: for most digits, the nearest other one by L2 has the same label."""
+    y = embedder.embed(DIGITS)
+    distances = np.linalg.norm(y[:, None] - y[None], axis=2) + np.diag([np.inf] * len(y))
+    labels = np.array([int(path.name[0]) for path in DIGITS])
+    assert (labels[distances.argmin(1)] == labels).mean() >= 0.9
+
+
+def test_load_refuses_a_missing_file(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere.h5: no such file"):
+        alnumpy.load(tmp_path / "nowhere.h5")
+
+
+def test_import_is_light():
+    code = (
+        "import alnumpy, sys; print([m for m in ('numba', 'llvmlite', 'h5py', 'torch', 'sqlite3') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_embedding_one_picture_imports_neither_numba_nor_torch():
+    code = (
+        f"import alnumpy, sys; alnumpy.load().embed({str(DIGITS[0])!r}); "
+        "print([m for m in ('numba', 'llvmlite', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
