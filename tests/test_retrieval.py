@@ -1,0 +1,141 @@
+"""Ranking and its measures against cases worked by hand, plain loops, and the published rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alnumpy import retrieval
+from alnumpy.retrieval import average_precision, evaluate, official_average_precision, rankings, search
+
+
+def ranked(text):
+    """Relevance of one ranking, from a text as "1011"."""
+    return np.array([[c == "1" for c in text]])
+
+
+@pytest.mark.parametrize(
+    ("text", "full", "hits5", "ap5"),
+    [
+        ("1", 1, 1, 1),
+        ("01", 1 / 2, 1 / 2, 1 / 2),
+        ("1010", (1 + 2 / 3) / 2, (1 + 2 / 3) / 2, (1 + 2 / 3) / 2),
+        # Seven results, relevant at ranks 1, 3 and 7: full AP (1 + 2/3 + 3/7) / 3.
+        ("1010001", (1 + 2 / 3 + 3 / 7) / 3, (1 + 2 / 3) / 2, (1 + 2 / 3) / 3),
+        # Six relevant pictures, all after the fifth rank but one: min(5, 6) = 5.
+        ("0000111111", (1 / 5 + 2 / 6 + 3 / 7 + 4 / 8 + 5 / 9 + 6 / 10) / 6, 1 / 5, 1 / 25),
+        ("0000011", (1 / 6 + 2 / 7) / 2, 0, 0),
+        ("000", np.nan, np.nan, np.nan),
+    ],
+)
+def test_average_precision_by_hand(text, full, hits5, ap5):
+    assert average_precision(ranked(text))[0] == pytest.approx(full, nan_ok=True)
+    assert average_precision(ranked(text), 5, by_hits=True)[0] == pytest.approx(hits5, nan_ok=True)
+    assert average_precision(ranked(text), 5)[0] == pytest.approx(ap5, nan_ok=True)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 45))
+def test_average_precision_is_the_loop_of_the_definition(relevance, k):
+    hits, gained = 0, 0.0
+    for rank, relevant in enumerate(relevance[:k], 1):
+        if relevant:
+            hits += 1
+            gained += hits / rank
+    expected = gained / min(k, sum(relevance)) if any(relevance) else np.nan
+    assert average_precision(np.array([relevance]), k)[0] == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
+def test_full_ap_is_scikit_learns(relevance):
+    metrics = pytest.importorskip("sklearn.metrics")
+    scores = -np.arange(len(relevance))
+    assert average_precision(np.array([relevance]))[0] == pytest.approx(
+        metrics.average_precision_score(relevance, scores)
+    )
+
+
+def test_official_rule_by_hand():
+    # Ranking of pictures 0 to 5; 0 and 3 are positive, 1 is junk: the list that counts is 0 2 3 4 5.
+    # Recall rises by 1/2 at rank 1 (precisions 1 and 1) and at rank 3 (precisions 1/2 and 2/3).
+    value = official_average_precision(np.arange(6), np.array([0, 3]), np.array([1]))
+    assert value == pytest.approx(0.5 * (1 + 1) / 2 + 0.5 * (1 / 2 + 2 / 3) / 2)
+    assert official_average_precision(np.array([2, 0]), np.array([0]), np.array([])) == pytest.approx((0 + 1 / 2) / 2)
+    with pytest.raises(ValueError, match="without a positive"):
+        official_average_precision(np.arange(3), np.array([]), np.array([1]))
+
+
+@given(st.integers(1, 30), st.data())
+def test_official_rule_is_the_loop_of_the_benchmark(n, data):
+    kinds = data.draw(st.lists(st.sampled_from("pjn"), min_size=n, max_size=n).filter(lambda k: "p" in k))
+    order = np.array(data.draw(st.permutations(range(n))))
+    positive, junk = (np.array([i for i, k in enumerate(kinds) if k == kind], np.int64) for kind in "pj")
+    old_recall, old_precision, ap, hits, seen = 0.0, 1.0, 0.0, 0, 0
+    for index in order:
+        if kinds[index] == "j":
+            continue
+        hits += kinds[index] == "p"
+        seen += 1
+        recall, precision = hits / len(positive), hits / seen
+        ap += (recall - old_recall) * (old_precision + precision) / 2
+        old_recall, old_precision = recall, precision
+    assert official_average_precision(order, positive, junk) == pytest.approx(ap)
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**32))
+def test_search_is_the_sorted_list_of_distances(n, q, k, seed):
+    rng = np.random.default_rng(seed)
+    gallery = rng.integers(-2, 3, (n, 3)).astype(np.float32)  # small integers: many exact ties
+    queries = rng.integers(-2, 3, (q, 3)).astype(np.float32)
+    indices, distances = search(queries, gallery, k)
+    for i in range(q):
+        exact = np.linalg.norm(gallery - queries[i], axis=1)
+        order = np.argsort(exact, kind="stable")[:k]
+        np.testing.assert_array_equal(indices[i], order)
+        np.testing.assert_allclose(distances[i], exact[order], rtol=1e-6)
+
+
+def test_search_ranks_many_duplicates_by_index():
+    gallery = np.ones((300, 8), np.float32)
+    gallery[::3] += 1
+    indices, distances = search(np.ones((1, 8), np.float32), gallery, 20)
+    assert indices[0].tolist() == [i for i in range(300) if i % 3][:20]
+    assert not distances.any()
+
+
+def test_search_finds_a_picture_at_distance_0_among_large_vectors():
+    gallery = (1000 + np.random.default_rng(0).normal(size=(500, 1280))).astype(np.float32)
+    indices, distances = search(gallery[7:8], gallery, 3)
+    assert (indices[0, 0], distances[0, 0]) == (7, 0)
+    assert search(gallery[:2], gallery[:0], 3)[0].shape == (2, 0)
+
+
+def test_evaluate_in_blocks(monkeypatch):
+    rng = np.random.default_rng(1)
+    x, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 6, 50)
+    labels[3] = 99  # alone of its kind
+    whole = evaluate(x, labels, x, labels, np.arange(50))
+    monkeypatch.setattr(retrieval, "BLOCK", 170)
+    assert len(list(rankings(x, x))) > 10
+    assert evaluate(x, labels, x, labels, np.arange(50)) == pytest.approx(whole)
+
+    full, first = [], []
+    for i in range(50):
+        order = [j for j in np.argsort(np.linalg.norm(x - x[i], axis=1), kind="stable") if j != i]
+        relevance = labels[order] == labels[i]
+        if relevance.any():
+            full.append(average_precision(relevance[None])[0])
+            first.append(relevance[0])
+    assert (whole.queries, whole.without_relevant) == (49, 1)
+    assert whole.full_map == pytest.approx(np.mean(full))
+    assert whole.precision1 == pytest.approx(np.mean(first))
+
+
+def test_evaluate_of_queries_outside_the_gallery():
+    gallery, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+    scores = evaluate(gallery[:1] * 0.9, np.array([0]), gallery, labels)
+    # Nearest is 0; the others are equally far, so they rank by index: relevance 1 0 1 0.
+    assert scores.full_map == pytest.approx((1 + 2 / 3) / 2)
+    assert scores.precision1 == 1
+    assert scores.precision5 == pytest.approx(2 / 4)
