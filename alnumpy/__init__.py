@@ -6,7 +6,7 @@ vectors = embedder.embed(["a.jpg", "b.jpg"])  # float32 (2, 1280)
 """
 
 from .embedder import Embedded, Embedder, load
-from .errors import AlnumpyError, ImageError, SpecError, WeightsError
+from .errors import AlnumpyError, ImageError, MissingExtraError, SpecError, WeightsError
 from .spec import SPECS, Spec
 
 __version__ = "0.1.0"
@@ -16,6 +16,7 @@ __all__ = [
     "Embedded",
     "Embedder",
     "ImageError",
+    "MissingExtraError",
     "Spec",
     "SpecError",
     "WeightsError",

@@ -9,15 +9,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import IO, Any
 
 import numpy as np
 
-from . import __version__, images, spec, weights
-from .embedder import Embedded, load
-from .errors import AlnumpyError
+from . import __version__, images, program, spec, weights
+from .embedder import BACKENDS, Embedded, load
+from .errors import AlnumpyError, MissingExtraError
 from .files import replacing
 from .spec import SPECS, Spec
 
@@ -27,6 +28,7 @@ EXAMPLES = {
     "embed": "alnumpy embed photo.jpg\n  alnumpy embed --recursive ~/Pictures --format npy --output embeddings.npy",
     "info": "alnumpy info --size 160",
     "verify": "alnumpy verify weights/alnet-mnist.h5",
+    "warmup": "alnumpy warmup",
 }
 
 
@@ -52,6 +54,19 @@ def height_and_width(text: str) -> tuple[int, int]:
     """An argument that is a height and a width, as 128 or 37x53."""
     height, cross, width = text.partition("x")
     return side(height), side(width if cross else height)
+
+
+def add_backend(command: argparse.ArgumentParser) -> None:
+    """The arguments of commands that run the network."""
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="default: %(default)s, numba where it repays its start",
+    )
+    command.add_argument(
+        "--threads", type=positive_int, help="of the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,6 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--size", type=side, help="side of the network's input in pixels (default: the weights file's)")
     embed.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
 
+    add_backend(embed)
+    embed.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and how long")
+
     info = command("info", run_info, "print the layer table: shapes, parameters and FLOPs")
     info.add_argument(
         "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
@@ -99,6 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
     )
+    add_backend(verify)
+
+    command("warmup", run_warmup, "compile the Numba kernels ahead of time and tell where they are kept")
     return parser
 
 
@@ -209,7 +230,7 @@ def run_embed(args: argparse.Namespace) -> int:
     """``alnumpy embed``."""
     if args.format == "npy" and args.output is None:
         raise UsageError("--format npy needs --output FILE")
-    embedder = load(args.weights, args.size, args.normalize)
+    embedder = load(args.weights, args.size, args.normalize, args.backend, args.threads)
     paths, failed = collect(args.paths, args.recursive)
 
     def good() -> Iterator[Embedded]:
@@ -221,8 +242,11 @@ def run_embed(args: argparse.Namespace) -> int:
                 warn(result.error)
                 failed += 1
 
+    start = time.perf_counter()
     with output(args.output) as file:
         FORMATS[args.format](file, good())
+    if args.verbose:
+        warn(f"backend {embedder.backend_used}, {len(paths)} pictures in {time.perf_counter() - start:.2f} s")
     return 1 if failed else 0
 
 
@@ -233,14 +257,18 @@ def run_info(args: argparse.Namespace) -> int:
     size = args.size
     if args.spec:
         network, title = SPECS[args.spec], args.spec
+        parameters: Mapping[str, np.ndarray] = {k: np.zeros(v) for k, v in spec.parameters(network).items()}
         size = size or (32, 32)
     else:
         path = args.weights or weights.default_path()
         loaded = weights.read(path)
+        parameters = loaded.parameters
         network, title = loaded.spec, f"{loaded.spec.name}, {os.fspath(path)}, {loaded.dtype}"
         size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
     print(f"{title}: input 3x{size[0]}x{size[1]}")
     print(layer_table(network, size))
+    arena = program.compile_program(network, parameters).arena_bytes(size)
+    print(f"activations: {arena:,} bytes a thread (numba backend)")
     if not args.spec:
         for field, value in (("source", loaded.source), ("sha256", loaded.source_sha256), *loaded.card.items()):
             print(f"{field}: {value}")
@@ -285,7 +313,7 @@ def format_rows(rows: Sequence[tuple[str, ...]]) -> str:
 def run_verify(args: argparse.Namespace) -> int:
     """``alnumpy verify``."""
     path = args.weights or weights.default_path()
-    embedder = load(path)
+    embedder = load(path, backend=args.backend, threads=args.threads)
     result = embedder.self_test()
     good = result.relative_error <= SELF_TEST_TOLERANCE  # false for NaN
     print(
@@ -294,6 +322,19 @@ def run_verify(args: argparse.Namespace) -> int:
         f"recorded by {embedder.weights.self_test_by}"
     )
     return 0 if good else 1
+
+
+def run_warmup(args: argparse.Namespace) -> int:
+    """``alnumpy warmup``."""
+    if find_spec("numba") is None:
+        raise MissingExtraError("warmup compiles Numba kernels and needs Numba: pip install 'alnumpy[numba]'")
+    from . import kernels
+
+    folder, seconds = kernels.warmup()
+    if folder is None:
+        return 1  # the kernels have warned why nothing could be kept
+    print(f"kernels ready in {seconds:.1f} s, kept in {folder}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
-from typing import NamedTuple
+from operator import length_hint
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import images, reference
-from .errors import ImageError
+from .errors import AlnumpyError, ImageError, MissingExtraError
 from .images import ImageSource
 from .weights import Weights, default_path
 from .weights import read as read_weights
+
+if TYPE_CHECKING:
+    from .program import Program
+
+BACKENDS = ("auto", "numba", "numpy")
+
+# What "auto" weighs against each other: orders of magnitude of a laptop, the same for every device, so that the choice
+# does not depend on a measurement.
+NUMPY_SECONDS = (0.004, 1.5e-6)  # for a picture: fixed, and for each of its pixels
+IMPORT_SECONDS = 0.6  # to import Numba and load compiled kernels
+COMPILE_SECONDS = 12.0  # to compile them
 
 
 class Embedded(NamedTuple):
@@ -35,34 +48,82 @@ class SelfTest(NamedTuple):
 class Embedder:
     """Embeds pictures with one network and its preprocessing. Make one with ``alnumpy.load``."""
 
-    def __init__(self, weights: Weights, size: int | None = None, normalize: bool = False):
+    def __init__(
+        self,
+        weights: Weights,
+        size: int | None = None,
+        normalize: bool = False,
+        backend: str = "auto",
+        threads: int | None = None,
+    ):
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+        if backend == "numba" and find_spec("numba") is None:
+            raise MissingExtraError("the backend numba needs Numba: pip install 'alnumpy[numba]'")
         self.weights = weights
         self.spec = weights.spec
         self.preprocessing = weights.preprocessing
         if size is not None:
             self.preprocessing = dataclasses.replace(self.preprocessing, size=size)
         self.normalize = normalize
+        self.backend = backend
+        self.threads = available_threads() if threads is None else threads
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.backend_used = "none"  # what computed the last batch: "numba" or "numpy"
+        self._numpy_seconds = 0.0  # what all pictures so far, and those known to come, take with NumPy
+        self._program: Program | None = None
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Embeddings of preprocessed pictures: float32 (N, 3, H, W) of any size -> float32 (N, spec.embedding).
 
-        Each picture is computed by itself, so that its embedding has the same bits in any batch. Raises ValueError for
-        another shape.
+        Each picture is computed by itself, so that its embedding has the same bits in any batch and with any number of
+        threads; the two backends differ by rounding. Raises ValueError for another shape.
         """
+        return self._forward(x, len(x))
+
+    def _forward(self, x: np.ndarray, pictures: int) -> np.ndarray:
+        """``forward``, where "auto" counts ``pictures`` new ones."""
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
             raise ValueError(f"forward takes pictures of shape (N, 3, H, W), not {x.shape}")
-        y = np.empty((len(x), self.spec.embedding), np.float32)
-        for i in range(len(x)):
-            y[i] = reference.forward(self.spec, self.weights.parameters, x[i : i + 1])[0]
+        fixed, per_pixel = NUMPY_SECONDS
+        self._numpy_seconds += pictures * (fixed + per_pixel * x.shape[2] * x.shape[3])
+        self.backend_used = self._choose()
+        y = self._run_numba(x) if self.backend_used == "numba" else self._run_numpy(x)
         if self.normalize:
             y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return y
 
+    def _choose(self) -> str:
+        """The backend; "auto" takes Numba once the pictures so far would have repaid its start, and keeps to it."""
+        if self.backend != "auto":
+            return self.backend
+        if self._program is not None:
+            return "numba"
+        if self._numpy_seconds < IMPORT_SECONDS or find_spec("numba") is None:
+            return "numpy"
+        from . import kernels
+
+        return "numba" if kernels.is_cached() or self._numpy_seconds >= COMPILE_SECONDS else "numpy"
+
+    def _run_numpy(self, x: np.ndarray) -> np.ndarray:
+        y = np.empty((len(x), self.spec.embedding), np.float32)
+        for i in range(len(x)):
+            y[i] = reference.forward(self.spec, self.weights.parameters, x[i : i + 1])[0]
+        return y
+
+    def _run_numba(self, x: np.ndarray) -> np.ndarray:
+        from . import kernels, program
+
+        if self._program is None:
+            self._program = program.compile_program(self.spec, self.weights.parameters)
+        return kernels.run(self._program, x, self.threads)
+
     def self_test(self) -> SelfTest:
         """Computes the weights file's recorded input and compares with the embedding recorded there."""
         recorded = self.weights.self_test_embedding
-        difference = Embedder(self.weights).forward(self.weights.self_test_input) - recorded
+        difference = Embedder(self.weights, backend=self.backend).forward(self.weights.self_test_input) - recorded
         return SelfTest(float(np.linalg.norm(difference) / np.linalg.norm(recorded)), float(np.abs(difference).max()))
 
     def embed(self, pictures: ImageSource | Sequence[ImageSource]) -> np.ndarray:
@@ -86,6 +147,8 @@ class Embedder:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        expected = length_hint(paths)  # 0 where it cannot be known: then "auto" counts batch by batch
+        known = expected > 0
         remaining = iter(paths)
         while batch := [os.fspath(path) for path in islice(remaining, batch_size)]:
             inputs: list[np.ndarray] = []
@@ -95,16 +158,37 @@ class Embedder:
                     inputs.append(images.preprocess(images.read(path, max_pixels), self.preprocessing))
                 except ImageError as error:
                     errors[i] = error
-            embeddings = iter(self.forward(np.stack(inputs)) if inputs else ())
+            embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())
+            expected = 0 if inputs else expected
             for i, path in enumerate(batch):
                 yield Embedded(path, None, errors[i]) if i in errors else Embedded(path, next(embeddings), None)
 
 
-def load(weights: str | os.PathLike[str] | None = None, size: int | None = None, normalize: bool = False) -> Embedder:
+def available_threads() -> int:
+    """ALNUMPY_THREADS where it is set, else the number of CPUs that this process may use. Raises AlnumpyError."""
+    text = os.environ.get("ALNUMPY_THREADS", "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise AlnumpyError(f"the environment variable ALNUMPY_THREADS must be a whole number above 0, not {text!r}")
+    if text:
+        return int(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load(
+    weights: str | os.PathLike[str] | None = None,
+    size: int | None = None,
+    normalize: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Embedder:
     """Loads a weights file, or the default one that ships with alnumpy.
 
     ``size``: side of the network's input in pixels instead of the weights file's. ``normalize``: divide embeddings by
-    their L2 norm. Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd
-    size.
+    their L2 norm. ``backend``: "numpy", "numba" (needs the extra of that name), or "auto", which takes Numba where it
+    is installed and the number of pictures repays its start. ``threads``: of the Numba backend, over pictures; by
+    default ALNUMPY_THREADS, or all CPUs.
+
+    Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd size,
+    MissingExtraError for the backend "numba" without Numba.
     """
-    return Embedder(read_weights(default_path() if weights is None else weights), size, normalize)
+    return Embedder(read_weights(default_path() if weights is None else weights), size, normalize, backend, threads)

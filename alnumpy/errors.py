@@ -13,5 +13,9 @@ class WeightsError(AlnumpyError):
     """A weights file is missing, damaged, of another format, or does not fit its spec."""
 
 
+class MissingExtraError(AlnumpyError, ImportError):
+    """Something was asked for that needs an optional dependency which is not installed."""
+
+
 class ImageError(AlnumpyError):
     """A picture cannot be read or decoded."""

@@ -72,7 +72,7 @@ def search(queries: Array, gallery: Array, k: int, gallery_norms: Array | None =
 def rankings(queries: Array, gallery: Array, itself: Array | None = None) -> Iterator[tuple[slice, Array]]:
     """All gallery indices by distance, in blocks of queries: (slice of the queries, int64 (B, N)).
 
-    """All gallery indices by distance, in blocks of queries: (slice of the queries, int64 (B, N)).
+    ``itself``: the gallery index of each query, ranked last whatever its distance, or -1 for one not in the gallery.
     """
     norms = np.einsum("nd,nd->n", gallery, gallery)
     step = max(1, BLOCK // max(1, len(gallery)))

@@ -220,6 +220,35 @@ def test_info_prints_the_layer_table():
     assert "sha256: " in out
 
 
+def test_backends(folder):
+    pytest.importorskip("numba")
+    vectors = {}
+    for backend in ("numpy", "numba"):
+        code, out, err = run("embed", folder, "--backend", backend, "--threads", "1", "--verbose")
+        assert code == 0
+        assert re.fullmatch(rf"alnumpy: backend {backend}, 2 pictures in [\d.]+ s\n", err)
+        vectors[backend] = np.array([json.loads(line)["embedding"] for line in out.splitlines()])
+        code, out, _ = run("verify", "--backend", backend)
+        assert (code, out[:3]) == (0, "ok:")
+    error = np.linalg.norm(vectors["numba"] - vectors["numpy"]) / np.linalg.norm(vectors["numpy"])
+    assert 0 < error < 1e-5
+
+
+def test_warmup_tells_where_it_keeps_the_kernels(tmp_path):
+    pytest.importorskip("numba")
+    code, out, err = run("warmup")
+    assert (code, err) == (0, "")
+    assert Path(re.fullmatch(r"kernels ready in [\d.]+ s, kept in (.*)\n", out)[1]).is_dir()
+
+
+@pytest.mark.parametrize("command", ["warmup", "embed a.png --backend numba"])
+def test_without_numba_the_extra_is_named(command):
+    code = f"import sys; sys.modules['numba'] = None; from alnumpy.cli import main; sys.exit(main({command.split()}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "pip install 'alnumpy[numba]'" in result.stderr
+
+
 def test_verify_passes_and_fails(tmp_path):
     code, out, _ = run("verify")
     assert code == 0

@@ -12,12 +12,15 @@ from conftest import DIGITS
 from PIL import Image
 
 import alnumpy
-from alnumpy import ImageError, SpecError, WeightsError, images, reference
+from alnumpy import AlnumpyError, ImageError, MissingExtraError, SpecError, WeightsError, images, kernels, reference
+from alnumpy import embedder as embedder_module
 
 
-@pytest.fixture(scope="module")
-def embedder():
-    return alnumpy.load()
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def embedder(request):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return alnumpy.load(backend=request.param)
 
 
 def test_embed_takes_paths_images_and_arrays(embedder):
@@ -54,6 +57,60 @@ def test_forward_has_the_same_bits_in_any_batch(embedder):
 def test_forward_refuses_other_shapes(embedder, shape):
     with pytest.raises(ValueError, match="forward takes"):
         embedder.forward(np.zeros(shape, np.float32))
+
+
+def test_the_backends_agree():
+    pytest.importorskip("numba")
+    a, b = (alnumpy.load(backend=backend).embed(DIGITS) for backend in ("numpy", "numba"))
+    assert (np.linalg.norm(a - b, axis=1) <= 1e-5 * np.linalg.norm(a, axis=1)).all()
+
+
+def used(embedder, pictures, known=True):
+    """The backend that ran for each of ``pictures`` files."""
+    paths = [DIGITS[0]] * pictures
+    batches = embedder.embed_files(paths if known else (path for path in paths), batch_size=50)
+    return [embedder.backend_used for _ in batches]
+
+
+def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
+    pytest.importorskip("numba")
+    kernels.warmup()
+    monkeypatch.setattr(kernels, "is_cached", lambda: True)
+    assert set(used(alnumpy.load(), 50)) == {"numpy"}
+    assert set(used(alnumpy.load(), 200)) == {"numba"}  # decided for the whole run, before its first batch
+    unknown = used(alnumpy.load(), 200, known=False)
+    assert (unknown[0], unknown[-1]) == ("numpy", "numba")
+    one_by_one = alnumpy.load()
+    for _ in range(3):
+        assert set(used(one_by_one, 45)) == {"numpy"}
+    assert set(used(one_by_one, 45)) == {"numba"}
+    assert set(used(one_by_one, 1)) == {"numba"}
+    monkeypatch.setattr(kernels, "is_cached", lambda: False)
+    assert set(used(alnumpy.load(), 200)) == {"numpy"}  # compiling costs more than 200 small pictures
+    x = np.zeros((1, 3, 28, 28), np.float32)
+    fresh = alnumpy.load()
+    fresh._forward(x, 10_000)
+    assert fresh.backend_used == "numba"
+    monkeypatch.setattr(embedder_module, "find_spec", lambda name: None)
+    assert set(used(alnumpy.load(), 200)) == {"numpy"}
+    with pytest.raises(MissingExtraError, match=r"pip install 'alnumpy\[numba\]'"):
+        alnumpy.load(backend="numba")
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setenv("ALNUMPY_THREADS", "3")
+    assert alnumpy.load().threads == 3
+    assert alnumpy.load(threads=2).threads == 2
+    monkeypatch.setenv("ALNUMPY_THREADS", "")
+    assert alnumpy.load().threads >= 1
+    for wrong in ("0", "two", "-1"):
+        monkeypatch.setenv("ALNUMPY_THREADS", wrong)
+        with pytest.raises(AlnumpyError, match="ALNUMPY_THREADS must be"):
+            alnumpy.load()
+    with pytest.raises(ValueError, match="threads must be"):
+        alnumpy.load(threads=0)
+    with pytest.raises(ValueError, match="backend must be"):
+        alnumpy.load(backend="cuda")
 
 
 def test_normalize():
@@ -93,6 +150,7 @@ def test_embed_files_takes_any_iterable_in_constant_memory(embedder):
             yield DIGITS[0]
 
     results = embedder.embed_files(endless(), batch_size=4)
+    next(results)
     for _ in range(8):
         next(results)
     tracemalloc.start()
