@@ -1,0 +1,98 @@
+"""Global average and maximum, and the final pooling to an embedding."""
+
+from .abi import LINE, PACK
+from .common import INFINITY, kernel, round_up
+from .simd import (
+    LANES,
+    add,
+    broadcast,
+    first_lanes,
+    fma,
+    keep_separate,
+    load,
+    load_float,
+    max_lanes,
+    maximum,
+    multiply,
+    splat,
+    store,
+    store_float,
+    sum_lanes,
+)
+
+
+@kernel
+def clear_totals(arena, totals, channels):
+    """Totals are two lines a channel: partial sums and partial maxima, one a lane."""
+    keep_separate()
+    for c in range(channels):
+        store(arena, totals + c * 2 * LINE, splat(0.0, LANES))
+        store(arena, totals + c * 2 * LINE + LINE, splat(-INFINITY, LANES))
+
+
+@kernel
+def add_to_totals(arena, x, plane, channels, height, width, totals):
+    """Adds ``height`` rows of each planar channel, which are still in cache because they were just stored."""
+    keep_separate()
+    row = round_up(width, LINE)
+    zero, lowest = splat(0.0, LANES), splat(-INFINITY, LANES)
+    whole = width // LANES * LANES
+    for c in range(channels):
+        at = totals + c * 2 * LINE
+        total, highest = load(arena, at, LANES), load(arena, at + LINE, LANES)
+        for i in range(height):
+            source = x + c * plane + i * row
+            for j in range(0, whole, LANES):
+                v = load(arena, source + j, LANES)
+                total, highest = add(total, v), maximum(highest, v)
+            if whole < width:
+                v = load(arena, source + whole, LANES)
+                total = add(total, first_lanes(width - whole, v, zero))
+                highest = maximum(highest, first_lanes(width - whole, v, lowest))
+        store(arena, at, total)
+        store(arena, at + LINE, highest)
+
+
+@kernel
+def planar_means(arena, totals, y, height, width, channels):
+    """Totals -> the mean of each channel, then the maximum of each."""
+    keep_separate()
+    scale = 1.0 / (height * width)
+    padded = round_up(channels, PACK)
+    for c in range(channels):
+        at = totals + c * 2 * LINE
+        store_float(arena, y + c, sum_lanes(load(arena, at, LANES)) * scale)
+        store_float(arena, y + padded + c, max_lanes(load(arena, at + LINE, LANES)))
+
+
+@kernel
+def means(arena, x, y, height, width, channels):
+    """Channels last: the mean of each channel, then the maximum of each."""
+    keep_separate()
+    scale = splat(1.0 / (height * width), PACK)
+    for c in range(0, channels, PACK):
+        total, highest = splat(0.0, PACK), splat(-INFINITY, PACK)
+        for p in range(height * width):
+            v = load(arena, x + p * channels + c, PACK)
+            total, highest = add(total, v), maximum(highest, v)
+        store(arena, y + c, multiply(total, scale))
+        store(arena, y + channels + c, highest)
+
+
+@kernel
+def embedding(arena, output, x, height, width, channels, size, channel, spatial, y):
+    """Channels last (H, W, channels) times attention, if any -> its mean over the pixels. ``y`` is scratch."""
+    keep_separate()
+    row = round_up(width, LINE)
+    scale = splat(1.0 / (height * width), PACK)
+    for c in range(0, channels, PACK):
+        total = splat(0.0, PACK)
+        for i in range(height):
+            for j in range(width):
+                v = load(arena, x + (i * width + j) * channels + c, PACK)
+                total = add(total, v) if spatial < 0 else fma(broadcast(arena, spatial + i * row + j, PACK), v, total)
+        if channel >= 0:
+            total = multiply(total, load(arena, channel + c, PACK))
+        store(arena, y + c, multiply(total, scale))
+    for c in range(size):
+        store_float(output, c, load_float(arena, y + c))

@@ -1,0 +1,71 @@
+"""The stem: a dense 3x3 convolution of the three colour planes."""
+
+from .abi import LINE, STEM_ROWS
+from .common import INFINITY, clamp, inline, kernel, round_up
+from .pool import add_to_totals, clear_totals
+from .simd import LANES, broadcast_tile, keep_separate, load, load_float, outer, splat, store, store_float, store_tile
+
+COLORS = 3
+
+
+@kernel
+def pad_image(images, arena, y, height, width):
+    """(3, H, W) -> (3, H + 2, LINE + row), zero around the picture; a row's left border is the padding before it."""
+    keep_separate()
+    row = LINE + round_up(width, LINE)
+    zero = splat(0.0, LANES)
+    for i in range(0, COLORS * (height + 2) * row + LINE, LANES):
+        store(arena, y + i, zero)
+    whole = width // LANES * LANES
+    for c in range(COLORS):
+        for i in range(height):
+            source = (c * height + i) * width
+            target = y + (c * (height + 2) + i + 1) * row + LINE
+            for j in range(0, whole, LANES):
+                store(arena, target + j, load(images, source + j, LANES))
+            for j in range(whole, width):
+                store_float(arena, target + j, load_float(images, source + j))
+
+
+def make_tile(cols):
+    @inline
+    def tile(arena, x, row, image_plane, y, plane, weights, w, zero, infinity):
+        """STEM_ROWS channels of ``cols`` adjacent vectors; ``x`` is the upper left input of the first."""
+        sums = broadcast_tile(weights, w, 1, STEM_ROWS, cols, LANES)
+        w += STEM_ROWS
+        for c in range(COLORS):
+            for ky in range(3):
+                for kx in range(3):
+                    at = x + c * image_plane + ky * row + kx
+                    sums = outer(sums, weights, w, 1, arena, at, STEM_ROWS, cols)
+                    w += STEM_ROWS
+        store_tile(arena, y, plane, clamp(sums, zero, infinity), cols)
+
+    return tile
+
+
+tile1, tile2 = make_tile(1), make_tile(2)
+
+
+@kernel
+def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
+    """The padded image -> planar (channels, H, row), ReLU, with the sum and maximum of each channel."""
+    keep_separate()
+    y_row = round_up(width, LINE)
+    row = LINE + y_row
+    image_plane = (height + 2) * row
+    zero, infinity = splat(0.0, LANES), splat(INFINITY, LANES)
+    weights_of_tile = STEM_ROWS * (1 + 9 * COLORS)
+    clear_totals(arena, totals, round_up(channels, STEM_ROWS))
+    for i in range(height):
+        for c in range(0, channels, STEM_ROWS):
+            tile_w = w + c // STEM_ROWS * weights_of_tile
+            source = x + i * row + LINE - 1
+            target = y + c * plane + i * y_row
+            j = 0
+            while j + LANES < width:
+                tile2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                j += 2 * LANES
+            if j < width:
+                tile1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+            add_to_totals(arena, target, plane, STEM_ROWS, 1, width, totals + c * 2 * LINE)
