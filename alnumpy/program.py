@@ -387,13 +387,13 @@ def add_planar_block(
     """Emits a fused expand, depthwise, project; returns the output map and its channels' sums and maxima."""
     (height, width), (new_height, new_width) = size, new_size
     wide, stride = expand.cout, block.s
-    row = round_up(width, LINE) if stride == 1 else 2 * round_up(-(-width // 2), LINE)
+    row = round_up(width if stride == 1 else 2 * round_up(-(-width // 2), LINE // 2), LINE)
     new_row = round_up(new_width, LINE)
-    per_row = stride * (LINE + row) + wide // groups * new_row  # scratch floats for one more row of output
-    band = min(new_height, max(2, (BAND - (3 - stride) * (LINE + row)) // per_row))
+    per_row = stride * row + wide // groups * new_row  # scratch floats for one more row of output
+    band = min(new_height, max(2, (BAND - (3 - stride) * row) // per_row))
     rows = stride * band + 3 - stride  # of input
-    source = Buffer(expand.cin * plane_size(rows, row))
-    expanded = Buffer(rows * (LINE + row) + LINE)
+    source = Buffer(expand.cin * plane_size(rows, row) + LINE)
+    expanded = Buffer(LINE + rows * row)
     filtered = Buffer(wide // groups * plane_size(band, new_width))
     plane = plane_size(*new_size)
     y = Buffer(block.c * plane)

@@ -13,9 +13,9 @@ from .simd import (
     broadcast_tile,
     dot,
     even_lanes,
-    first_lanes,
     fma,
     keep_separate,
+    lanes_between,
     load,
     load_int,
     multiply,
@@ -25,6 +25,12 @@ from .simd import (
     store,
     store_tile,
 )
+
+
+@inline
+def half_row(width):
+    """Floats of the odd or the even columns of a row."""
+    return round_up((width + 1) // 2, LINE // 2)
 
 
 @inline
@@ -40,8 +46,8 @@ def load_band(arena, x, y, first, rows, height, width, plane, channels, stride, 
     """Copies those of ``rows`` rows from ``first`` that exist, times attention; stride 2 parts odd and even columns."""
     keep_separate()
     row = round_up(width, LINE)
-    half = round_up((width + 1) // 2, LINE)
-    y_row = row if stride == 1 else 2 * half
+    half = half_row(width)
+    y_row = row if stride == 1 else round_up(2 * half, LINE)
     y_plane = plane_size(rows, y_row)
     has_attention = channel >= 0
     factor = splat(0.0, LANES)
@@ -55,8 +61,8 @@ def load_band(arena, x, y, first, rows, height, width, plane, channels, stride, 
             if stride == 1:
                 for j in range(0, row, LANES):
                     store(arena, target + j, attended(arena, source + j, factor, at + j, has_attention))
-            else:
-                for j in range(0, half, LANES):
+            else:  # backwards: the last odd vector may reach into the even half, whose first is stored later
+                for j in range((half - 1) // LANES * LANES, -1, -LANES):
                     low = attended(arena, source + 2 * j, factor, at + 2 * j, has_attention)
                     high = attended(arena, source + 2 * j + LANES, factor, at + 2 * j + LANES, has_attention)
                     store(arena, target + j, odd_lanes(low, high))
@@ -67,30 +73,20 @@ def make_expand(inputs):
     """Expand one channel from ``inputs`` planes with its weights in registers; 0: from any number of planes."""
     count_of_taps = max(1, inputs)
 
-    @inline
-    def vector(arena, x, plane, weights, w, bias, taps, count):
-        v = bias
-        if inputs:
-            v = dot(v, taps, arena, x, plane)
-        else:
-            for k in range(count):
-                v = fma(broadcast(weights, w + 1 + k, LANES), load(arena, x + k * plane, LANES), v)
-        return clamp(v, splat(0.0, LANES), splat(6.0, LANES))
-
     @kernel
-    def expand(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count):
+    def expand(arena, x, plane, y, size, weights, w, count):
         keep_separate()
         bias = broadcast(weights, w, LANES)
         taps = broadcast_tile(weights, w + 1, 1, count_of_taps, 1, LANES)
-        whole = width // LANES * LANES
-        for _ in range(rows):
-            for j in range(0, whole, LANES):
-                store(arena, y + j, vector(arena, x + j, plane, weights, w, bias, taps, count))
-            if whole < width:
-                v = vector(arena, x + whole, plane, weights, w, bias, taps, count)
-                store(arena, y + whole, first_lanes(width - whole, v, splat(0.0, LANES)))
-            x += x_row
-            y += y_row
+        zero, six = splat(0.0, LANES), splat(6.0, LANES)
+        for i in range(0, size, LANES):
+            v = bias
+            if inputs:
+                v = dot(v, taps, arena, x + i, plane)
+            else:
+                for k in range(count):
+                    v = fma(broadcast(weights, w + 1 + k, LANES), load(arena, x + k * plane + i, LANES), v)
+            store(arena, y + i, clamp(v, zero, six))
 
     return expand
 
@@ -99,69 +95,82 @@ expand2, expand3, expand4, expand_any = make_expand(2), make_expand(3), make_exp
 
 
 @inline
-def expand(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count):
-    """The band of one expanded channel, ReLU6, zero beyond ``width``."""
+def expand(arena, x, plane, y, size, weights, w, count):
+    """``size`` floats of one expanded channel, ReLU6."""
     if count == 2:
-        expand2(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count)
+        expand2(arena, x, plane, y, size, weights, w, count)
     elif count == 3:
-        expand3(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count)
+        expand3(arena, x, plane, y, size, weights, w, count)
     elif count == 4:
-        expand4(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count)
+        expand4(arena, x, plane, y, size, weights, w, count)
     else:
-        expand_any(arena, x, plane, x_row, y, y_row, rows, width, weights, w, count)
+        expand_any(arena, x, plane, y, size, weights, w, count)
 
 
 @inline
-def taps_of_row(total, k0, k1, k2, left, middle, right):
+def taps_of_row(total, k0, k1, k2, row):
+    left, middle, right = row
     return fma(k2, right, fma(k1, middle, fma(k0, left, total)))
 
 
+@inline
+def row_of(arena, left, middle, right, first, last, zero):
+    """What the three taps of a row see: zero beyond the map's left and right edges, where other rows lie."""
+    return (
+        lanes_between(first, LANES, load(arena, left, LANES), zero),
+        load(arena, middle, LANES),
+        lanes_between(0, last, load(arena, right, LANES), zero),
+    )
+
+
 @kernel
-def depthwise_band1(arena, x, x_row, y, y_row, rows, weights, w):
+def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
     """Stride 1: rows + 2 input rows -> rows. Each input row is loaded once and serves the three outputs that see it."""
     keep_separate()
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
     zero, six = splat(0.0, LANES), splat(6.0, LANES)
-    for j in range(0, y_row, LANES):
+    for j in range(0, width, LANES):
+        first, last = 1 if j == 0 else 0, width - 1 - j
         at = x + j
-        left, middle, right = load(arena, at - 1, LANES), load(arena, at, LANES), load(arena, at + 1, LANES)
-        upper = taps_of_row(bias, k[0], k[1], k[2], left, middle, right)
+        row = row_of(arena, at - 1, at, at + 1, first, last, zero)
+        upper = taps_of_row(bias, k[0], k[1], k[2], row)
         at += x_row
-        left, middle, right = load(arena, at - 1, LANES), load(arena, at, LANES), load(arena, at + 1, LANES)
-        upper = taps_of_row(upper, k[3], k[4], k[5], left, middle, right)
-        lower = taps_of_row(bias, k[0], k[1], k[2], left, middle, right)
+        row = row_of(arena, at - 1, at, at + 1, first, last, zero)
+        upper = taps_of_row(upper, k[3], k[4], k[5], row)
+        lower = taps_of_row(bias, k[0], k[1], k[2], row)
         target = y + j
         for _ in range(rows):
             at += x_row
-            left, middle, right = load(arena, at - 1, LANES), load(arena, at, LANES), load(arena, at + 1, LANES)
-            done = taps_of_row(upper, k[6], k[7], k[8], left, middle, right)
-            upper = taps_of_row(lower, k[3], k[4], k[5], left, middle, right)
-            lower = taps_of_row(bias, k[0], k[1], k[2], left, middle, right)
+            row = row_of(arena, at - 1, at, at + 1, first, last, zero)
+            done = taps_of_row(upper, k[6], k[7], k[8], row)
+            upper = taps_of_row(lower, k[3], k[4], k[5], row)
+            lower = taps_of_row(bias, k[0], k[1], k[2], row)
             store(arena, target, clamp(done, zero, six))
             target += y_row
 
 
 @kernel
-def depthwise_band2(arena, x, half, x_row, y, y_row, rows, weights, w):
+def depthwise_band2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
     """Stride 2: 2 rows + 1 input rows, odd columns then even ones, -> rows. Output j sees odd j - 1, even j, odd j."""
     keep_separate()
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
     zero, six = splat(0.0, LANES), splat(6.0, LANES)
-    for j in range(0, y_row, LANES):
+    for j in range(0, (width + 1) // 2, LANES):
+        first, last = 1 if j == 0 else 0, width // 2 - j
         at = x + j
-        left, middle, right = load(arena, at - 1, LANES), load(arena, at + half, LANES), load(arena, at, LANES)
-        upper = taps_of_row(bias, k[0], k[1], k[2], left, middle, right)
+        row = row_of(arena, at - 1, at + half, at, first, last, zero)
+        upper = taps_of_row(bias, k[0], k[1], k[2], row)
         target = y + j
         for _ in range(rows):
             at += x_row
-            left, middle, right = load(arena, at - 1, LANES), load(arena, at + half, LANES), load(arena, at, LANES)
-            upper = taps_of_row(upper, k[3], k[4], k[5], left, middle, right)
+            row = row_of(arena, at - 1, at + half, at, first, last, zero)
+            upper = taps_of_row(upper, k[3], k[4], k[5], row)
             at += x_row
-            left, middle, right = load(arena, at - 1, LANES), load(arena, at + half, LANES), load(arena, at, LANES)
-            done = taps_of_row(upper, k[6], k[7], k[8], left, middle, right)
-            upper = taps_of_row(bias, k[0], k[1], k[2], left, middle, right)
+            row = row_of(arena, at - 1, at + half, at, first, last, zero)
+            done = taps_of_row(upper, k[6], k[7], k[8], row)
+            upper = taps_of_row(bias, k[0], k[1], k[2], row)
             store(arena, target, clamp(done, zero, six))
             target += y_row
 
@@ -223,56 +232,38 @@ def planar_block(
     input plane of each expanded channel, in the order after the shuffle.
     """
     keep_separate()
-    half = round_up((width + 1) // 2, LINE)
-    source_row = round_up(width, LINE) if stride == 1 else 2 * half
+    half = half_row(width)
+    source_row = round_up(width if stride == 1 else 2 * half, LINE)
     y_row = round_up(new_width, LINE)
-    expanded_row = LINE + source_row
     all_rows = stride * band + 3 - stride
     source_plane = plane_size(all_rows, source_row)
     filtered_plane = plane_size(band, new_width)
-    weights_of_channel = 1 + expand_inputs + 10
     clear_totals(arena, totals, groups * outputs)
-    for i in range(0, expanded_row * all_rows + LINE, LANES):  # the padding between rows stays zero from here on
+    expanded += LINE  # the row before the first is only looked at
+    for i in range(0, source_row, LANES):  # the row above the map
         store(arena, expanded + i, splat(0.0, LANES))
     for start in range(0, new_height, band):
         new_rows = min(band, new_height - start)
         rows = stride * new_rows + 3 - stride
         first = stride * start - 1
         load_band(arena, x, source, first, all_rows, height, width, x_plane, channels, stride, channel, spatial)
-        skipped = max(0, -first)
-        inside = min(rows, height - first) - skipped
-        if skipped + inside < rows:  # the row below the map; the row above it was never written
-            for i in range(0, expanded_row, LANES):
-                store(arena, expanded + (rows - 1) * expanded_row + i, splat(0.0, LANES))
+        skipped = max(0, -first) * source_row
+        inside = (min(rows, height - first)) * source_row - skipped
+        if skipped + inside < rows * source_row:  # the row below the map
+            for i in range(skipped + inside, rows * source_row, LANES):
+                store(arena, expanded + i, splat(0.0, LANES))
         at = w
         for q in range(groups):
             for c in range(project_inputs):
-                plane = source + load_int(tables, table + q * project_inputs + c) * source_plane
-                plane += skipped * source_row
-                target = expanded + skipped * expanded_row + LINE
-                depthwise_at = at + 1 + expand_inputs
+                plane = source + load_int(tables, table + q * project_inputs + c) * source_plane + skipped
+                expand(arena, plane, source_plane, expanded + skipped, inside, weights, at, expand_inputs)
+                at += 1 + expand_inputs
                 result = filtered + c * filtered_plane
                 if stride == 1:
-                    expand(
-                        arena, plane, source_plane, source_row, target, expanded_row, inside, width, weights, at,
-                        expand_inputs,
-                    )  # fmt: skip
-                    depthwise_band1(
-                        arena, expanded + LINE, expanded_row, result, y_row, new_rows, weights, depthwise_at
-                    )
+                    depthwise_band1(arena, expanded, source_row, width, result, y_row, new_rows, weights, at)
                 else:
-                    expand(
-                        arena, plane, source_plane, source_row, target, expanded_row, inside, width // 2, weights, at,
-                        expand_inputs,
-                    )  # fmt: skip
-                    expand(
-                        arena, plane + half, source_plane, source_row, target + half, expanded_row, inside,
-                        (width + 1) // 2, weights, at, expand_inputs,
-                    )  # fmt: skip
-                    depthwise_band2(
-                        arena, expanded + LINE, half, expanded_row, result, y_row, new_rows, weights, depthwise_at
-                    )
-                at += weights_of_channel
+                    depthwise_band2(arena, expanded, half, source_row, width, result, y_row, new_rows, weights, at)
+                at += 10
             target = y + q * outputs * y_plane + start * y_row
             project(
                 arena, filtered, filtered_plane, project_inputs, target, y_plane, new_rows * y_row, weights, at, outputs

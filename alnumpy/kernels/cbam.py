@@ -9,8 +9,8 @@ from .simd import (
     broadcast,
     broadcast_tile,
     column_of_taps,
-    first_lanes,
     keep_separate,
+    lanes_between,
     load,
     load_float,
     load_tile,
@@ -97,8 +97,8 @@ def planar_pool(arena, x, maps, height, width, channels, plane, channel):
             j += 2 * LANES
         while j < width:
             mean, highest = pool1(arena, source + j, plane, channels, channel, scale)
-            store(arena, target + j, first_lanes(width - j, mean[0], zero))
-            store(arena, target + second + j, first_lanes(width - j, highest[0], zero))
+            store(arena, target + j, lanes_between(0, width - j, mean[0], zero))
+            store(arena, target + second + j, lanes_between(0, width - j, highest[0], zero))
             j += LANES
 
 

@@ -6,9 +6,9 @@ from .simd import (
     LANES,
     add,
     broadcast,
-    first_lanes,
     fma,
     keep_separate,
+    lanes_between,
     load,
     load_float,
     max_lanes,
@@ -47,8 +47,8 @@ def add_to_totals(arena, x, plane, channels, height, width, totals):
                 total, highest = add(total, v), maximum(highest, v)
             if whole < width:
                 v = load(arena, source + whole, LANES)
-                total = add(total, first_lanes(width - whole, v, zero))
-                highest = maximum(highest, first_lanes(width - whole, v, lowest))
+                total = add(total, lanes_between(0, width - whole, v, zero))
+                highest = maximum(highest, lanes_between(0, width - whole, v, lowest))
         store(arena, at, total)
         store(arena, at + LINE, highest)
 

@@ -412,16 +412,17 @@ def column_of_taps(typingctx, tile, base, index, stride, weights, weight_index, 
 
 
 @intrinsic
-def first_lanes(typingctx, count, vector, other):
-    """The first ``count`` lanes of ``vector``, the others of ``other``. ``count`` may be more than there are lanes."""
+def lanes_between(typingctx, first, last, vector, other):
+    """Lanes ``first`` to ``last`` (not included) of ``vector``, the rest of ``other``; both may lie outside of it."""
 
     def emit(context, builder, signature, arguments):
-        count, value, rest = arguments
+        first, last, value, rest = arguments
         lanes = ir.Constant(ir.VectorType(I32, vector.lanes), list(range(vector.lanes)))
-        inside = builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(count, I32), vector.lanes))
+        low, high = (_splat(builder, builder.trunc(limit, I32), vector.lanes) for limit in (first, last))
+        inside = builder.and_(builder.icmp_signed("<=", low, lanes), builder.icmp_signed("<", lanes, high))
         return builder.select(inside, value, rest)
 
-    return vector(types.int64, vector, vector), emit
+    return vector(types.int64, types.int64, vector, vector), emit
 
 
 def _pick(start):
