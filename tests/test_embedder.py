@@ -81,7 +81,7 @@ def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
     unknown = used(alnumpy.load(), 200, known=False)
     assert (unknown[0], unknown[-1]) == ("numpy", "numba")
     one_by_one = alnumpy.load()
-    for _ in range(3):
+    for _ in range(2):
         assert set(used(one_by_one, 45)) == {"numpy"}
     assert set(used(one_by_one, 45)) == {"numba"}
     assert set(used(one_by_one, 1)) == {"numba"}
