@@ -30,7 +30,7 @@ from .spec import Block, Cbam, Conv, Spec, layers, output_size
 Array = np.ndarray
 Size = tuple[int, int]
 
-BAND = 6144  # floats of scratch (24 kB) that one group of a planar block may use, so that it stays in the L1 cache
+BAND = 8192  # floats of scratch (32 kB) that one group of a planar block may use, so that it stays in the L1 cache
 LAYOUTS = 8  # layouts kept, one a picture size; the least recently used is dropped
 GUARD = 4 * LINE  # floats between buffers: vectors may be read, but never written, past a buffer's end
 

@@ -9,6 +9,7 @@ from .simd import (
     broadcast,
     broadcast_tile,
     column_of_taps,
+    gather,
     keep_separate,
     lanes_between,
     load,
@@ -185,11 +186,20 @@ def to_channels_last(arena, x, y, height, width, channels, plane, channel, spati
     """Planar -> channels last, times channel and spatial attention where there is any (not negative)."""
     keep_separate()
     row = round_up(width, LINE)
-    for c in range(channels):
-        factor = load_float(arena, channel + c) if channel >= 0 else load_float(arena, x)
-        for i in range(height):
-            for j in range(width):
-                v = load_float(arena, x + c * plane + i * row + j)
+    whole = channels // PACK * PACK
+    one = splat(1.0, PACK)
+    for i in range(height):
+        for j in range(width):
+            source = x + i * row + j
+            factor = broadcast(arena, spatial + i * row + j, PACK) if channel >= 0 else one
+            for c in range(0, whole, PACK):
+                v = gather(arena, source + c * plane, plane, PACK)
                 if channel >= 0:
-                    v = v * factor * load_float(arena, spatial + i * row + j)
-                store_float(arena, y + (i * width + j) * channels + c, v)
+                    v = multiply(multiply(v, load(arena, channel + c, PACK)), factor)
+                store(arena, y + c, v)
+            for c in range(whole, channels):
+                scalar = load_float(arena, source + c * plane)
+                if channel >= 0:
+                    scalar = scalar * load_float(arena, channel + c) * load_float(arena, spatial + i * row + j)
+                store_float(arena, y + c, scalar)
+            y += channels

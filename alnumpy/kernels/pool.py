@@ -36,21 +36,25 @@ def add_to_totals(arena, x, plane, channels, height, width, totals):
     keep_separate()
     row = round_up(width, LINE)
     zero, lowest = splat(0.0, LANES), splat(-INFINITY, LANES)
-    whole = width // LANES * LANES
     for c in range(channels):
         at = totals + c * 2 * LINE
         total, highest = load(arena, at, LANES), load(arena, at + LINE, LANES)
+        total2, highest2 = zero, lowest  # two of each, because an addition must wait for the one before it
         for i in range(height):
             source = x + c * plane + i * row
-            for j in range(0, whole, LANES):
-                v = load(arena, source + j, LANES)
+            j = 0
+            while j + 2 * LANES <= width:
+                v, v2 = load(arena, source + j, LANES), load(arena, source + j + LANES, LANES)
                 total, highest = add(total, v), maximum(highest, v)
-            if whole < width:
-                v = load(arena, source + whole, LANES)
-                total = add(total, lanes_between(0, width - whole, v, zero))
-                highest = maximum(highest, lanes_between(0, width - whole, v, lowest))
-        store(arena, at, total)
-        store(arena, at + LINE, highest)
+                total2, highest2 = add(total2, v2), maximum(highest2, v2)
+                j += 2 * LANES
+            while j < width:
+                v = load(arena, source + j, LANES)
+                total2 = add(total2, lanes_between(0, width - j, v, zero))
+                highest2 = maximum(highest2, lanes_between(0, width - j, v, lowest))
+                j += LANES
+        store(arena, at, add(total, total2))
+        store(arena, at + LINE, maximum(highest, highest2))
 
 
 @kernel

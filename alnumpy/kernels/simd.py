@@ -276,6 +276,22 @@ def broadcast(typingctx, base, index, lanes):
     return vector(types.int64, types.int64, lanes), emit
 
 
+@intrinsic(prefer_literal=True)
+def gather(typingctx, base, index, stride, lanes):
+    """A vector of the float32 at ``index``, ``index + stride`` and so on."""
+    vector = Vector(lanes.literal_value)
+
+    def emit(context, builder, signature, arguments):
+        base, index, stride, _ = arguments
+        value = ir.Constant(ir.VectorType(F32, vector.lanes), ir.Undefined)
+        for i in range(vector.lanes):
+            value = builder.insert_element(value, builder.load(_pointer(builder, base, index)), ir.Constant(I32, i))
+            index = builder.add(index, stride)
+        return value
+
+    return vector(types.int64, types.int64, types.int64, lanes), emit
+
+
 @intrinsic
 def store(typingctx, base, index, vector):
     """Stores a vector at ``index``, of any alignment."""
@@ -406,6 +422,38 @@ def column_of_taps(typingctx, tile, base, index, stride, weights, weight_index, 
 
     ints = [types.int64] * 6
     return tile(tile, *ints, taps, cols), emit
+
+
+@intrinsic(prefer_literal=True)
+def row_of_taps(typingctx, tile, base, index, stride, weights, weight_index, taps, step, cols):
+    """One row of a depthwise kernel, for a tile of pixels x cols vectors of channels; pixels are ``stride`` apart.
+
+    ``tile[p, c] += sum over t of weights[t, c] * (pixel p * step + t, vector c)``; every input vector is loaded once.
+    """
+
+    def emit(context, builder, signature, arguments):
+        value, base, index, stride, weights, weight_index = arguments[:6]
+        width, hop, vectors, lanes = taps.literal_value, step.literal_value, cols.literal_value, tile.dtype.lanes
+        sums = _unpack(builder, tile, value)
+        pixels = len(sums) // vectors
+        kernel = []
+        for _ in range(width):
+            kernel.append(
+                [_load(builder, weights, _offset(builder, weight_index, c * lanes), lanes) for c in range(vectors)]
+            )
+            weight_index = builder.add(weight_index, stride)
+        for x in range((pixels - 1) * hop + width):
+            for c in range(vectors):
+                vector = _load(builder, base, _offset(builder, index, c * lanes), lanes)
+                for p in range(pixels):
+                    if 0 <= x - p * hop < width:
+                        i = p * vectors + c
+                        sums[i] = _fma(builder, kernel[x - p * hop][c], vector, sums[i])
+            index = builder.add(index, stride)
+        return _pack(builder, tile, sums)
+
+    ints = [types.int64] * 5
+    return tile(tile, *ints, taps, step, cols), emit
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from .pool import add_to_totals, clear_totals
 from .simd import LANES, broadcast_tile, keep_separate, load, load_float, outer, splat, store, store_float, store_tile
 
 COLORS = 3
+BAND = 8  # rows: a band of a tile's channels is still in cache when its sums are taken
 
 
 @kernel
@@ -57,15 +58,18 @@ def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
     zero, infinity = splat(0.0, LANES), splat(INFINITY, LANES)
     weights_of_tile = STEM_ROWS * (1 + 9 * COLORS)
     clear_totals(arena, totals, round_up(channels, STEM_ROWS))
-    for i in range(height):
+    for first in range(0, height, BAND):
+        last = min(height, first + BAND)
         for c in range(0, channels, STEM_ROWS):
             tile_w = w + c // STEM_ROWS * weights_of_tile
-            source = x + i * row + LINE - 1
-            target = y + c * plane + i * y_row
-            j = 0
-            while j + LANES < width:
-                tile2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
-                j += 2 * LANES
-            if j < width:
-                tile1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
-            add_to_totals(arena, target, plane, STEM_ROWS, 1, width, totals + c * 2 * LINE)
+            for i in range(first, last):
+                source = x + i * row + LINE - 1
+                target = y + c * plane + i * y_row
+                j = 0
+                while j + LANES < width:
+                    tile2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                    j += 2 * LANES
+                if j < width:
+                    tile1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+            rows = y + c * plane + first * y_row
+            add_to_totals(arena, rows, plane, STEM_ROWS, last - first, width, totals + c * 2 * LINE)
