@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from alnet_torch import ALNet, from_arrays, to_arrays
 from torch import nn
 
+from alnet_torch import ALNet, from_arrays, to_arrays
 from alnumpy import weights
 from alnumpy.spec import CBAM_LAYOUTS, Block, Spec
 
