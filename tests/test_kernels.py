@@ -303,30 +303,30 @@ def test_importing_the_package_imports_no_numba() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("ALNUMPY_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    home = kernels.cache_folder()
+    home = kernels.cache_file()
     assert home is None or home.is_absolute()  # without HOME, the password database says
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = kernels.cache_folder()
+    home = kernels.cache_file()
     assert home is not None
     assert home.parent == tmp_path / ".cache" / "alnumpy"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    xdg = kernels.cache_folder()
+    xdg = kernels.cache_file()
     assert xdg is not None
     assert xdg.parent == tmp_path / "xdg" / "alnumpy"
     monkeypatch.setenv("ALNUMPY_CACHE_DIR", str(tmp_path / "own"))
-    own = kernels.cache_folder()
+    own = kernels.cache_file()
     assert own is not None
     assert own.parent == tmp_path / "own"
     assert not kernels.is_cached()
-    own.mkdir(parents=True)
-    (own / kernels.READY).touch()
+    assert kernels._write(own, b"code")
     assert kernels.is_cached()
+    assert list(own.parent.iterdir()) == [own]
 
 
-def test_cache_folder_depends_on_all_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_file_depends_on_all_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest() -> str:
         kernels._digest.cache_clear()
         return kernels._digest()
@@ -346,24 +346,33 @@ def test_cache_folder_depends_on_all_that_compiled_code_depends_on(monkeypatch: 
     kernels._digest.cache_clear()
 
 
-def test_only_a_folder_of_our_own_is_trusted(tmp_path: Path) -> None:
-    assert kernels._writable(None) is None
-    assert kernels._writable(tmp_path / "new") == tmp_path / "new"
-    (tmp_path / "file").touch()
-    assert kernels._writable(tmp_path / "file" / "below") is None
-    if hasattr(os, "getuid") and os.getuid() == 0:
-        os.chown(tmp_path / "new", 12345, -1)
-        assert kernels._writable(tmp_path / "new") is None
+def test_only_whole_code_of_our_own_for_this_cpu_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from alnumpy.kernels import compiler
+
+    path = tmp_path / "kernels.o"
+    assert kernels._read(path, compiler.sign) is None
+    kernels._write(path, compiler.sign(b"code") + b"code")
+    assert kernels._read(path, compiler.sign) == b"code"
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "host", lambda: "another CPU")
+        assert kernels._read(path, compiler.sign) is None
+    if hasattr(os, "getuid"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: 12345)
+            os.chown(path, 54321, -1) if os.geteuid() == 0 else None
+            assert kernels._read(path, compiler.sign) is None
+    kernels._write(path, compiler.sign(b"code") + b"cod")
+    assert kernels._read(path, compiler.sign) is None
 
 
-def test_no_folder_is_one_warning_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from alnumpy.kernels import runner
+def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from alnumpy.kernels import compiler
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALNUMPY_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(kernels, "_run_program", None)
-    monkeypatch.setattr(kernels, "_folder", None)
-    monkeypatch.setattr(runner, "compile_runner", lambda cache: pytest.fail("must not cache") if cache else print)
+    monkeypatch.setattr(compiler, "compile_runner", lambda: b"code")
+    monkeypatch.setattr(compiler, "link", lambda code: print)
     with pytest.warns(RuntimeWarning, match="ALNUMPY_CACHE_DIR") as warned:
         kernels.warmup()
     assert len(warned) == 1

@@ -1,7 +1,8 @@
-"""The fast path: a program (see ``alnumpy.program``) run by compiled kernels. Numba is imported on the first run.
+"""The fast path: a program (see ``alnumpy.program``) run by compiled kernels.
 
-Compiled code is kept in a folder named after a digest of all that it depends on: the kernels' sources, the versions of
-Python, Numba and llvmlite, and the CPU. Code that is out of date is never found there.
+Numba is imported to compile them, which happens once: the object code is kept in a file named after a digest of all
+that it depends on, which is the kernels' sources, the versions of Numba and llvmlite, and the CPU. Code that is out of
+date is never found. To run what is kept, llvmlite is imported, and Numba is not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import sys
 import tempfile
 import threading
 import time
@@ -19,24 +19,22 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from ..program import Program
 
-READY = "ready"  # a file in the cache folder, written when everything has been compiled
 
-
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept, whether or not it exists; None where there is no home for it or no Numba."""
+def cache_file() -> Path | None:
+    """Where compiled kernels are kept, whether or not they are; None where there is no home for them or no Numba."""
     base = os.environ.get("ALNUMPY_CACHE_DIR")
     if not base:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         base = os.path.join(cache, "alnumpy") if os.path.isabs(cache) else None
     try:
-        return Path(base).absolute() / f"kernels-{_digest()}" if base else None
+        return Path(base).absolute() / f"kernels-{_digest()}.o" if base else None
     except metadata.PackageNotFoundError:
         return None
 
@@ -46,13 +44,12 @@ def _digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    versions = [metadata.version("numba"), metadata.version("llvmlite"), str(sys.implementation.cache_tag)]
-    digest.update("\0".join([*versions, _cpu()]).encode())
+    digest.update("\0".join([metadata.version("numba"), metadata.version("llvmlite"), _cpu()]).encode())
     return digest.hexdigest()[:32]
 
 
 def _cpu() -> str:
-    """The CPU's name and features, without importing llvmlite; Numba checks LLVM's own view of them once more."""
+    """The CPU's name and features, without importing llvmlite; LLVM's own view of them is checked on loading."""
     lines = [platform.machine(), platform.processor()]
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -66,67 +63,77 @@ def _cpu() -> str:
 
 def is_cached() -> bool:
     """Whether the first run will find its kernels compiled. Cheap: imports nothing."""
-    folder = cache_folder()
-    return folder is not None and (folder / READY).exists()
+    path = cache_file()
+    return path is not None and _is_ours(path)
 
 
 def warmup() -> tuple[Path | None, float]:
-    """Compiles the kernels, or loads them; returns the folder that keeps them, if any, and the seconds it took.
+    """Compiles the kernels, or loads them; returns the file that keeps them, if any, and the seconds it took.
 
     Raises ImportError where Numba is not installed.
     """
     start = time.perf_counter()
     _load()
-    return _folder, time.perf_counter() - start
+    path = cache_file()
+    return path if path is not None and path.exists() else None, time.perf_counter() - start
 
 
 _run_program: Callable[..., None] | None = None
-_folder: Path | None = None
 _load_lock = threading.Lock()
 
 
 def _load() -> Callable[..., None]:
     """The compiled runner."""
-    global _run_program, _folder
+    global _run_program
     with _load_lock:
         if _run_program is None:
-            import numba
+            from . import compiler
 
-            from . import runner
-
-            _folder = _writable(cache_folder())
-            if _folder is None:
-                warnings.warn(
-                    "alnumpy: no folder to keep compiled kernels in, so every process compiles them again; "
-                    "set ALNUMPY_CACHE_DIR to a folder of your own that can be written",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            config: Any = numba.config
-            before = config.CACHE_DIR, config.OPT
-            try:
-                config.CACHE_DIR = str(_folder or "")
-                config.OPT = type(config.OPT)(2)  # level 3 compiles for twice as long, for slower code
-                _run_program = runner.compile_runner(cache=_folder is not None)
-            finally:
-                config.CACHE_DIR, config.OPT = before
-            if _folder is not None:
-                (_folder / READY).touch()
+            path = cache_file()
+            code = _read(path, compiler.sign) if path else None
+            if code is None:
+                code = compiler.compile_runner()
+                if path is None or not _write(path, compiler.sign(code) + code):
+                    warnings.warn(
+                        f"alnumpy: compiled kernels cannot be kept (in {path}), so every process will compile them "
+                        "again; set ALNUMPY_CACHE_DIR to a folder of your own that can be written",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+            _run_program = compiler.link(code)
         return _run_program
 
 
-def _writable(folder: Path | None) -> Path | None:
-    """The folder, made if need be; None where we may not write, or it is not ours: what it holds will be executed."""
-    if folder is None:
+def _is_ours(path: Path) -> bool:
+    """Whether a file exists and is ours or the administrator's: what it holds will be executed."""
+    try:
+        return not hasattr(os, "getuid") or path.stat().st_uid in (os.getuid(), 0)
+    except OSError:
+        return False
+
+
+def _read(path: Path, sign: Callable[[bytes], bytes]) -> bytes | None:
+    """Object code that is ours, whole and for this CPU; None where there is none."""
+    if not _is_ours(path):
         return None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            return None
-        tempfile.TemporaryFile(dir=folder).close()
+        content = path.read_bytes()
     except OSError:
         return None
-    return folder
+    signature, code = content[:32], content[32:]
+    return code if signature == sign(code) else None
+
+
+def _write(path: Path, content: bytes) -> bool:
+    """Writes a file at once, so that other processes see all of it or none; returns whether that was possible."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError:
+        return False
+    return True
 
 
 _arenas: list[np.ndarray] = []  # those not in use: at most one for each thread that has ever run at the same time

@@ -5,16 +5,16 @@ through the first level cache, and what one group's projection needs of the filt
 """
 
 from .abi import LINE
-from .common import clamp, inline, kernel, plane_size, round_up
+from .common import inline, kernel, plane_size, round_up
 from .pool import add_to_totals, clear_totals
 from .simd import (
     LANES,
     broadcast,
     broadcast_tile,
+    clamp,
     dot,
     even_lanes,
     fma,
-    keep_separate,
     lanes_between,
     load,
     load_int,
@@ -44,7 +44,6 @@ def attended(arena, x, plane_factor, spatial, has_attention):
 @kernel
 def load_band(arena, x, y, first, rows, height, width, plane, channels, stride, channel, spatial):
     """Copies those of ``rows`` rows from ``first`` that exist, times attention; stride 2 parts odd and even columns."""
-    keep_separate()
     row = round_up(width, LINE)
     half = half_row(width)
     y_row = row if stride == 1 else round_up(2 * half, LINE)
@@ -75,7 +74,6 @@ def make_expand(inputs):
 
     @kernel
     def expand(arena, x, plane, y, size, weights, w, count):
-        keep_separate()
         bias = broadcast(weights, w, LANES)
         taps = broadcast_tile(weights, w + 1, 1, count_of_taps, 1, LANES)
         zero, six = splat(0.0, LANES), splat(6.0, LANES)
@@ -94,7 +92,7 @@ def make_expand(inputs):
 expand2, expand3, expand4, expand_any = make_expand(2), make_expand(3), make_expand(4), make_expand(0)
 
 
-@inline
+@kernel
 def expand(arena, x, plane, y, size, weights, w, count):
     """``size`` floats of one expanded channel, ReLU6."""
     if count == 2:
@@ -126,7 +124,6 @@ def row_of(arena, left, middle, right, first, last, zero):
 @kernel
 def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
     """Stride 1: rows + 2 input rows -> rows. Each input row is loaded once and serves the three outputs that see it."""
-    keep_separate()
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
     zero, six = splat(0.0, LANES), splat(6.0, LANES)
@@ -153,7 +150,6 @@ def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
 @kernel
 def depthwise_band2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
     """Stride 2: 2 rows + 1 input rows, odd columns then even ones, -> rows. Output j sees odd j - 1, even j, odd j."""
-    keep_separate()
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
     zero, six = splat(0.0, LANES), splat(6.0, LANES)
@@ -175,48 +171,44 @@ def depthwise_band2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
             target += y_row
 
 
-def make_project(rows, cols):
+def make_project(rows):
     @kernel
-    def project(arena, x, x_plane, inputs, y, y_plane, first, last, weights, w, outputs):
-        """``rows`` outputs of a group, over the floats ``first`` to ``last`` of the band; returns where it stopped."""
-        keep_separate()
-        while first + cols * LANES <= last:
-            sums = broadcast_tile(weights, w, 1, rows, cols, LANES)
-            at = w
+    def project(arena, x, x_plane, inputs, y, y_plane, size, weights, w, outputs):
+        """``rows`` outputs of a group, by four vectors at once and then one by one."""
+        i = 0
+        while i + 4 * LANES <= size:
+            sums = broadcast_tile(weights, w, 1, rows, 4, LANES)
             for k in range(inputs):
-                at += outputs
-                sums = outer(sums, weights, at, 1, arena, x + k * x_plane + first, rows, cols)
-            store_tile(arena, y + first, y_plane, sums, cols)
-            first += cols * LANES
-        return first
+                sums = outer(sums, weights, w + (k + 1) * outputs, 1, arena, x + k * x_plane + i, rows, 4)
+            store_tile(arena, y + i, y_plane, sums, 4)
+            i += 4 * LANES
+        while i < size:
+            sums = broadcast_tile(weights, w, 1, rows, 1, LANES)
+            for k in range(inputs):
+                sums = outer(sums, weights, w + (k + 1) * outputs, 1, arena, x + k * x_plane + i, rows, 1)
+            store_tile(arena, y + i, y_plane, sums, 1)
+            i += LANES
 
     return project
 
 
-project11, project21, project31, project41 = (make_project(rows, 1) for rows in (1, 2, 3, 4))
-project14, project24, project34, project44 = (make_project(rows, 4) for rows in (1, 2, 3, 4))
+project1, project2, project3, project4 = make_project(1), make_project(2), make_project(3), make_project(4)
 
 
-@inline
+@kernel
 def project(arena, x, x_plane, inputs, y, y_plane, size, weights, w, outputs):
-    """All outputs of a group: up to four of them by four vectors at once."""
-    done = 0
-    while done < outputs:
-        rows = min(4, outputs - done)
+    """All outputs of a group, up to four of them at once."""
+    for done in range(0, outputs, 4):
         target = y + done * y_plane
-        if rows == 4:
-            i = project44(arena, x, x_plane, inputs, target, y_plane, 0, size, weights, w + done, outputs)
-            project41(arena, x, x_plane, inputs, target, y_plane, i, size, weights, w + done, outputs)
+        rows = outputs - done
+        if rows >= 4:
+            project4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         elif rows == 3:
-            i = project34(arena, x, x_plane, inputs, target, y_plane, 0, size, weights, w + done, outputs)
-            project31(arena, x, x_plane, inputs, target, y_plane, i, size, weights, w + done, outputs)
+            project3(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         elif rows == 2:
-            i = project24(arena, x, x_plane, inputs, target, y_plane, 0, size, weights, w + done, outputs)
-            project21(arena, x, x_plane, inputs, target, y_plane, i, size, weights, w + done, outputs)
+            project2(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         else:
-            i = project14(arena, x, x_plane, inputs, target, y_plane, 0, size, weights, w + done, outputs)
-            project11(arena, x, x_plane, inputs, target, y_plane, i, size, weights, w + done, outputs)
-        done += rows
+            project1(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
 
 
 @kernel
@@ -231,7 +223,6 @@ def planar_block(
     depthwise bias and weights; then the projection's biases and weights, input by input. ``table`` holds the first
     input plane of each expanded channel, in the order after the shuffle.
     """
-    keep_separate()
     half = half_row(width)
     source_row = round_up(width if stride == 1 else 2 * half, LINE)
     y_row = round_up(new_width, LINE)

@@ -10,7 +10,6 @@ from .simd import (
     broadcast_tile,
     column_of_taps,
     gather,
-    keep_separate,
     lanes_between,
     load,
     load_float,
@@ -38,7 +37,6 @@ def channel_attention(
 
     Both go through the first layer together; the second is linear, so it is applied once, to the sum.
     """
-    keep_separate()
     padded = round_up(hidden_channels, PACK)
     pointwise(arena, weights, tables, means, hidden, w1, table1, 2, width, padded, 1, channels, padded // PACK, 1)
     for i in range(0, padded, PACK):
@@ -56,7 +54,6 @@ def map_plane(height, width):
 
 @kernel
 def clear_maps(arena, maps, height, width):
-    keep_separate()
     for i in range(0, 2 * map_plane(height, width) + LINE, LANES):
         store(arena, maps + i, splat(0.0, LANES))
 
@@ -80,7 +77,6 @@ pool1, pool2 = make_planar_pool(1), make_planar_pool(2)
 @kernel
 def planar_pool(arena, x, maps, height, width, channels, plane, channel):
     """Planar (channels, H, row) times channel attention -> padded maps of the mean and maximum over the channels."""
-    keep_separate()
     clear_maps(arena, maps, height, width)
     row = round_up(width, LINE)
     map_row = LINE + row
@@ -109,7 +105,6 @@ def pool(arena, weights, x, maps, height, width, channels, real_channels, channe
 
     ``real`` is 1 at channels and 0 at padding.
     """
-    keep_separate()
     clear_maps(arena, maps, height, width)
     map_row = LINE + round_up(width, LINE)
     second = map_plane(height, width)
@@ -150,7 +145,6 @@ spatial1, spatial2 = make_spatial(1), make_spatial(2)
 @kernel
 def spatial_attention(arena, weights, maps, y, w, height, width):
     """Two padded maps -> sigmoid(7x7 convolution), planar (H rounded up to 4, row)."""
-    keep_separate()
     row = round_up(width, LINE)
     map_row = LINE + row
     second = map_plane(height, width)
@@ -170,7 +164,6 @@ def spatial_attention(arena, weights, maps, y, w, height, width):
 @kernel
 def scale(arena, x, height, width, channels, channel, spatial):
     """Channels last, in place, times channel and spatial attention."""
-    keep_separate()
     row = round_up(width, LINE)
     for i in range(height):
         for j in range(width):
@@ -184,7 +177,6 @@ def scale(arena, x, height, width, channels, channel, spatial):
 @kernel
 def to_channels_last(arena, x, y, height, width, channels, plane, channel, spatial):
     """Planar -> channels last, times channel and spatial attention where there is any (not negative)."""
-    keep_separate()
     row = round_up(width, LINE)
     whole = channels // PACK * PACK
     one = splat(1.0, PACK)

@@ -6,7 +6,7 @@ from typing import Any
 from numba import njit
 
 from .abi import LINE
-from .simd import LANES, add, divide, fma, maximum, minimum, multiply, power_of_two, rint, splat
+from .simd import LANES, add, clamp, divide, fma, maximum, multiply, power_of_two, rint, splat
 
 # No wrappers: only the runner is called from Python. Nothing here may raise, allocate or touch an object, so that the
 # same code can be compiled ahead of time for a device without Numba.
@@ -39,19 +39,13 @@ def limits(activation):
 
 
 @inline
-def clamp(tile, low, high):
-    """min(max(tile, low), high), where NaN stays NaN."""
-    return minimum(high, maximum(low, tile))
-
-
-@inline
 def sigmoid(x):
     """1 / (1 + exp(-x)) of a vector of LANES: within 2 ulp, 0 where exp overflows, NaN where x is NaN.
 
     exp(t) = 2^n * exp(r) with n = round(t / ln 2), |r| <= ln(2) / 2; the Taylor series to r^7 is exact to 1e-8.
     """
     one = splat(1.0, LANES)
-    t = minimum(splat(89.0, LANES), maximum(splat(-88.0, LANES), multiply(x, splat(-1.0, LANES))))
+    t = clamp(multiply(x, splat(-1.0, LANES)), splat(-88.0, LANES), splat(89.0, LANES))
     n = rint(multiply(t, splat(1.4426950408889634, LANES)))
     r = fma(n, splat(-0.693359375, LANES), t)  # ln 2 in two parts, the first exact in float32 with bits to spare
     r = fma(n, splat(2.12194440054690583e-4, LANES), r)

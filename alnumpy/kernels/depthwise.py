@@ -1,8 +1,8 @@
 """3x3 depthwise convolution of channels-last maps."""
 
 from .abi import PACK
-from .common import clamp, inline, kernel
-from .simd import fma, keep_separate, load_tile, row_of_taps, splat, store_tile
+from .common import inline, kernel
+from .simd import clamp, fma, load_tile, row_of_taps, splat, store_tile
 
 
 def make_pixel(cols):
@@ -25,7 +25,6 @@ pixel1, pixel8 = make_pixel(1), make_pixel(8)
 @kernel
 def one_pixel(arena, x, x_row, channels, weights, w, y, top, bottom, left, right):
     """All channels of one output at the map's edge."""
-    keep_separate()
     c = 0
     while c + 8 * PACK <= channels:
         pixel8(arena, x + c, x_row, channels, weights, w + c, y + c, top, bottom, left, right)
@@ -39,7 +38,6 @@ def make_pixels(count, stride):
     @kernel
     def pixels(arena, x, x_row, channels, weights, w, y, top, bottom):
         """All channels of ``count`` adjacent outputs whose taps all exist in their rows."""
-        keep_separate()
         for c in range(0, channels, PACK):
             sums = load_tile(weights, w + c, 0, count, 1, PACK)
             for ky in range(top, bottom):
@@ -56,7 +54,6 @@ four1, two1, four2, two2 = make_pixels(4, 1), make_pixels(2, 1), make_pixels(4, 
 @kernel
 def depthwise(arena, weights, x, y, w, height, width, new_height, new_width, stride, channels):
     """(H, W, channels) -> (H', W', channels), ReLU6. Taps outside the map are left out."""
-    keep_separate()
     x_row = width * channels
     for i in range(new_height):
         top = max(0, 1 - i * stride)

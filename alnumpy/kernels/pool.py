@@ -7,7 +7,6 @@ from .simd import (
     add,
     broadcast,
     fma,
-    keep_separate,
     lanes_between,
     load,
     load_float,
@@ -24,7 +23,6 @@ from .simd import (
 @kernel
 def clear_totals(arena, totals, channels):
     """Totals are two lines a channel: partial sums and partial maxima, one a lane."""
-    keep_separate()
     for c in range(channels):
         store(arena, totals + c * 2 * LINE, splat(0.0, LANES))
         store(arena, totals + c * 2 * LINE + LINE, splat(-INFINITY, LANES))
@@ -33,7 +31,6 @@ def clear_totals(arena, totals, channels):
 @kernel
 def add_to_totals(arena, x, plane, channels, height, width, totals):
     """Adds ``height`` rows of each planar channel, which are still in cache because they were just stored."""
-    keep_separate()
     row = round_up(width, LINE)
     zero, lowest = splat(0.0, LANES), splat(-INFINITY, LANES)
     for c in range(channels):
@@ -60,7 +57,6 @@ def add_to_totals(arena, x, plane, channels, height, width, totals):
 @kernel
 def planar_means(arena, totals, y, height, width, channels):
     """Totals -> the mean of each channel, then the maximum of each."""
-    keep_separate()
     scale = 1.0 / (height * width)
     padded = round_up(channels, PACK)
     for c in range(channels):
@@ -72,7 +68,6 @@ def planar_means(arena, totals, y, height, width, channels):
 @kernel
 def means(arena, x, y, height, width, channels):
     """Channels last: the mean of each channel, then the maximum of each."""
-    keep_separate()
     scale = splat(1.0 / (height * width), PACK)
     for c in range(0, channels, PACK):
         total, highest = splat(0.0, PACK), splat(-INFINITY, PACK)
@@ -86,7 +81,6 @@ def means(arena, x, y, height, width, channels):
 @kernel
 def embedding(arena, output, x, height, width, channels, size, channel, spatial, y):
     """Channels last (H, W, channels) times attention, if any -> its mean over the pixels. ``y`` is scratch."""
-    keep_separate()
     row = round_up(width, LINE)
     scale = splat(1.0 / (height * width), PACK)
     for c in range(0, channels, PACK):

@@ -1,10 +1,9 @@
 """A whole program for a batch of images in one call."""
 
-from numba import njit
-
 from .abi import COLUMNS, Op
 from .block import planar_block
 from .cbam import channel_attention, planar_pool, pool, scale, spatial_attention, to_channels_last
+from .common import kernel
 from .depthwise import depthwise
 from .pointwise import pointwise
 from .pool import embedding, means, planar_means
@@ -12,6 +11,7 @@ from .simd import load_int, load_ints
 from .stem import pad_image, stem
 
 
+@kernel
 def run_program(images, image_size, count, output, output_size, weights, tables, steps, step_count, arena):
     """Runs the steps for each of ``count`` images. All arguments are addresses and sizes, in elements, as int64."""
     for n in range(count):
@@ -49,8 +49,3 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
                 spatial_attention(arena, weights, *load_ints(steps, at, 5))
             elif op == Op.EMBEDDING:
                 embedding(arena, result, *load_ints(steps, at, 8))
-
-
-def compile_runner(cache):
-    """``run_program`` compiled, or loaded from the folder in Numba's configuration."""
-    return njit("void(" + ", ".join(["int64"] * 10) + ")", error_model="numpy", nogil=True, cache=cache)(run_program)

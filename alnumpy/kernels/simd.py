@@ -104,6 +104,14 @@ def _fma(builder, a, b, c):
     return _call(builder, "llvm.fma", a, b, c)
 
 
+def _maximum(builder, limit, x):
+    return builder.select(builder.fcmp_ordered(">", limit, x), limit, x)
+
+
+def _minimum(builder, limit, x):
+    return builder.select(builder.fcmp_ordered("<", limit, x), limit, x)
+
+
 def _elementwise(operation):
     """An intrinsic of one to three operands, vectors or tiles; a vector among tiles serves every vector of the tile."""
 
@@ -150,17 +158,6 @@ def _ternary(operation):
     return function
 
 
-@intrinsic
-def keep_separate(typingctx):
-    """Keeps LLVM from inlining the function that calls this: it would optimise large kernels again in each caller."""
-
-    def emit(context, builder, signature, arguments):
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
 # --- arithmetic on vectors and tiles --------------------------------------------------------------------------------
 
 add = _binary(lambda b, x, y: b.fadd(x, y))
@@ -168,9 +165,10 @@ subtract = _binary(lambda b, x, y: b.fsub(x, y))
 multiply = _binary(lambda b, x, y: b.fmul(x, y))
 divide = _binary(lambda b, x, y: b.fdiv(x, y))
 fma = _ternary(_fma)  # x * y + z, rounded once
-maximum = _binary(lambda b, limit, x: b.select(b.fcmp_ordered(">", limit, x), limit, x))
-minimum = _binary(lambda b, limit, x: b.select(b.fcmp_ordered("<", limit, x), limit, x))
+maximum = _binary(_maximum)
+minimum = _binary(_minimum)
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
+clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
 rint = _unary(lambda b, x: _call(b, "llvm.rint", x))
 
 

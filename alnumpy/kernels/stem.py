@@ -1,9 +1,9 @@
 """The stem: a dense 3x3 convolution of the three colour planes."""
 
 from .abi import LINE, STEM_ROWS
-from .common import INFINITY, clamp, inline, kernel, round_up
+from .common import INFINITY, inline, kernel, round_up
 from .pool import add_to_totals, clear_totals
-from .simd import LANES, broadcast_tile, keep_separate, load, load_float, outer, splat, store, store_float, store_tile
+from .simd import LANES, broadcast_tile, clamp, load, load_float, outer, splat, store, store_float, store_tile
 
 COLORS = 3
 BAND = 8  # rows: a band of a tile's channels is still in cache when its sums are taken
@@ -12,7 +12,6 @@ BAND = 8  # rows: a band of a tile's channels is still in cache when its sums ar
 @kernel
 def pad_image(images, arena, y, height, width):
     """(3, H, W) -> (3, H + 2, LINE + row), zero around the picture; a row's left border is the padding before it."""
-    keep_separate()
     row = LINE + round_up(width, LINE)
     zero = splat(0.0, LANES)
     for i in range(0, COLORS * (height + 2) * row + LINE, LANES):
@@ -51,7 +50,6 @@ tile1, tile2 = make_tile(1), make_tile(2)
 @kernel
 def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
     """The padded image -> planar (channels, H, row), ReLU, with the sum and maximum of each channel."""
-    keep_separate()
     y_row = round_up(width, LINE)
     row = LINE + y_row
     image_plane = (height + 2) * row
