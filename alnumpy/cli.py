@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -37,8 +38,8 @@ class UsageError(Exception):
 
 
 def positive_int(text: str) -> int:
-    """An argument that must be a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
+    """An argument that must be a whole number from 1 to a thousand million."""
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= 1_000_000_000:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
 
@@ -101,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--size", type=side, help="side of the network's input in pixels (default: the weights file's)")
     embed.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
 
+    embed.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        default=images.MAX_PIXELS,
+        help="refuse larger pictures, to bound the memory (default: %(default)s)",
+    )
     add_backend(embed)
     embed.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and how long")
 
@@ -123,10 +130,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def printable(text: object) -> str:
+    """A text from outside (a file's name, a model card) as one line without control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def warn(message: object) -> None:
-    """One line on stderr, whatever control characters a file's name may hold."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(message))
-    print(f"alnumpy: {text}", file=sys.stderr)
+    """One line on stderr."""
+    print(f"alnumpy: {printable(message)}", file=sys.stderr)
 
 
 def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
@@ -135,7 +146,7 @@ def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
     failed = 0
     for argument in arguments:
         if argument == "-":
-            paths += [line for line in sys.stdin.read().splitlines() if line]
+            paths += [line for line in sys.stdin.read().split("\n") if line]
         elif os.path.isdir(argument):
             try:
                 found = images.find(argument, recursive)
@@ -214,13 +225,16 @@ def write_csv(file: IO[bytes], rows: Iterator[Embedded]) -> None:
 
 
 def write_npy(file: IO[bytes], rows: Iterator[Embedded]) -> None:
-    """A float32 array (N, D); a JSON line on stdout tells the path of each row."""
+    """A float32 array (N, D), (0, 0) where nothing could be embedded; JSON lines on stdout tell each row's path."""
     kept: list[np.ndarray] = []
+    names = []
     for row in rows:
-        print(json.dumps({"row": len(kept), "path": row.path}))
         assert row.embedding is not None
         kept.append(row.embedding)
+        names.append(row.path)
     np.save(file, np.stack(kept) if kept else np.empty((0, 0), np.float32))
+    for i, name in enumerate(names):
+        print(json.dumps({"row": i, "path": name}))
 
 
 FORMATS = {"json": write_json, "jsonl": write_jsonl, "csv": write_csv, "npy": write_npy}
@@ -232,10 +246,12 @@ def run_embed(args: argparse.Namespace) -> int:
         raise UsageError("--format npy needs --output FILE")
     embedder = load(args.weights, args.size, args.normalize, args.backend, args.threads)
     paths, failed = collect(args.paths, args.recursive)
+    if args.output and os.path.isfile(args.output) and any(same_file(path, args.output) for path in paths):
+        raise UsageError(f"{args.output} is one of the pictures to embed")
 
     def good() -> Iterator[Embedded]:
         nonlocal failed
-        for result in progress(embedder.embed_files(paths, args.batch_size), len(paths)):
+        for result in progress(embedder.embed_files(paths, args.batch_size, args.max_pixels), len(paths)):
             if result.error is None:
                 yield result
             else:
@@ -248,6 +264,11 @@ def run_embed(args: argparse.Namespace) -> int:
     if args.verbose:
         warn(f"backend {embedder.backend_used}, {len(paths)} pictures in {time.perf_counter() - start:.2f} s")
     return 1 if failed else 0
+
+
+def same_file(path: str, other: str) -> bool:
+    """Whether two paths lead to one existing file."""
+    return os.path.exists(path) and os.path.samefile(path, other)
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -263,7 +284,7 @@ def run_info(args: argparse.Namespace) -> int:
         path = args.weights or weights.default_path()
         loaded = weights.read(path)
         parameters = loaded.parameters
-        network, title = loaded.spec, f"{loaded.spec.name}, {os.fspath(path)}, {loaded.dtype}"
+        network, title = loaded.spec, f"{loaded.spec.name}, {printable(path)}, {loaded.dtype}"
         size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
     print(f"{title}: input 3x{size[0]}x{size[1]}")
     print(layer_table(network, size))
@@ -271,7 +292,7 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"activations: {arena:,} bytes a thread (numba backend)")
     if not args.spec:
         for field, value in (("source", loaded.source), ("sha256", loaded.source_sha256), *loaded.card.items()):
-            print(f"{field}: {value}")
+            print(f"{printable(field)}: {printable(value)}")
     return 0
 
 
@@ -317,9 +338,9 @@ def run_verify(args: argparse.Namespace) -> int:
     result = embedder.self_test()
     good = result.relative_error <= SELF_TEST_TOLERANCE  # false for NaN
     print(
-        f"{'ok' if good else 'FAILED'}: {os.fspath(path)}: relative error {result.relative_error:.2e} "
+        f"{'ok' if good else 'FAILED'}: {printable(path)}: relative error {result.relative_error:.2e} "
         f"(at most {SELF_TEST_TOLERANCE:.0e}), largest {result.largest_error:.2e}, "
-        f"recorded by {embedder.weights.self_test_by}"
+        f"recorded by {printable(embedder.weights.self_test_by)}"
     )
     return 0 if good else 1
 
@@ -339,9 +360,17 @@ def run_warmup(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage, 130 interrupted."""
+    if sys.stderr is None:  # closed by the caller, as are the two below
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        warn("stdout is closed: there is nowhere to write the results to")
+        return 1
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be valid text
             stream.reconfigure(errors="surrogateescape")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged picture is whether it can be decoded
     args = build_parser().parse_args(argv)
     try:
         code = args.run(args)
@@ -356,9 +385,17 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         warn(error)
         return 2
-    except (AlnumpyError, OSError) as error:
+    except (AlnumpyError, OSError, MemoryError) as error:
         if args.debug:
             raise
-        named = isinstance(error, OSError) and error.filename is not None
-        warn(f"{error.filename}: {error.strerror}" if named else error)  # type: ignore[union-attr]
+        warn(explain(error))
         return 1
+
+
+def explain(error: BaseException) -> str:
+    """An error as one line that names the file."""
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller --size, --batch-size or --max-pixels needs less"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from . import images, reference
 from .errors import AlnumpyError, ImageError, MissingExtraError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .program import Program
 
 BACKENDS = ("auto", "numba", "numpy")
+NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnumpy verify, or convert them again"
 
 # What "auto" weighs against each other: orders of magnitude of a laptop, the same for every device, so that the choice
 # does not depend on a measurement.
@@ -90,9 +92,10 @@ class Embedder:
         fixed, per_pixel = NUMPY_SECONDS
         self._numpy_seconds += pictures * (fixed + per_pixel * x.shape[2] * x.shape[3])
         self.backend_used = self._choose()
-        y = self._run_numba(x) if self.backend_used == "numba" else self._run_numpy(x)
-        if self.normalize:
-            y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the embedding
+            y = self._run_numba(x) if self.backend_used == "numba" else self._run_numpy(x)
+            if self.normalize:
+                y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return y
 
     def _choose(self) -> str:
@@ -126,17 +129,20 @@ class Embedder:
         difference = Embedder(self.weights, backend=self.backend).forward(self.weights.self_test_input) - recorded
         return SelfTest(float(np.linalg.norm(difference) / np.linalg.norm(recorded)), float(np.abs(difference).max()))
 
-    def embed(self, pictures: ImageSource | Sequence[ImageSource]) -> np.ndarray:
+    def embed(self, pictures: ImageSource | Iterable[ImageSource]) -> np.ndarray:
         """Embeddings of one picture or of a list: paths, PIL images or uint8 arrays (H, W, 3) -> (N, spec.embedding).
 
-        Raises ImageError for a picture that cannot be read.
+        Raises ImageError for a picture that cannot be read, or whose embedding is not finite.
         """
-        single = isinstance(pictures, (str, os.PathLike, np.ndarray)) or hasattr(pictures, "convert")
-        sources: Sequence[ImageSource] = [pictures] if single else pictures  # type: ignore[list-item, assignment]
+        single = isinstance(pictures, (str, os.PathLike, Image.Image, np.ndarray))
+        sources: list[ImageSource] = [pictures] if single else list(pictures)  # type: ignore[list-item, arg-type]
         x = np.empty((len(sources), 3, self.preprocessing.size, self.preprocessing.size), np.float32)
         for i, source in enumerate(sources):
             x[i] = images.preprocess(images.read(source), self.preprocessing)
-        return self.forward(x)
+        y = self.forward(x)
+        if not np.isfinite(y).all():
+            raise ImageError(NOT_FINITE)
+        return y
 
     def embed_files(
         self, paths: Iterable[str | os.PathLike[str]], batch_size: int = 32, max_pixels: int = images.MAX_PIXELS
@@ -147,6 +153,8 @@ class Embedder:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if isinstance(paths, (str, os.PathLike)):
+            raise TypeError("embed_files takes an iterable of paths, not one path")
         expected = length_hint(paths)  # 0 where it cannot be known: then "auto" counts batch by batch
         known = expected > 0
         remaining = iter(paths)
@@ -161,7 +169,12 @@ class Embedder:
             embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())
             expected = 0 if inputs else expected
             for i, path in enumerate(batch):
-                yield Embedded(path, None, errors[i]) if i in errors else Embedded(path, next(embeddings), None)
+                if i in errors:
+                    yield Embedded(path, None, errors[i])
+                elif np.isfinite(embedding := next(embeddings)).all():
+                    yield Embedded(path, embedding, None)
+                else:
+                    yield Embedded(path, None, ImageError(f"{path}: {NOT_FINITE}"))
 
 
 def available_threads() -> int:

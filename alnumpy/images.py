@@ -7,8 +7,8 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from .errors import ImageError, SpecError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_SIZE = 4096  # side of the network's input
-MAX_PIXELS = 64_000_000  # decoded as RGB 192 MB: what a device with 1 GB of memory can hold beside everything else
+MAX_PIXELS = 50_000_000  # Pillow holds 4 bytes a pixel, twice for a moment: what a device with 1 GB of memory can bear
+
+_open_lock = Lock()  # warnings.catch_warnings, which Image.open needs, changes what all threads share
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -48,8 +50,9 @@ class Preprocessing:
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = isinstance(values, Sequence) and len(values) == 3 and all(type(v) in (int, float) for v in values)
-            if not numbers or not all(isfinite(v) and (field == "mean" or v > 0) for v in values):
-                raise SpecError(f"preprocessing: {field} must be three finite numbers (std above 0), not {values!r}")
+            least = -1000 if field == "mean" else 1e-4  # pixels are in 0..1: anything else is a mistake
+            if not numbers or not all(least <= v <= 1000 for v in values):
+                raise SpecError(f"preprocessing: {field} must be three numbers from {least:g} to 1000, not {values!r}")
             object.__setattr__(self, field, tuple(float(v) for v in values))
         for field, allowed in (
             ("resize", ("short-side",)),
@@ -80,7 +83,11 @@ def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError(f"an array picture must be uint8 (height, width, 3), not {source.dtype} {source.shape}")
         return Image.fromarray(np.ascontiguousarray(source))
     if isinstance(source, Image.Image):
+        if 0 in source.size:
+            raise ImageError(f"a picture without pixels: {source.width}x{source.height}")
         return _guarded("picture", lambda: _to_rgb(ImageOps.exif_transpose(source)))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(f"a picture must be a path, a PIL image or an array, not {type(source).__name__}")
     path = os.fspath(source)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
@@ -98,7 +105,7 @@ def _guarded(name: str, decode: Any) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture that can be read ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name}: too many pixels") from None
+        raise ImageError(f"{name}: far too many pixels; make it smaller first") from None
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from None
     except Exception as error:  # decoders meet damaged files with almost any exception: all mean the same to the caller
@@ -106,29 +113,49 @@ def _guarded(name: str, decode: Any) -> Image.Image:
 
 
 def _read_file(path: str, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings():
+    with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(path, formats=FORMATS)
     with image:
         if image.width * image.height > max_pixels:
-            raise ImageError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}")
+            raise ImageError(
+                f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}: make it smaller, or raise "
+                "the limit (max_pixels, --max-pixels) where memory allows"
+            )
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
-    if mode.startswith("I"):  # 16-bit grey (Pillow opens some as 32-bit): the high byte of each pixel
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ImageError("32-bit pixels outside 0..65535 have no defined brightness; convert the picture to 8 bits")
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if mode.startswith("I"):
+        return Image.fromarray(_high_byte(image)).convert("RGB")
     if mode == "F":
         raise ImageError("floating-point pixels have no defined brightness; convert the picture to 8 bits")
-    if mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+    if mode in ("La", "RGBa"):  # premultiplied by alpha
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+    if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> np.ndarray:
+    """16-bit grey (Pillow opens some as 32-bit) as uint8: the high byte of each pixel, transparent ones white."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ImageError("32-bit pixels outside 0..65535 have no defined brightness; convert the picture to 8 bits")
+    tags = getattr(image, "tag_v2", {})  # of TIFF: bits a sample, and whether 0 is white
+    bits = min(16, tags.get(258, (16,))[0])
+    grey = (pixels >> (bits - 8)).astype(np.uint8)
+    if tags.get(262) == 0:
+        grey = 255 - grey
+    if "transparency" in image.info:
+        grey[pixels == image.info["transparency"]] = 255
+    return grey
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:

@@ -5,11 +5,11 @@ Layout, format version 1:
     /                      attributes ``format`` ("alnumpy weights"), ``version`` (1), ``metadata`` (JSON)
     /parameters/NAME       one array for each name of ``spec.parameters(spec)``, float32 or float16
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
-    /self_test/embedding   float32 (1, spec.embedding): what torch computed for it
+    /self_test/embedding   float32 (1, spec.embedding): what torch computed for it, or alnumpy where no torch was
 
 Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, and
-the model card's fields. All arrays are stored contiguous and unfiltered, so a file can never be larger in memory than
-on disk.
+the model card's fields. All arrays are stored contiguous and unfiltered, so a file can be at most twice as large in
+memory (float16 as float32) as on disk.
 """
 
 from __future__ import annotations
@@ -103,9 +103,11 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
         raise WeightsError(f"{path}: the arrays do not fit the spec")
     with np.errstate(over="ignore"):
         arrays = {name: np.asarray(weights.parameters[name], weights.dtype) for name in shapes}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise WeightsError(f"{path}: {name} is not finite as {weights.dtype}")
+    self_test = {"input": weights.self_test_input, "embedding": weights.self_test_embedding}
+    try:
+        _check_values(arrays, self_test)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error} as {weights.dtype}; nothing was written") from None
 
     with replacing(path) as target, h5py.File(target, "w") as file:
         file.attrs["format"] = np.bytes_(FORMAT)
@@ -115,8 +117,8 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
         for name, array in arrays.items():
             group.create_dataset(name, data=array)
         group = file.create_group("self_test")
-        group.create_dataset("input", data=weights.self_test_input.astype("<f4"))
-        group.create_dataset("embedding", data=weights.self_test_embedding.astype("<f4"))
+        for name, array in self_test.items():
+            group.create_dataset(name, data=array.astype("<f4"))
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
@@ -164,13 +166,11 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     dtypes = {array.dtype for array in arrays.values()}
     if len(dtypes) != 1:
         raise WeightsError("parameters: float32 and float16 are mixed")
-    for name, array in arrays.items():
-        if name.endswith("running_var") and array.min() < 0:
-            raise WeightsError(f"parameters/{name}: a variance below 0")
     size = self_test_size(preprocessing)
     self_test = _read_group(
         file, "self_test", {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}, DTYPES[:1]
     )
+    _check_values(arrays, self_test)
     return Weights(
         spec=spec,
         preprocessing=preprocessing,
@@ -226,11 +226,19 @@ def _read_group(
             raise WeightsError(f"{item} must be stored contiguous in this file, without filters")
         if dataset.id.get_storage_size() != dataset.nbytes:
             raise WeightsError(f"{item} is not stored whole")
-    arrays = {name: dataset[()] for name, dataset in datasets.items()}
-    for name, array in arrays.items():
+    return {name: dataset[()] for name, dataset in datasets.items()}
+
+
+def _check_values(arrays: Mapping[str, np.ndarray], self_test: Mapping[str, np.ndarray]) -> None:
+    """What a network can compute with, and a self-test that can fail; the same for reading and for writing."""
+    named = {f"parameters/{k}": a for k, a in arrays.items()} | {f"self_test/{k}": a for k, a in self_test.items()}
+    for name, array in named.items():
         if not np.isfinite(array).all():
-            raise WeightsError(f"{group_name}/{name} has values that are not finite")
-    return arrays
+            raise WeightsError(f"{name} has values that are not finite")
+        if name.endswith("running_var") and array.min() < 0:
+            raise WeightsError(f"{name} has a variance below 0")
+    if not self_test["embedding"].any():
+        raise WeightsError("self_test/embedding is zero: these weights compute nothing")
 
 
 def _hard_link(group: h5py.Group, name: str, kind: type) -> Any:

@@ -59,7 +59,7 @@ def test_float16_halves_the_parameters(path, tmp_path):
 def test_float16_that_would_overflow_is_refused(tmp_path):
     big = make(dtype="float16")
     big = replace(big, parameters=dict(big.parameters) | {"last.conv.weight": np.full((6, 8, 1, 1), 1e6, np.float32)})
-    with pytest.raises(WeightsError, match=r"last.conv.weight is not finite as float16"):
+    with pytest.raises(WeightsError, match=r"last.conv.weight has values that are not finite as float16"):
         weights.write(tmp_path / "w.h5", big)
     assert os.listdir(tmp_path) == []
 
