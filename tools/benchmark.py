@@ -34,7 +34,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -319,17 +318,16 @@ def interleave(runs: Mapping[str, Run], rounds: int) -> dict[str, Samples]:
     """Times the runtimes in turn, in another order each round, so that whatever disturbs the machine disturbs all.
 
     Before its turn is timed a runtime runs untimed for a while: to fill the caches, and until the threads of the one
-    before it, which may spin in wait for more work, are asleep.
+    before it, which may spin in wait for more work, are asleep. Calls that take long make that unimportant.
     """
     samples = {name: Samples([], []) for name in runs}
     order, rng = list(runs), random.Random(0)
     for round in range(-1, rounds):  # round -1 is not kept: some runtimes optimise themselves during the first calls
         rng.shuffle(order)
         for name in order:
-            run = runs[name]
+            run, wall = runs[name], samples[name].wall
             settled = time.perf_counter() + 0.005
-            run()
-            while time.perf_counter() < settled:
+            while time.perf_counter() < settled and not (wall and wall[-1] > 0.1):
                 run()
             end = time.perf_counter() + 0.02
             while True:
@@ -337,7 +335,7 @@ def interleave(runs: Mapping[str, Run], rounds: int) -> dict[str, Samples]:
                 run()
                 stop = time.perf_counter()
                 if round >= 0:
-                    samples[name].wall.append(stop - start)
+                    wall.append(stop - start)
                     samples[name].cpu.append(time.process_time() - cpu)
                 if stop >= end:
                     break
@@ -630,34 +628,28 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     from alnumpy import kernels
     from alnumpy.program import Op, compile_program
 
-    program = compile_program(network.spec, network.params)
+    program, run_program = compile_program(network.spec, network.params), kernels._load()
     layout = program.layout((size, size))
-
-    def part(first: int, last: int) -> Any:
-        """Some of the steps as a program. They find the arena as the step before left it: there is only this thread."""
-        steps = layout._replace(steps=layout.steps[first:last])
-        return SimpleNamespace(
-            spec=program.spec, weights=program.weights, tables=program.tables, layout=lambda _: steps
-        )
-
-    x = np.random.default_rng(size).standard_normal((1, 3, size, size), np.float32)
-    kernels.run(program, x)
-    count = len(layout.steps)
-    parts = [part(i, i + 1) for i in range(count)] + [part(0, 0)]
-    times = np.empty((rounds, count + 1))
+    arena, y = layout.new_arena(), np.empty(network.spec.embedding, np.float32)
+    x = np.random.default_rng(size).standard_normal((3, size, size), np.float32)
+    before = x.ctypes.data, x.size, 1, y.ctypes.data, y.size, program.weights.ctypes.data, program.tables.ctypes.data
+    steps = [step.ctypes.data for step in layout.steps]
+    calls = [*((step, 1) for step in steps), (steps[0], 0), (steps[0], len(steps))]  # each, none, all
+    times = np.empty((rounds, len(calls)))
     for i in range(rounds):
-        for j, step in enumerate(parts):
+        for j, (step, count) in enumerate(calls):
             start = time.perf_counter()
-            kernels.run(step, x)
+            run_program(*before, step, count, arena.ctypes.data)
             times[i, j] = time.perf_counter() - start
-    times = np.maximum(times[:, :-1] - np.median(times[:, -1]), 0)
+    nothing, everything = np.median(times[:, -2:], axis=0)
+    times = np.maximum(times[:, :-2] - nothing, 0)
 
     convolutions, shape = [], (size, size)  # in the order in which the steps compute them
     for layer in layers(network.spec):
         shape = output_size(layer, shape)
         if isinstance(layer, Conv):
             convolutions.append((layer, conv_flops(layer, shape)))
-    names, flops, where = [], [], ""
+    names, flops, where = list[str](), list[int](), ""
     computes = {Op.STEM: 1, Op.PLANAR_BLOCK: 3, Op.POINTWISE: 1, Op.DEPTHWISE: 1}
     for op in map(Op, layout.steps[:, 0].tolist()):
         done = [convolutions.pop(0) for _ in range(computes.get(op, 0))]
@@ -667,7 +659,9 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
         flops.append(sum(work for _, work in done))
     if convolutions:
         raise ValueError(f"no step seems to compute {convolutions[0][0].name}")
-    return profile_records("numba", size, names, times, flops)
+    records = profile_records("numba", size, names, times, flops)
+    whole = {"median_ms": everything * 1e3, "share": None, "gflops": sum(flops) / everything / 1e9}
+    return [*records, {"backend": "numba", "size": size, "operator": "all in one call", **whole}]
 
 
 def profile_records(backend: str, size: int, names: list[str], times: np.ndarray, flops: list[int]) -> list[Record]:
@@ -754,14 +748,21 @@ def show_ratios(records: Sequence[Record]) -> None:
             print(f"alnumpy {backend} over the best peer: {', '.join(parts)}; geometric mean {mean:.2f}")
 
 
+def show_cores(records: Sequence[Record]) -> None:
+    """One line for each number of threads: whether the runtimes kept to it."""
+    for threads in dict.fromkeys(record["threads"] for record in records):
+        chosen = [(r["cores"], r["runtime"]) for r in records if "failed" not in r and r["threads"] == threads]
+        (few, least), (many, most) = min(chosen), max(chosen)
+        print(f"cores in use where {threads} may be: {few:.2f} ({least}) to {many:.2f} ({most})")
+
+
 def show_latency(records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
     """Times by size, ratios, and the fraction of the ceiling."""
     threads = f"{ceiling['threads']} thread{'s'[: ceiling['threads'] > 1]}"
     cell = "{median_ms:.2f} [{p10_ms:.2f}-{p90_ms:.2f}]"
     rows = grid(records, "size", lambda r: cell.format(**r))
     show(f"latency of one picture by its side in pixels, ms: median [10%-90%], {threads}", rows, failures(records))
-    cores = [record["cores"] for record in records if "failed" not in record]
-    print(f"cores in use: {min(cores):.2f} to {max(cores):.2f}")
+    show_cores(records)
     show_ratios(records)
     print(
         f"ceiling of {threads}: {ceiling['gflops']:.0f} GFLOP/s of float32 FMA, {ceiling['sgemm']:.0f} of a "
@@ -796,6 +797,7 @@ def show_batch(records: Sequence[Record], batch: int) -> None:
             if threads == few and (name, size, most) in times
         ]
         show(f"scaling, {most} threads over {few}", grid(scaling, "size", lambda r: f"{r['scaling']:.2f}"))
+    show_cores(records)
     show_ratios(records)
 
 
@@ -827,9 +829,10 @@ def show_profile(records: Sequence[Record]) -> None:
         rows = [["", "ms", "share", "GFLOP/s"]]
         for r in chosen:
             rate = "" if r["gflops"] is None else f"{r['gflops']:.1f}"
-            rows.append([r["operator"], f"{r['median_ms']:.3f}", f"{r['share']:.1%}", rate])
-        total = sum(r["median_ms"] for r in chosen)
-        show(f"operators of alnumpy {backend} at {size}x{size}, {total:.2f} ms in all", rows)
+            share = "" if r["share"] is None else f"{r['share']:.1%}"
+            rows.append([r["operator"], f"{r['median_ms']:.3f}", share, rate])
+        total = sum(r["median_ms"] for r in chosen if r["share"] is not None)
+        show(f"operators of alnumpy {backend} at {size}x{size} one by one, {total:.2f} ms in all", rows)
 
 
 def plot(file: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
@@ -839,7 +842,7 @@ def plot(file: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 5), layout="constrained")
     timed = [record for record in records if "failed" not in record]
     for runtime in dict.fromkeys(record["runtime"] for record in timed):
         own = [record for record in timed if record["runtime"] == runtime]
@@ -856,7 +859,7 @@ def plot(file: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> N
     axes.set_xticks([], minor=True)
     axes.grid(True, alpha=0.3)
     axes.set_title(f"{spec.name}, {ceiling['threads']} thread{'s'[: ceiling['threads'] > 1]}, {cpu_name()}")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=150)
 
 
@@ -900,7 +903,7 @@ def main() -> None:
         parser.error("--plot shows the latencies, which --only leaves out")
     batch, batch_sizes, rounds, few = 64, [32, 128], args.rounds, max(2, args.rounds // 3)
     if args.quick:
-        batch, batch_sizes, args.sizes, rounds, few = 4, [28], [28], 2, 2
+        batch, batch_sizes, args.sizes, rounds, few = 4, [28], [28], 2, 1
     names = [name for name in RUNTIMES if args.torch_compile or name != "torch.compile"]
     spec, first = read_network(args.weights).spec, args.threads[0]
 
