@@ -6,7 +6,7 @@ vectors = embedder.embed(["a.jpg", "b.jpg"])  # float32 (2, 1280)
 """
 
 from .embedder import Embedded, Embedder, load
-from .errors import AlnumpyError, ImageError, MissingExtraError, SpecError, WeightsError
+from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, SpecError, WeightsError
 from .spec import SPECS, Spec
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "AlnumpyError",
     "Embedded",
     "Embedder",
+    "GalleryError",
     "ImageError",
     "MissingExtraError",
     "Spec",

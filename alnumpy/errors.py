@@ -19,3 +19,7 @@ class MissingExtraError(AlnumpyError, ImportError):
 
 class ImageError(AlnumpyError):
     """A picture cannot be read or decoded."""
+
+
+class GalleryError(AlnumpyError):
+    """A gallery is missing, damaged, foreign, in use, or bound to another model or other settings."""
