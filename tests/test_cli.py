@@ -125,6 +125,57 @@ def test_output_is_whole_or_absent(folder):
     assert sorted(os.listdir(folder)) == before
 
 
+def test_output_to_links_devices_and_folders(folder):
+    (folder / "real.jsonl").write_text("old")
+    (folder / "link.jsonl").symlink_to("real.jsonl")
+    assert run("embed", folder / "a.png", "--output", folder / "link.jsonl")[0] == 0
+    assert (folder / "link.jsonl").is_symlink()
+    assert json.loads((folder / "real.jsonl").read_text())["path"] == str(folder / "a.png")
+    assert run("embed", folder / "a.png", "--output", "/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+    for wrong in (folder, ""):
+        code, _, err = run("embed", folder / "a.png", "--output", wrong)
+        assert (code, err) == (1, f"alnumpy: {wrong}: Is a folder, not a file to write\n")
+    before = (folder / "a.png").read_bytes()
+    assert run("embed", folder, "--output", folder / "a.png")[0] == 2
+    assert (folder / "a.png").read_bytes() == before
+
+
+def test_closed_streams(folder):
+    for redirection, code, message in ((">&-", 1, "stdout is closed"), ("2>&-", 0, ""), ("<&-", 0, "")):
+        command = f"{sys.executable} -m alnumpy embed - {folder}/a.png {redirection}"
+        result = subprocess.run(
+            command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, message in result.stderr) == (code, True)
+        assert "Traceback" not in result.stderr
+
+
+def test_max_pixels(folder):
+    code, out, err = run("embed", folder / "a.png", "--max-pixels", "700")
+    assert (code, out) == (1, "")
+    assert "28x28 pixels, more than the limit of 700" in err
+
+
+def test_out_of_memory_is_one_line(folder):
+    command = f"ulimit -v 2000000; {sys.executable} -m alnumpy embed {folder}/a.png --size 4096 --backend numpy"
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=env)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "out of memory; a smaller --size" in result.stderr
+
+
+def test_untrusted_texts_cannot_write_to_the_terminal(tmp_path):
+    good = weights.read(weights.default_path())
+    path = tmp_path / "w\x1b[2J.h5"
+    weights.write(path, replace(good, card={"a\x1b[31m": "x\nsha256: forged", "b": "\ud800"}, self_test_by="\x1b[2J"))
+    for command in ("info", "verify"):
+        code, out, _ = run(command, path)
+        assert code == 0
+        assert "\x1b" not in out
+        assert not re.search("^sha256: forged", out, re.M)
+
+
 def test_options_of_embed(folder):
     raw = expected(folder / "a.png")[0]
     unit = json.loads(run("embed", folder / "a.png", "--normalize")[1])["embedding"]
@@ -163,6 +214,9 @@ def test_names_that_are_not_text(tmp_path):
     code, out, _ = run("embed", tmp_path, "--format", "csv", env={"LANG": "C", "PYTHONUTF8": "0"})
     assert code == 0
     assert os.fsencode(next(csv.reader(io.StringIO(out, newline="")))[0]) == name
+    strange = tmp_path / "a\u2028b\x0bc.png"
+    shutil.copy(DIGITS[0], strange)
+    assert json.loads(run("embed", "-", stdin=f"{strange}")[1])["path"] == str(strange)
     code, _, err = run("embed", tmp_path / "\udcfe\n.png")
     assert code == 1
     assert err.count("\n") == 1
@@ -190,7 +244,7 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 
 def test_progress_is_shown_on_a_terminal_only():
-    command = [sys.executable, "-m", "alnumpy", "embed", *map(str, DIGITS * 20)]
+    command = [sys.executable, "-m", "alnumpy", "embed", *map(str, DIGITS * 14)]
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
@@ -205,7 +259,7 @@ def test_progress_is_shown_on_a_terminal_only():
             break
         shown += chunk
     assert process.wait() == 0
-    assert re.search(rb"\d+/600 pictures, [\d.]+/s, \d+ s left", shown)
+    assert re.search(rb"\d+/420 pictures, [\d.]+/s, \d+ s left", shown)
     assert shown.endswith(b"\r\x1b[K")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from conftest import random_params
 
 import alnumpy
 from alnumpy import SPECS, weights
+from alnumpy.images import Preprocessing
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -60,13 +63,18 @@ def assert_computes_like(path, expected, x):
 X = np.random.default_rng(8).normal(size=(2, 3, 33, 29)).astype(np.float32)
 
 
-@pytest.mark.parametrize("wrap", ["state dict", "training", "DataParallel", "parameters"])
+@pytest.mark.parametrize(
+    "wrap", ["state dict", "training", "model_state_dict", "model", "net", "DataParallel", "parameters"]
+)
 def test_containers_of_a_state_dict(tmp_path, wrap):
     model = trained()
     state = model.state_dict()
     if wrap == "training":
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        state = {"state_dict": state, "epoch": 3, "optimizer": optimizer.state_dict(), "best": np.float64(0.9)}
+        options = {"args": Namespace(lr=0.1), "best": np.float64(0.9), "device": torch.device("cpu")}
+        state = {"state_dict": state, "epoch": 3, "optimizer": optimizer.state_dict(), **options}
+    if wrap in ("model_state_dict", "model", "net"):
+        state = {"epoch": 3, wrap: state}
     if wrap == "DataParallel":
         state = {f"module.{name}": tensor for name, tensor in state.items()}
     if wrap == "parameters":
@@ -106,11 +114,12 @@ class Plain(nn.Module):
 def test_safetensors(tmp_path):
     from safetensors.torch import save_file
 
-    model = trained()
-    save_file(model.state_dict(), tmp_path / "c.safetensors")  # sorts the names: "last" comes before "stem"
-    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "w.h5")
-    assert code == 0, err
-    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+    for prefix, dtype in (("", torch.float32), ("model._orig_mod.", torch.bfloat16)):
+        model = trained().to(dtype)
+        # The container sorts the names: "last" comes before "stem".
+        save_file({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "c.safetensors")
+        assert convert(tmp_path / "c.safetensors", tmp_path / "w.h5")[0] == 0
+        assert_computes_like(tmp_path / "w.h5", embedding_of(model.float(), X), X)
     save_file(ForeignALNet("mean-max", True).state_dict(), tmp_path / "c.safetensors")
     code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "none.h5")
     assert code == 1
@@ -120,8 +129,8 @@ def test_safetensors(tmp_path):
 
 def test_modules_out_of_network_order_are_pointed_out(tmp_path):
     state = trained().state_dict()
-    late = {f"z.{name}": tensor for name, tensor in state.items() if name.startswith("stem")}
-    rest = {f"z.{name}": tensor for name, tensor in state.items() if not name.startswith("stem")}
+    late = {f"one.{name}": tensor for name, tensor in state.items() if name.startswith("stem")}
+    rest = {f"two.{name}": tensor for name, tensor in state.items() if not name.startswith("stem")}
     torch.save(late | rest, tmp_path / "c.pt")
     assert "network order" not in convert(tmp_path / "c.pt", tmp_path / "w.h5")[2]
     torch.save(rest | late, tmp_path / "c.pt")
@@ -277,6 +286,94 @@ def test_without_torch(tmp_path):
     assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
 
 
+def test_what_the_command_line_says_is_in_the_file(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "c.pt")
+    arguments = "--size 40 --mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --interpolation bicubic --channels BGR --bn-eps 0.001"
+    code, _, err = convert(
+        tmp_path / "c.pt", tmp_path / "w.h5", *arguments.split(), "--card", "data=none", "--spec", "lnet-cbam"
+    )
+    assert code == 0
+    assert "eps" not in err
+    found = weights.read(tmp_path / "w.h5")
+    assert found.preprocessing == Preprocessing(
+        40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "short-side", "bicubic", "center", "BGR"
+    )
+    assert (found.spec, found.card) == (replace(SPECS["lnet-cbam"], bn_eps=0.001), {"data": "none"})
+    assert found.source_sha256 == hashlib.sha256((tmp_path / "c.pt").read_bytes()).hexdigest()
+
+
+def test_what_was_assumed_is_said(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 0
+    for assumed in ("--cbam max-mean", "shuffles channels", "--bn-eps", "128 pixels and ImageNet's numbers"):
+        assert assumed in err
+    how = weights.read(tmp_path / "w.h5").preprocessing
+    assert (how.size, how.mean, how.std) == (128, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_the_command_line_overrules_the_record(tmp_path):
+    torch.save({"state_dict": trained().state_dict(), "spec": SPECS["alnet"].to_dict()}, tmp_path / "c.pt")
+    assert convert(tmp_path / "c.pt", tmp_path / "w.h5", "--cbam", "max-mean")[0] == 0
+    assert weights.read(tmp_path / "w.h5").spec.cbam == "max-mean"
+
+
+def test_layouts_that_do_not_fit_are_refused(tmp_path):
+    torch.save(trained(SPECS["lnet"]).state_dict(), tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5", "--spec", "lnet", "--cbam", "max-mean")
+    assert code == 1
+    assert "has no CBAM" in err
+
+
+def test_a_module_that_could_be_taken_for_another_is_refused(tmp_path):
+    state = {f"net.{name}": tensor for name, tensor in trained().state_dict().items()}
+    state = {"auxiliary.weight": torch.zeros(80, 1280)} | state
+    torch.save(state, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert "(80, 1280, 1, 1), not expected" in err
+
+
+def test_integer_weights_are_refused(tmp_path):
+    state = trained().state_dict()
+    state["stem.conv.weight"] = state["stem.conv.weight"].long()
+    torch.save(state, tmp_path / "c.pt")
+    assert convert(tmp_path / "c.pt", tmp_path / "w.h5")[0] == 1
+
+
+@pytest.mark.parametrize("name", ["stem.bn.running_var", "last.bn"])
+def test_networks_that_compute_nothing_are_refused_before_writing(tmp_path, name):
+    state = trained().state_dict()
+    for key in state:
+        if key.startswith(name) and state[key].ndim:
+            state[key] = -torch.ones_like(state[key]) if "var" in name else torch.zeros_like(state[key])
+    torch.save(state, tmp_path / "c.pt")
+    (tmp_path / "w.h5").write_text("old")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 1
+    assert ("variance below 0" if "var" in name else "these weights compute nothing") in err
+    assert (tmp_path / "w.h5").read_text() == "old"
+
+
+def test_the_checkpoint_is_not_replaced(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+    assert convert(tmp_path / "c.pt", tmp_path / "c.pt")[0] == 1
+    assert (tmp_path / "c.pt").read_bytes() == before
+
+
+def test_a_module_under_two_names_counts_once(tmp_path):
+    model = trained()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[f"a.{name}"] = tensor
+    state |= {f"features.{name}": tensor for name, tensor in model.state_dict().items() if "block3" in name}
+    torch.save(state, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert code == 0, err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
 def test_float16_prints_its_loss(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "c.pt")
     convert(tmp_path / "c.pt", tmp_path / "single.h5")
@@ -343,7 +440,7 @@ def archive(path, data, **entries):
 def test_hostile_pickles_execute_nothing(tmp_path, function):
     canary = tmp_path / "canary"
     archive(tmp_path / "c.pt", pickle.dumps({"w": Evil(function, f"open({str(canary)!r}, 'w')")}))
-    with pytest.raises(CheckpointError, match=r"names \w+\.\w+, which is not tensors; nothing was executed"):
+    with pytest.raises(CheckpointError, match=r"names \w+\.\w+, which no tensor needs; nothing was executed"):
         read_checkpoint(tmp_path / "c.pt")
     assert not canary.exists()
     code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
@@ -406,15 +503,17 @@ def test_the_hand_made_pickle_is_read(tmp_path):
     [
         ({"offset": 1}, DATA, "point outside the storage"),
         ({"stride": (2,)}, DATA, "point outside the storage"),
-        ({"shape": (2,), "stride": (10**15,)}, DATA, "point outside the storage"),
-        ({"shape": (10**9,), "stride": (0,)}, DATA, "needs more elements"),
-        ({"shape": (5,)}, DATA, "needs more elements"),
+        ({"shape": (2,), "stride": (10**11,)}, DATA, "point outside the storage"),
+        ({"shape": (1,), "stride": (10**30,)}, DATA, "not counts"),
+        ({"shape": (0, 10**30), "stride": (1, 1)}, DATA, "not counts"),
+        ({"shape": (10**9,), "stride": (0,)}, DATA, "more than 268435456 bytes of tensors"),
+        ({"shape": (5,)}, DATA, "point outside the storage"),
         ({"offset": -1}, DATA, "not counts"),
         ({"stride": (-1,)}, DATA, "not counts"),
         ({"stride": (1, 1)}, DATA, "not counts"),
         ({"size": 5}, DATA, "has 16 bytes, not 5 elements"),
         ({"size": -1}, DATA, "unknown storage"),
-        ({"kind": "QInt8Storage"}, DATA, "which is not tensors"),
+        ({"kind": "QInt8Storage"}, DATA, "which no tensor needs"),
         ({}, DATA[:-1], "has 15 bytes"),
         ({}, None, "no entry archive/data/0"),
     ],
@@ -431,7 +530,13 @@ def test_tensors_that_point_outside_are_refused(tmp_path, numbers, data, message
     [
         (b"", "damaged"),
         (b"\x80\x02", "damaged"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "absurd memo index"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "holds a list"),  # a memo index of 2^31 must not take memory
+        (b"\x80\x02})" + b"\x85" * 500_000 + b"K\x01s.", "keys other than"),  # hashing it would overflow the stack
+        (b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"h\x00K\x01s.", "keys other than"),  # or never end
+        (b"\x80\x02" + b"}X\x01\x00\x00\x00a" * 100 + b"}" + b"s" * 100 + b".", "absurdly deep"),
+        (b"\x80\x02}X\xd0\x07\x00\x00" + b"a" * 2000 + b"}s.", "absurdly long names"),
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", None),  # a dictionary that holds itself
+        (b"\x80\x02ccollections\nOrderedDict\n)R}X\x03\x00\x00\x00getK\x01sb.", None),  # its attributes stay its own
         (b"\x80\x02}0.", "damaged"),
         (b"\x80\x02Qh\x00.", "damaged"),
         (pickle.dumps([1, 2]), "holds a list, not a state dict"),
@@ -475,6 +580,12 @@ def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="neither"):
         read_checkpoint(tmp_path / "text.pt")
+    for header in (b"{", b"[]", b"[" * 9000, b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+                   b'{"a": {"dtype": "F3", "shape": [0], "data_offsets": [0, 0]}}',
+                   b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'):  # fmt: skip
+        (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        with pytest.raises(CheckpointError, match="damaged safetensors"):
+            read_checkpoint(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match="damaged safetensors"):
         read_checkpoint(tmp_path / "a.safetensors")

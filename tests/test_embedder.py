@@ -118,6 +118,22 @@ def test_normalize():
     np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
 
 
+def test_normalize_leaves_a_zero_embedding(monkeypatch):
+    unit = alnumpy.load(normalize=True, backend="numpy")
+    monkeypatch.setattr(reference, "forward", lambda spec, params, x: np.zeros((1, 1280), np.float32))
+    assert not unit.embed(DIGITS[0]).any()
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(monkeypatch):
+    broken = alnumpy.load(backend="numpy")
+    monkeypatch.setattr(reference, "forward", lambda spec, params, x: np.full((1, 1280), np.nan, np.float32))
+    with pytest.raises(ImageError, match="not finite"):
+        broken.embed(DIGITS[0])
+    (result,) = broken.embed_files([DIGITS[0]])
+    assert result.embedding is None
+    assert f"{DIGITS[0]}: the embedding is not finite" in str(result.error)
+
+
 def test_size_changes_the_input():
     larger = alnumpy.load(size=40)
     assert larger.preprocessing.size == 40
@@ -142,6 +158,8 @@ def test_embed_files_keeps_the_order_and_names_errors(embedder, tmp_path):
                 assert str(path) in str(result.error)
     with pytest.raises(ValueError, match="batch_size"):
         next(embedder.embed_files(paths, 0))
+    with pytest.raises(TypeError, match="not one path"):
+        next(embedder.embed_files("a.png"))
 
 
 def test_embed_files_takes_any_iterable_in_constant_memory(embedder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -111,6 +112,50 @@ def test_grey_is_repeated(tmp_path, mode):
     np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.png")), np.stack([grey] * 3, 2))
 
 
+def test_exif_orientation_of_a_pil_image():
+    image = Image.fromarray(gradient())
+    image.getexif()[0x0112] = 3
+    np.testing.assert_array_equal(np.asarray(read(image)), gradient()[::-1, ::-1])
+
+
+@pytest.mark.parametrize(("mode", "source"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_alpha(mode, source):
+    image = Image.new(source, (2, 1))
+    image.putdata([(0, 0), (100, 255)] if source == "LA" else [(0, 0, 0, 0), (100, 100, 100, 255)])
+    picture = read(image.convert(mode))
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (100,) * 3]
+
+
+def test_palette_with_alpha():
+    image = Image.new("PA", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([(0, 0), (1, 255)])
+    assert [read(image).getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (200, 100, 50)]
+
+
+def test_transparent_16_bit_grey_is_white(tmp_path):
+    values = np.array([[0x1234, 0x4567]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=0x1234)
+    assert np.asarray(read(tmp_path / "a.png"))[0, :, 0].tolist() == [255, 0x45]
+
+
+def tiff_of_16_bits(path, values, bits, photometric):
+    """A TIFF written by hand: Pillow writes neither 12 bits nor white as 0."""
+    pixels = np.array(values, "<u2").tobytes()
+    tags = [(256, len(values)), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags.append((279, len(pixels)))
+    data = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags))
+    data += b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    path.write_bytes(data + bytes(4))
+
+
+def test_16_bit_tiff_with_white_as_0(tmp_path):
+    tiff_of_16_bits(tmp_path / "a.tiff", [0, 65535, 0x4000], 16, photometric=1)
+    assert np.asarray(read(tmp_path / "a.tiff"))[0, :, 0].tolist() == [0, 255, 64]
+    tiff_of_16_bits(tmp_path / "a.tiff", [0, 65535, 0x4000], 16, photometric=0)
+    assert np.asarray(read(tmp_path / "a.tiff"))[0, :, 0].tolist() == [255, 0, 191]
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_16_bit_grey_keeps_its_high_byte(tmp_path, suffix):
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
@@ -123,7 +168,9 @@ def test_cmyk(tmp_path):
     assert np.abs(np.asarray(read(tmp_path / "a.jpg"))[4, 4].astype(int) - [255, 0, 0]).max() <= 4
 
 
-@pytest.mark.parametrize("values", [np.array([[0.5]], np.float32), np.array([[70_000]], np.int32)])
+@pytest.mark.parametrize(
+    "values", [np.array([[0.5]], np.float32), np.array([[70_000]], np.int32), np.array([[-1]], np.int32)]
+)
 def test_pixels_without_a_defined_brightness_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "a.tiff")
     with pytest.raises(ImageError, match=r"a.tiff: .* no defined brightness"):
@@ -133,6 +180,11 @@ def test_pixels_without_a_defined_brightness_are_refused(tmp_path, values):
 def test_sources_other_than_files():
     np.testing.assert_array_equal(np.asarray(read(gradient())), gradient())
     np.testing.assert_array_equal(np.asarray(read(Image.fromarray(gradient()))), gradient())
+    for wrong in (None, 3, b"a.png", {}):
+        with pytest.raises(ImageError, match="must be a path, a PIL image or an array"):
+            read(wrong)
+    with pytest.raises(ImageError, match="without pixels"):
+        read(Image.new("RGB", (0, 5)))
     for wrong in (gradient().astype(float), gradient()[:, :, 0], np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ImageError, match="must be uint8"):
             read(wrong)
@@ -205,6 +257,12 @@ def test_proportions_are_kept(width, height, interpolation):
     assert np.abs(ours - theirs).max() <= step + 2
 
 
+def test_the_crop_is_centred_to_half_a_pixel():
+    ramp = np.repeat(np.arange(0, 250, 50, dtype=np.uint8)[None, :, None], 4, 0).repeat(3, 2)  # 4 rows, 5 columns
+    x = preprocess(read(ramp), Preprocessing(4, (0, 0, 0), (1, 1, 1))) * 255
+    np.testing.assert_allclose(x[0, 0], [25, 75, 125, 175], atol=1)  # each between two columns
+
+
 def test_extreme_proportions_take_no_memory():
     strip = Image.new("RGB", (60_000, 1), "red")
     x = preprocess(strip, Preprocessing(64, (0, 0, 0), (1, 1, 1)))
@@ -221,6 +279,8 @@ def test_extreme_proportions_take_no_memory():
         {"mean": "abc"},
         {"std": (1, 0, 1)},
         {"std": (1, float("nan"), 1)},
+        {"std": (1, 1, 1e-320)},
+        {"mean": (0, 0, 1e308)},
         {"crop": "none"},
         {"resize": "stretch"},
         {"interpolation": "nearest"},

@@ -194,7 +194,7 @@ def test_truncated_files_are_refused(path):
 
 
 def test_flipped_bytes_are_refused_or_harmless(path):
-    """HDF5 has no checksum over the data, so a flipped weight can pass; then the self-test shows it."""
+    """HDF5 has no checksum over the data, so a flipped weight can pass; a large change shows in the self-test."""
     whole = bytearray(path.read_bytes())
     for position in range(0, len(whole), 131):
         damaged = whole.copy()
@@ -205,6 +205,27 @@ def test_flipped_bytes_are_refused_or_harmless(path):
             assert {name: a.shape for name, a in found.parameters.items()} == {
                 name: a.shape for name, a in make().parameters.items()
             }
+
+
+def test_what_is_not_a_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo.h5")  # opening it would wait for ever
+    for path in (tmp_path / "fifo.h5", tmp_path):
+        with pytest.raises(WeightsError, match="no such file"):
+            weights.read(path)
+
+
+def test_read_only_files_are_read(path):
+    path.chmod(0o400)
+    path.parent.chmod(0o500)
+    try:
+        assert weights.read(path).spec == SPEC
+    finally:
+        path.parent.chmod(0o700)
+
+
+def test_metadata_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="bytes of metadata, at most 60000"):
+        weights.write(tmp_path / "w.h5", replace(make(), card={"a": "b" * 60_000}))
 
 
 @pytest.mark.parametrize("content", [b"", b"not hdf5", None])

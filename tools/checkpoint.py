@@ -8,21 +8,22 @@ names; every other name is refused. The tensors come back in the file's order, u
 from __future__ import annotations
 
 import io
+import json
 import pickle
-import pickletools
-import struct
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from alnumpy.errors import AlnumpyError
 
-MAX_PICKLE = 16 << 20  # bytes; ALNet's is 40 kB
+MAX_PICKLE = 1 << 20  # bytes; ALNet's is 40 kB
+MAX_DEPTH = 64  # of dictionaries and modules in each other
+MAX_NAME = 1000  # characters of one tensor's name
+MAX_INDEX = 1 << 40  # for sizes, offsets and strides, so that their products are exact
 MAX_TENSORS = 1 << 28  # bytes of all storages together
 MAX_ENTRIES = 10_000
 ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
@@ -68,16 +69,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raise CheckpointError("neither a PyTorch zip archive nor a .safetensors file")
 
 
+# Element types of safetensors, by their name in the header.
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
+SAFETENSORS |= {"I8": "<i1", "U8": "<u1", "BOOL": "?"}
+
+
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The container of the safetensors project: header length (8 bytes), header (JSON), then the tensors' bytes."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError:
-        raise CheckpointError("reading safetensors needs: pip install safetensors") from None
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"damaged safetensors file, or an element type NumPy lacks: {error}") from None
+        if start > min(len(data), MAX_PICKLE):
+            raise ValueError(f"a header of {start - 8} bytes")
+        tensors = {}
+        for name, entry in json.loads(data[8:start]).items():
+            if name == "__metadata__":
+                continue
+            kind, shape, (begin, end) = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            if not all(type(v) is int and 0 <= v <= MAX_INDEX for v in (*shape, begin, end)) or start + end > len(data):
+                raise ValueError(f"{name} points outside the file")
+            tensors[name] = _as_numpy(data[start + begin : start + end], kind).reshape(shape)
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"damaged safetensors file ({type(error).__name__}: {error})") from None
+
+
+def _as_numpy(data: bytes, kind: str) -> np.ndarray:
+    """Bytes as a flat array; bfloat16, which NumPy lacks, as float32."""
+    if kind != "bfloat16":
+        return np.frombuffer(data, kind)
+    return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
 
 
 class _Storage(NamedTuple):
@@ -104,15 +125,26 @@ class _Inert:
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise CheckpointError("a tensor without a storage")
-    if not all(type(v) is int and v >= 0 for v in (offset, *shape, *stride)) or len(shape) != len(stride):
+    counts = all(type(v) is int and 0 <= v <= MAX_INDEX for v in (offset, *shape, *stride))
+    if not counts or len(shape) != len(stride) or len(shape) > 8:
         raise CheckpointError("a tensor whose offset, shape or stride are not counts")
     return _Tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+class _Dict(dict):
+    """A dictionary whose attributes cannot be set: a state dict's pickle gives it some (_metadata)."""
+
+    def __init__(self) -> None:  # items come one by one, through the unpickler's own check
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _names() -> dict[tuple[str, str], Any]:
     """What a pickle may name. Made anew for each file, since a pickle can set attributes on what it is handed."""
     return {
-        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "OrderedDict"): lambda: _Dict(),
         ("torch", "Size"): lambda sizes=(): tuple(sizes),
         ("torch", "device"): lambda *_: _Inert(),
         ("torch._utils", "_rebuild_tensor"): lambda *a: _rebuild_tensor(*a),
@@ -120,7 +152,9 @@ def _names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
         ("torch.jit._pickle", "build_intlist"): lambda value: value,
-        ("argparse", "Namespace"): lambda *_: _Inert(),  # options and NumPy numbers that training scripts save along
+        ("argparse", "Namespace"): type(
+            "Namespace", (_Inert,), {}
+        ),  # what training scripts save along, and NumPy numbers
         ("numpy", "dtype"): lambda *_: _Inert(),
         ("numpy.core.multiarray", "scalar"): lambda *_: _Inert(),
         ("numpy._core.multiarray", "scalar"): lambda *_: _Inert(),
@@ -129,7 +163,29 @@ def _names() -> dict[tuple[str, str], Any]:
     }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python: the one in C overflows its stack on a tuple of tuples that is a dictionary key, and its
+    memo grows with the largest index that a file names."""
+
+    stack: list[Any]
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()  # type: ignore[misc]
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        if not all(type(key) in (str, int) for key in keys):
+            raise CheckpointError("the pickle has a dictionary with keys other than names and numbers")
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data))
         self.names = _names()
@@ -140,8 +196,8 @@ class _Unpickler(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):  # TorchScript: the module tree
             return type("Module", (_Inert,), {})
         raise CheckpointError(
-            f"the pickle names {module}.{name}, which is not tensors; nothing was executed. "
-            f"If this is a whole pickled module, {ADVICE}"
+            f"the pickle names {module}.{name}, which no tensor needs; nothing was executed. If the file holds a whole "
+            f"module, or other objects beside the tensors, {ADVICE}"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -153,24 +209,14 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind, key, size)
 
 
-def _check_opcodes(data: bytes) -> None:
-    """Refuses memo indices beyond the pickle's length: the unpickler would allocate an array as long as the index."""
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= len(data):  # type: ignore[arg-type]
-                raise CheckpointError("the pickle has an absurd memo index")
-    except (ValueError, IndexError, struct.error, OverflowError) as error:
-        raise CheckpointError(f"the pickle is damaged: {error}") from None
-
-
 def _read_zip(path: Path) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, path.stat().st_size)
-    except CheckpointError:
+    except (CheckpointError, OSError, MemoryError):
         raise
-    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, ValueError, KeyError) as error:
-        raise CheckpointError(f"damaged archive: {error}") from None
+    except Exception as error:  # zipfile meets damage with BadZipFile, RuntimeError, EOFError, struct.error and others
+        raise CheckpointError(f"damaged archive ({type(error).__name__}: {error})") from None
 
 
 def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
@@ -196,7 +242,6 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
     if root + "byteorder" in names and read(root + "byteorder", 16) != b"little":
         raise CheckpointError("written on a big-endian machine, which is not supported")
     data = read(root + "data.pkl", MAX_PICKLE)
-    _check_opcodes(data)
     try:
         loaded = _Unpickler(data).load()
     except CheckpointError:
@@ -222,6 +267,9 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
         if key not in storages:
             storages[key] = read(f"{root}data/{key}", left)
             left -= len(storages[key])
+        left -= 8 * prod(tensor.shape)
+        if left < 0:
+            raise CheckpointError(f"{name}: more than {MAX_TENSORS} bytes of tensors")
         tensors[name] = _materialise(name, tensor, storages[key])
     return Checkpoint(tensors, extras=extras)
 
@@ -229,32 +277,35 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
 def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
     """Tensors of a state dict or a TorchScript module tree, by dotted names. No recursion: depth is the file's."""
     result: list[tuple[str, _Tensor]] = []
+    tensors: set[_Tensor] = set()  # a module can be reached by two names; the first one counts
     seen: set[int] = set()
-    pending: list[tuple[str, Any]] = [("", loaded)]
+    pending: list[tuple[str, Any, int]] = [("", loaded, 0)]
     while pending:
-        name, value = pending.pop()
+        name, value, depth = pending.pop()
         if isinstance(value, _Tensor):
+            if value.shape and value in tensors:
+                continue
+            tensors.add(value)
             result.append((name, value))
         elif isinstance(value, (dict, _Inert)) and id(value) not in seen:
             seen.add(id(value))
             members = value if isinstance(value, dict) else vars(value)
             prefix = f"{name}." if name else ""
-            pending += [(f"{prefix}{key}", member) for key, member in reversed(list(members.items()))]
+            if depth > MAX_DEPTH or any(len(prefix) + len(str(key)) > MAX_NAME for key in members):
+                raise CheckpointError("the file nests its objects absurdly deep, or has absurdly long names")
+            pending += [(f"{prefix}{key}", member, depth + 1) for key, member in reversed(list(members.items()))]
     return result
 
 
 def _materialise(name: str, tensor: _Tensor, data: bytes) -> np.ndarray:
     """The tensor as an array of its own; every index is checked to lie inside the storage."""
     kind = STORAGES[tensor.storage.kind]
-    dtype = np.dtype("<u2") if kind == "bfloat16" else np.dtype(kind)
-    if tensor.storage.size * dtype.itemsize != len(data):
+    itemsize = 2 if kind == "bfloat16" else np.dtype(kind).itemsize
+    if tensor.storage.size * itemsize != len(data):
         raise CheckpointError(f"{name}: the storage has {len(data)} bytes, not {tensor.storage.size} elements")
-    if prod(tensor.shape) > tensor.storage.size:  # strides of 0 repeat elements: no weight of a network is stored so
-        raise CheckpointError(f"{name}: shape {tensor.shape} needs more elements than the storage has")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
     if prod(tensor.shape) and last >= tensor.storage.size:
         raise CheckpointError(f"{name}: offset and stride point outside the storage")
-    flat = np.frombuffer(data, dtype)
-    strides = [s * dtype.itemsize for s in tensor.stride]
-    array = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False).copy()
-    return (array.astype("<u4") << 16).view("<f4") if kind == "bfloat16" else array
+    flat = _as_numpy(data, kind)[tensor.offset :]
+    strides = [stride * flat.itemsize for stride in tensor.stride]
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False).copy()

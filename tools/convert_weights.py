@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alnumpy import Embedder, weights
+from alnumpy.cli import printable, side
 from alnumpy.errors import AlnumpyError
 from alnumpy.images import Preprocessing
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Spec, parameters
@@ -57,8 +59,9 @@ class Module(NamedTuple):
 def group_modules(arrays: Arrays) -> list[Module]:
     """The modules behind a flat state dict, in its order. A Linear layer becomes the 1x1 convolution that it equals."""
     fields: dict[str, Arrays] = {}
+    prefix = common_prefix(list(arrays))  # "module.", "model.", "_orig_mod." of wrappers
     for name, array in arrays.items():
-        module, _, field = name.removeprefix("module.").rpartition(".")
+        module, _, field = name[len(prefix) :].rpartition(".")
         if field != "num_batches_tracked":
             fields.setdefault(module, {})[field] = array
     modules = []
@@ -66,13 +69,25 @@ def group_modules(arrays: Arrays) -> list[Module]:
         weight = members.get("weight")
         if set(members) == set(BN_FIELDS):
             kind = "bn"
-        elif weight is not None and set(members) <= {"weight", "bias"} and weight.ndim in (2, 4):
+        elif (
+            weight is not None
+            and set(members) <= {"weight", "bias"}
+            and weight.ndim in (2, 4)
+            and weight.dtype.kind == "f"
+        ):
             kind = "conv"
             members["weight"] = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
         else:
             kind = "?"
         modules.append(Module(name, kind, members))
     return modules
+
+
+def common_prefix(names: list[str]) -> str:
+    """The dotted prefix that all names share, as "module." or ""."""
+    first, last = min(names, default=""), max(names, default="")
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first[: first.rfind(".", 0, shared) + 1]
 
 
 def expected_modules(spec: Spec) -> list[Module]:
@@ -107,17 +122,23 @@ def match(spec: Spec, modules: list[Module], ordered: bool) -> tuple[Arrays, lis
         for field, array in expected.arrays.items():
             shape = array.shape[:2] if expected.name.endswith(("fc1", "fc2")) and field == "weight" else array.shape
             found[f"{expected.name}.{field}"] = module.arrays[field].reshape(shape)
-    wrong = [m for m in left if not is_classifier(m, spec)]
+    taken = {m.key for m in wanted}
+    wrong = [
+        m for m in left if not is_classifier(m, spec) or m.key in taken
+    ]  # a second one would make the match a guess
     if missing or wrong:
         lines = [f"  expected {m}, not found" for m in missing] + [f"  found {m}, not expected" for m in wrong]
         more = [f"  ... and {len(lines) - 12} more"] if len(lines) > 12 else []
         raise CheckpointError("\n".join([f"this is not the network {spec.name}:", *lines[:12], *more]))
     network_order = [m.name.split(".")[0] for m in wanted]
     in_file = [units[m.name] for m in modules if m.name in units]
-    if not by_name and in_file != sorted(in_file, key=network_order.index):
+    if not by_name:
+        sure = in_file == sorted(in_file, key=network_order.index)
         note(
-            "the checkpoint does not list its modules in network order. Of modules with the same shape, the first was "
-            "taken for the first in the network: compare an embedding with the original model's"
+            "matched by structure: of modules with the same shape (two batch norms of a block, say), the first in the "
+            "checkpoint was taken for the first in the network. "
+            + ("" if sure else "The checkpoint does not list its modules in network order, so this can be wrong. ")
+            + "Compare an embedding with the original model's"
         )
     return found, left
 
@@ -141,12 +162,20 @@ def detect(base: Spec, modules: list[Module]) -> Spec:
 def network(args: argparse.Namespace, checkpoint: Checkpoint, modules: list[Module]) -> Spec:
     """Which network the checkpoint holds, by its own record or by structure. Says on stderr what was assumed."""
     recorded = checkpoint.extras.get("spec")
+    given = {key: value for key, value in (("cbam", args.cbam), ("bn_eps", args.bn_eps)) if value}
     if recorded is not None and not args.spec:
         spec = Spec.from_dict(recorded)
-        return dataclasses.replace(spec, cbam=args.cbam) if args.cbam else spec
-    spec = detect(SPECS[args.spec or "alnet"], modules)
+    else:
+        spec = detect(SPECS[args.spec or "alnet"], modules)
+    if args.cbam and not spec.cbam:
+        raise CheckpointError(f"the network {spec.name} has no CBAM, so --cbam {args.cbam} does not fit it")
+    spec = dataclasses.replace(spec, **given)
+    if recorded is not None and not args.spec:
+        return spec
+    if not args.bn_eps:
+        note(f"the checkpoint does not tell the eps of its batch norms; {spec.bn_eps:g} is assumed. Else: --bn-eps")
     if args.cbam:
-        return dataclasses.replace(spec, cbam=args.cbam)
+        return spec
     if spec.cbam and spec.cbam != "max-mean-bias-bn":
         note(
             f"the checkpoint does not tell the order in which CBAM concatenates mean and max; {spec.cbam} is assumed. "
@@ -173,6 +202,8 @@ def embed_self_test(spec: Spec, arrays: Arrays, embedder: Embedder, x: np.ndarra
 
 def convert(args: argparse.Namespace) -> None:
     """Reads, matches, checks and writes; raises AlnumpyError or OSError before anything is written."""
+    if args.output.exists() and args.output.samefile(args.checkpoint):
+        raise CheckpointError("the output would replace the checkpoint; give -o another name")
     checkpoint = read_checkpoint(args.checkpoint)
     modules = group_modules(checkpoint.tensors)
     spec = network(args, checkpoint, modules)
@@ -189,13 +220,13 @@ def convert(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
     blank = np.zeros((1, spec.embedding), np.float32)
     draft = Weights(spec, how, stored, x, blank, "", args.checkpoint.name, digest, dict(args.card), args.dtype)
-    embedding, by = embed_self_test(spec, stored, Embedder(draft), x)
+    embedding, by = embed_self_test(spec, stored, Embedder(draft, backend="numpy"), x)
     weights.write(args.output, dataclasses.replace(draft, self_test_embedding=embedding, self_test_by=by))
     written = Embedder(weights.read(args.output))
 
     print(f"{args.output}: {spec.name}, {len(arrays)} arrays as {args.dtype}, {args.output.stat().st_size} bytes")
     for module in removed:
-        print(f"removed the classifier: {module}")
+        print(f"removed the classifier: {printable(module)}")
     print(f"self-test by {by}: relative error {written.self_test().relative_error:.2e}")
     if args.dtype == "float16":
         before = Embedder(dataclasses.replace(draft, parameters=exact)).forward(x)[0].astype(np.float64)
@@ -220,8 +251,16 @@ def preprocessing_fields(args: argparse.Namespace, checkpoint: Checkpoint) -> It
 
 
 def note(message: str) -> None:
-    """A remark on stderr: results go to stdout."""
-    print(f"convert_weights.py: {message}", file=sys.stderr)
+    """A remark on stderr, one line for each line of the message: results go to stdout."""
+    print("convert_weights.py:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+
+
+def number(text: str) -> float:
+    """An argument that is a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text!r}")
+    return value
 
 
 def card_field(text: str) -> tuple[str, str]:
@@ -246,9 +285,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="of the file (default: %(default)s)"
     )
-    parser.add_argument("--size", type=int, help="side of the network's input in pixels")
-    parser.add_argument("--mean", type=float, nargs=3, help="subtracted from pixels in 0..1, by channel")
-    parser.add_argument("--std", type=float, nargs=3, help="then divided by, by channel")
+    parser.add_argument(
+        "--bn-eps", type=number, help="eps of the batch norms (default: the checkpoint's record, or 1e-5)"
+    )
+    parser.add_argument("--size", type=side, help="side of the network's input in pixels")
+    parser.add_argument("--mean", type=number, nargs=3, help="subtracted from pixels in 0..1, by channel")
+    parser.add_argument("--std", type=number, nargs=3, help="then divided by, by channel")
     parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of resizing (default: bilinear)")
     parser.add_argument("--channels", choices=("RGB", "BGR"), help="channel order (default: RGB)")
     parser.add_argument(

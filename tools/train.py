@@ -84,7 +84,7 @@ def main() -> None:
     try:
         train_images, train_labels = (torch.from_numpy(np.array(a)) for a in mnist(args.data, "train"))
         test_images, test_labels = (torch.from_numpy(np.array(a)) for a in mnist(args.data, "test"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         sys.exit(f"train.py: {error}")
 
     torch.manual_seed(args.seed)
@@ -97,7 +97,10 @@ def main() -> None:
     first, best = 0, 0.0
     args.out.mkdir(parents=True, exist_ok=True)
     if args.resume:
-        last = torch.load(args.out / "last.pt", weights_only=True)
+        try:
+            last = torch.load(args.out / "last.pt", weights_only=True)
+        except OSError as error:
+            sys.exit(f"train.py: nothing to resume: {error}")
         model.load_state_dict(last["state_dict"])
         optimizer.load_state_dict(last["optimizer"])
         scheduler.load_state_dict(last["scheduler"])
