@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 
-from .kernels.abi import COLUMNS, LINE, PACK, STEM_ROWS, TILE_PACKS, Op
+from .kernels.abi import COLUMNS, LINE, PACK, STEM_ROWS, TILE_PACKS, Op, address
 from .spec import Block, Cbam, Conv, Spec, layers, output_size
 
 Array = np.ndarray
@@ -155,7 +156,8 @@ class Buffer:
         self.size = round_up(size, LINE)
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """A program for one picture size."""
 
     steps: Array  # int64 (steps, COLUMNS)
@@ -166,6 +168,10 @@ class Layout(NamedTuple):
     @property
     def arena_bytes(self) -> int:
         return 4 * self.arena_size
+
+    @cached_property
+    def steps_address(self) -> int:
+        return address(self.steps)
 
     def new_arena(self) -> Array:
         """float32 (arena_size,): room for all activations of one picture."""
@@ -214,6 +220,11 @@ class Program:
     offsets: dict[str, int]  # where each layer's part of weights or tables begins
     _layouts: OrderedDict[Size, Layout] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Of weights and tables: asking NumPy for them takes longer than it should take to start a run."""
+        return address(self.weights), address(self.tables)
 
     def layout(self, size: Size) -> Layout:
         """The step table and arena for pictures of (H, W). The last LAYOUTS sizes are remembered."""

@@ -60,7 +60,7 @@ def test_bitwise_reproducible() -> None:
     for threads in (1, 2, 3, 8):
         for _ in range(3):
             np.testing.assert_array_equal(kernels.run(program, x, threads), alone)
-        for arena in kernels._arenas:
+        for arena, _ in kernels._arenas:
             arena[:] = np.nan
         np.testing.assert_array_equal(kernels.run(program, x[::-1].copy(), threads)[::-1], alone)
         kernels.run(program, pictures(1, (64, 50)))

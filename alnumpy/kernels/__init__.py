@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .abi import address
+
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..program import Layout, Program
 
 
 def cache_file() -> Path | None:
@@ -136,7 +138,18 @@ def _write(path: Path, content: bytes) -> bool:
     return True
 
 
-_arenas: list[np.ndarray] = []  # those not in use: at most one for each thread that has ever run at the same time
+_arenas: list[tuple[np.ndarray, int]] = []  # not in use, with addresses; one for each thread that ever ran at once
+
+
+def _take_arena(layout: Layout) -> tuple[np.ndarray, int]:
+    try:
+        arena, at = _arenas.pop()
+        if len(arena) >= layout.arena_size:
+            return arena, at
+    except IndexError:
+        pass
+    arena = layout.new_arena()
+    return arena, address(arena)
 
 
 def run(program: Program, x: np.ndarray, threads: int = 1) -> np.ndarray:
@@ -149,36 +162,32 @@ def run(program: Program, x: np.ndarray, threads: int = 1) -> np.ndarray:
         raise ValueError(f"expected C-contiguous float32 (N, 3, H, W), not {x.dtype} {x.shape}")
     run_program = _load()
     count, _, height, width = x.shape
+    image_size, output_size = 3 * height * width, program.spec.embedding
+    output = np.empty((count, output_size), np.float32)
+    x_address, output_address = address(x), address(output)
     layout = program.layout((height, width))
-    output = np.empty((count, program.spec.embedding), np.float32)
     threads = max(1, min(threads, count))
     chunk = max(1, count // (8 * threads))  # small enough that threads finish together
     starts = deque(range(0, count, chunk))
+    arenas = [_take_arena(layout) for _ in range(threads)]  # here, so that a thread can no longer fail
 
-    def work() -> None:
-        try:
-            arena = _arenas.pop()
-        except IndexError:
-            arena = np.empty(0, np.float32)
-        if len(arena) < layout.arena_size:
-            arena = layout.new_arena()
+    def work(arena_address: int) -> None:
         while starts:
             try:
                 start = starts.popleft()
             except IndexError:  # another thread took the last
                 break
             run_program(
-                x[start:].ctypes.data, x[0].size, min(chunk, count - start),
-                output[start:].ctypes.data, output.shape[1],
-                program.weights.ctypes.data, program.tables.ctypes.data,
-                layout.steps.ctypes.data, len(layout.steps), arena.ctypes.data,
+                x_address + 4 * start * image_size, image_size, min(chunk, count - start),
+                output_address + 4 * start * output_size, output_size,
+                *program.addresses, layout.steps_address, len(layout.steps), arena_address,
             )  # fmt: skip
-        _arenas.append(arena)
 
-    helpers = [threading.Thread(target=work) for _ in range(threads - 1)]
+    helpers = [threading.Thread(target=work, args=(at,)) for _, at in arenas[1:]]
     for helper in helpers:
         helper.start()
-    work()
+    work(arenas[0][1])
     for helper in helpers:
         helper.join()
+    _arenas.extend(arenas)
     return output

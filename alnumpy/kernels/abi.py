@@ -1,6 +1,8 @@
-"""What a program and the kernels that run it agree on. Plain numbers, no Numba."""
+"""What a program and the kernels that run it agree on. No Numba here."""
 
 from enum import IntEnum
+
+import numpy as np
 
 LINE = 16  # floats: planar rows are padded to this, which is one vector of the widest CPU, or several of a narrower
 PACK = 8  # channels: packed weights and channels-last groups are padded to this
@@ -26,3 +28,8 @@ class Op(IntEnum):
     CHANNEL_ATTENTION = 11
     SPATIAL_ATTENTION = 12
     EMBEDDING = 13
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's data begins in memory."""
+    return array.__array_interface__["data"][0]

@@ -9,6 +9,7 @@ from .common import inline, kernel, plane_size, round_up
 from .pool import add_to_totals, clear_totals
 from .simd import (
     LANES,
+    add,
     broadcast,
     broadcast_tile,
     clamp,
@@ -106,9 +107,10 @@ def expand(arena, x, plane, y, size, weights, w, count):
 
 
 @inline
-def taps_of_row(total, k0, k1, k2, row):
+def taps_of_row(k0, k1, k2, row):
+    """One row's share of a sum; the shares are added up by other units of the CPU than those that multiply."""
     left, middle, right = row
-    return fma(k2, right, fma(k1, middle, fma(k0, left, total)))
+    return fma(k2, right, fma(k1, middle, multiply(k0, left)))
 
 
 @inline
@@ -131,18 +133,18 @@ def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
         first, last = 1 if j == 0 else 0, width - 1 - j
         at = x + j
         row = row_of(arena, at - 1, at, at + 1, first, last, zero)
-        upper = taps_of_row(bias, k[0], k[1], k[2], row)
+        upper = add(bias, taps_of_row(k[0], k[1], k[2], row))
         at += x_row
         row = row_of(arena, at - 1, at, at + 1, first, last, zero)
-        upper = taps_of_row(upper, k[3], k[4], k[5], row)
-        lower = taps_of_row(bias, k[0], k[1], k[2], row)
+        upper = add(upper, taps_of_row(k[3], k[4], k[5], row))
+        lower = add(bias, taps_of_row(k[0], k[1], k[2], row))
         target = y + j
         for _ in range(rows):
             at += x_row
             row = row_of(arena, at - 1, at, at + 1, first, last, zero)
-            done = taps_of_row(upper, k[6], k[7], k[8], row)
-            upper = taps_of_row(lower, k[3], k[4], k[5], row)
-            lower = taps_of_row(bias, k[0], k[1], k[2], row)
+            done = add(upper, taps_of_row(k[6], k[7], k[8], row))
+            upper = add(lower, taps_of_row(k[3], k[4], k[5], row))
+            lower = add(bias, taps_of_row(k[0], k[1], k[2], row))
             store(arena, target, clamp(done, zero, six))
             target += y_row
 
@@ -157,16 +159,16 @@ def depthwise_band2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
         first, last = 1 if j == 0 else 0, width // 2 - j
         at = x + j
         row = row_of(arena, at - 1, at + half, at, first, last, zero)
-        upper = taps_of_row(bias, k[0], k[1], k[2], row)
+        upper = add(bias, taps_of_row(k[0], k[1], k[2], row))
         target = y + j
         for _ in range(rows):
             at += x_row
             row = row_of(arena, at - 1, at + half, at, first, last, zero)
-            upper = taps_of_row(upper, k[3], k[4], k[5], row)
+            upper = add(upper, taps_of_row(k[3], k[4], k[5], row))
             at += x_row
             row = row_of(arena, at - 1, at + half, at, first, last, zero)
-            done = taps_of_row(upper, k[6], k[7], k[8], row)
-            upper = taps_of_row(bias, k[0], k[1], k[2], row)
+            done = add(upper, taps_of_row(k[6], k[7], k[8], row))
+            upper = add(bias, taps_of_row(k[0], k[1], k[2], row))
             store(arena, target, clamp(done, zero, six))
             target += y_row
 
