@@ -1,0 +1,754 @@
+"""The local data base: what it stores, what it skips, what it survives, and that it finds the nearest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_params
+from PIL import Image
+
+import alnumpy
+from alnumpy import Embedder, GalleryError, ImageError, gallery, images, weights
+from alnumpy.gallery import Gallery, Match, decode, encode, migrate, row_length
+from alnumpy.images import Preprocessing
+from alnumpy.spec import Block, Spec
+
+SMALL = Spec("small", 4, True, (Block(1, 4, 1), Block(3, 6, 2)), embedding=24, groups=2, cbam="mean-max", reduction=4)
+
+
+def small_weights(seed=0):
+    blank = np.ones((1, 24), np.float32)
+    how = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return weights.Weights(SMALL, how, random_params(SMALL, seed), np.zeros((1, 3, 8, 8), np.float32), blank, "alnumpy")
+
+
+class Counting(Embedder):
+    """An embedder that counts what it embeds."""
+
+    embedded = 0
+
+    def _forward(self, x, pictures):
+        Counting.embedded += len(x)
+        return super()._forward(x, pictures)
+
+
+@pytest.fixture
+def embedder():
+    Counting.embedded = 0
+    return Counting(small_weights(), backend="numpy", threads=2)
+
+
+def noise(path, seed, size=(12, 9), **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, one of them below, and a file that pretends to be one."""
+    root = tmp_path / "pictures"
+    (root / "below").mkdir(parents=True)
+    for seed, name in enumerate(("a.png", "b.png", "below/c.png")):
+        noise(root / name, seed)
+    (root / "broken.png").write_text("hello")
+    return root
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "gallery.db"
+
+
+def dump(path):
+    """All that must not depend on how often the run was stopped: everything but the dates."""
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        pictures = "SELECT path, size, mtime_ns, hash, error, vanished FROM pictures ORDER BY path"
+        contents = "SELECT * FROM contents ORDER BY hash"
+        return [db.execute(sql).fetchall() for sql in (pictures, contents, "SELECT * FROM meta ORDER BY key")]
+
+
+def change(path, sql, *values):
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(sql, values)
+
+
+def names(matches):
+    return [os.path.basename(match.path) for match in matches]
+
+
+def test_what_is_stored(folder, path, embedder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    noise(folder / "turned.jpg", 7, (40, 20), exif=exif)
+    with Gallery(path, embedder, "a") as opened:
+        report = opened.index(folder)
+        rows = {os.path.relpath(row.path, folder): row for row in opened}
+    assert report[:5] == (4, 0, 0, 0, 0)
+    assert [(os.path.basename(p), reason[:24]) for p, reason in report.failed] == [
+        ("broken.png", "not a picture that can b")
+    ]
+    assert list(rows) == ["a.png", "b.png", "below/c.png", "broken.png", "turned.jpg"]
+    for name, row in rows.items():
+        content = (folder / name).read_bytes()
+        assert (row.size, row.mtime_ns) == (len(content), os.stat(folder / name).st_mtime_ns)
+        assert row.added.startswith("20")
+        if name == "broken.png":
+            assert (row.hash, row.embedding, row.width) == (None, None, None)
+            assert row.error.startswith("not a picture")
+            continue
+        assert row.hash == hashlib.sha256(content).hexdigest()
+        assert (row.width, row.height) == ((20, 40) if name == "turned.jpg" else (12, 9))
+        np.testing.assert_array_equal(row.embedding, embedder.embed(folder / name)[0])
+
+
+def test_unchanged_files_are_not_read(folder, path, embedder, monkeypatch):
+    with Gallery(path, embedder, "a") as opened:
+        first = opened.index(folder)
+        before = dump(path)
+        monkeypatch.setattr(gallery, "_hash", None)
+        again = opened.index([folder])
+    assert again[:5] == (0, 0, 4, 0, 0)
+    assert again.failed == first.failed  # known, but still worth saying
+    assert dump(path) == before
+
+
+def test_renamed_copied_and_touched_files_are_not_embedded_again(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.index(folder).embedded == 3
+        os.rename(folder / "a.png", folder / "renamed.png")
+        shutil.copy(folder / "b.png", folder / "copy.png")
+        os.utime(folder / "below" / "c.png", ns=(1, 1))
+        report = opened.index(folder, prune=True)
+        assert report[:5] == (0, 3, 2, 1, 1)
+        assert Counting.embedded == 3
+        assert opened.stats()["contents"] == 3
+        assert names(opened.search(folder / "renamed.png")[0])[0] == "renamed.png"
+
+
+def test_copies_in_one_batch_are_embedded_once(folder, path, embedder):
+    for i in range(5):
+        shutil.copy(folder / "a.png", folder / f"copy{i}.png")
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.index(folder)[:2] == (3, 5)
+    assert Counting.embedded == 3
+
+
+def test_changed_files_are_done_again(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        added = [row.added for row in opened]
+        noise(folder / "a.png", 99, (30, 31))
+        assert opened.index(folder)[:3] == (1, 0, 3)
+        row = next(iter(opened))
+        assert (row.width, row.height) == (30, 31)
+        np.testing.assert_array_equal(row.embedding, embedder.embed(folder / "a.png")[0])
+        assert [row.added for row in opened] == added
+        assert opened.stats()["contents"] == 3  # the old content is gone
+
+
+def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path, embedder, tmp_path):
+    other = tmp_path / "pictures2"  # its name starts with the other's
+    other.mkdir()
+    noise(other / "d.png", 5)
+    with Gallery(path, embedder, "a") as opened:
+        opened.index([folder, other])
+        os.rename(folder / "a.png", tmp_path / "away.png")
+        os.unlink(other / "d.png")
+        assert opened.index(folder).vanished == 1
+        assert opened.index(folder).vanished == 0
+        assert [os.path.basename(row.path) for row in opened if row.vanished] == ["a.png"]
+        assert "a.png" not in names(opened.search(folder / "b.png")[0])
+        os.rename(tmp_path / "away.png", folder / "a.png")
+        assert opened.index(folder)[:5] == (0, 0, 4, 0, 0)
+        assert "a.png" in names(opened.search(folder / "b.png")[0])
+        os.unlink(folder / "a.png")
+        opened.index(folder)
+        assert opened.index(folder, prune=True).pruned == 1  # marked by the run before
+        assert opened.update(prune=True)[:5] == (0, 0, 3, 1, 1)  # d.png
+        assert opened.stats()["contents"] == 2
+
+
+def test_what_cannot_be_listed_has_not_vanished(folder, path, embedder, monkeypatch):
+    walk = os.walk
+
+    def failing(top, onerror):
+        onerror(PermissionError(13, "Permission denied", os.path.join(top, "below")))
+        return ((parent, below, names) for parent, below, names in walk(top) if not parent.endswith("below"))
+
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        monkeypatch.setattr(os, "walk", failing)
+        report = opened.index(folder)
+        assert (report.vanished, report.failed[0]) == (0, (str(folder / "below"), "Permission denied"))
+        monkeypatch.undo()
+        missing = opened.index(folder / "nowhere")
+        assert missing.failed == [(str(folder / "nowhere"), "No such file or folder")]
+
+
+def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedder, monkeypatch):
+    noise(folder / "huge.png", 3, (100, 100))
+    os.mkfifo(folder / "pipe.png")
+    os.symlink("nowhere", folder / "dangling.png")
+    os.symlink("loop.png", folder / "loop.png")
+    read = []
+    monkeypatch.setattr(Gallery, "_read", lambda *a, f=Gallery._read: read.append(os.path.basename(a[1])) or f(*a))
+    reasons = [
+        ("broken.png", "not a picture that can be read (JPEG, PNG, WEBP, BMP, GIF, TIFF)"),
+        ("dangling.png", "No such file or directory"),
+        ("huge.png", "100x100 pixels, more than the limit"),
+        ("loop.png", "Too many levels of symbolic links"),
+        ("pipe.png", "not a regular file"),
+    ]
+
+    def check(report, reasons):
+        found = [(os.path.basename(name), reason) for name, reason in report.failed]
+        assert len(found) == len(reasons)
+        for (name, reason), (wanted, text) in zip(found, reasons, strict=True):
+            assert (name, reason[: len(text)]) == (wanted, text)
+
+    with Gallery(path, embedder, "a", max_pixels=9999) as opened:
+        check(opened.index(folder), reasons)
+        read.clear()
+        check(opened.index(folder), reasons)
+        assert sorted(read) == ["dangling.png", "loop.png", "pipe.png"]  # which cost nothing to try
+        noise(folder / "broken.png", 4)
+        check(opened.index(folder), reasons[1:])
+        assert opened.stats()["unreadable"] == 4
+    with Gallery(path, embedder, "a") as opened:  # with a higher limit of pixels
+        check(opened.index(folder), [reasons[1], *reasons[3:]])
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_believed(folder, path, embedder, monkeypatch):
+    def touched(source, *arguments, read_file=images.read_file):
+        os.utime(source, (1, 1))
+        return read_file(source, *arguments)
+
+    with Gallery(path, embedder, "a") as opened:
+        monkeypatch.setattr(images, "read_file", touched)
+        report = opened.index(folder / "a.png")
+        assert report.failed == [(str(folder / "a.png"), "it was written to while it was read")]
+        monkeypatch.undo()
+        assert opened.index(folder / "a.png")[:2] == (1, 0)
+
+
+def test_add_update_remove(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.add(folder / "a.png").embedded == 1
+        assert opened.add([folder / "b.png", folder / "below"]).embedded == 2
+        noise(folder / "a.png", 50)
+        noise(folder / "new.png", 51)
+        os.unlink(folder / "b.png")
+        assert opened.add(folder).vanished == 0
+        assert opened.remove(folder / "new.png") == 1
+        assert opened.update()[:5] == (0, 0, 3, 1, 0)
+        assert opened.remove([folder / "below", folder / "none.png"]) == 1
+        assert opened.remove(os.fspath(folder)) == 3  # a.png, b.png and broken.png
+        assert (list(opened), opened.stats()["contents"]) == ([], 0)
+
+
+def test_names_that_are_not_text(folder, path, embedder):
+    name = os.fsencode(folder) + b"/\xff\n\xc3.png"
+    shutil.copy(folder / "a.png", name)
+    (folder / os.fsdecode(b"\xfe.png")).write_text("hello")
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        assert name in [os.fsencode(row.path) for row in opened]
+        assert [os.fsencode(m.path) for m in opened.search(folder / "a.png", 2)[0]] == [
+            os.fsencode(folder / "a.png"), name
+        ]  # fmt: skip
+        assert opened.index(folder).unchanged == 6
+        os.unlink(name)
+        assert opened.index(folder, prune=True).pruned == 1
+
+
+# Stops
+
+
+def test_an_interrupted_run_keeps_all_but_the_batch_in_flight(tmp_path, path, embedder):
+    for i in range(20):
+        noise(tmp_path / f"{i:02}.png", i)
+
+    def stop(done, total):
+        assert total == 20
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with Gallery(path, embedder, "a", batch_size=4) as opened:
+        with pytest.raises(KeyboardInterrupt):
+            opened.index(tmp_path, progress=stop)
+        assert opened.stats()["pictures"] == 8
+        assert opened.index(tmp_path)[:3] == (12, 0, 8)
+    with Gallery(tmp_path / "undisturbed.db", embedder, "a") as opened:
+        opened.index(tmp_path)
+    assert dump(path) == dump(tmp_path / "undisturbed.db")
+
+
+INDEX = """
+import sys
+import alnumpy
+from alnumpy.gallery import Gallery
+embedder = alnumpy.load(sys.argv[1], backend="numpy", threads=2)
+with Gallery(sys.argv[2], embedder, "a", batch_size=2) as opened:
+    opened.index(sys.argv[3], progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i in range(100):
+        noise(root / f"{i:02}.png", i % 90)  # ten copies
+    (root / "50.png").write_text("broken")
+    weights.write(tmp_path / "w.h5", small_weights())
+
+    def start(db):
+        command = [sys.executable, "-c", INDEX, tmp_path / "w.h5", db, root]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with start(tmp_path / "undisturbed.db") as undisturbed:
+        assert undisturbed.stdout.read().splitlines() == [str(done) for done in range(2, 101, 2)]
+    rng = random.Random(0)
+    stored = 0
+    for _ in range(6):
+        with start(path) as process:
+            for _ in range(rng.randrange(1, 10)):
+                process.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 0.01))
+            process.kill()
+        with Gallery(path) as reader:
+            before, stored = stored, reader.stats()["pictures"]
+            assert before < stored < 99
+            assert len(reader.search(root / "00.png", 200)[0]) == stored
+        assert dump(path)
+    with start(path) as process:
+        process.stdout.read()
+    assert process.returncode == 0
+    assert dump(path) == dump(tmp_path / "undisturbed.db")
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")]
+
+
+def test_a_continued_run_keeps_its_backend(tmp_path, path, monkeypatch):
+    monkeypatch.setattr(Embedder, "_run_numba", Embedder._run_numpy)
+    monkeypatch.setattr(gallery, "find_spec", lambda name: True)
+    for i in range(3):
+        noise(tmp_path / f"{i}.png", i)
+    embedder = Embedder(small_weights(), threads=1)
+    with Gallery(path, embedder, "a", batch_size=2) as opened:
+        with pytest.raises(KeyboardInterrupt):
+            opened.index(tmp_path, progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert dict(dump(path)[2])["unfinished"] == "numpy"
+        change(path, "UPDATE meta SET value = 'numba' WHERE key = 'unfinished'")
+        assert opened.index(tmp_path).backend == "numba"
+        assert "unfinished" not in dict(dump(path)[2])
+        noise(tmp_path / "3.png", 3)
+        assert opened.index(tmp_path).backend == "numpy"
+
+
+# Several processes
+
+
+def test_readers_see_whole_batches_while_one_writes(tmp_path, path, embedder):
+    for i in range(8):
+        noise(tmp_path / f"{i}.png", i)
+    with Gallery(path, embedder, "a"):
+        pass
+    query = np.zeros(24)
+    with Gallery(path) as reader, Gallery(path, embedder, "a", batch_size=2) as writer:
+        assert reader.search(query) == [[]]
+        seen = []
+        writer.index(tmp_path, progress=lambda done, total: seen.append((done, len(reader.search(query, 20)[0]))))
+        assert seen == [(2, 2), (4, 4), (6, 6), (8, 8)]
+        assert len(writer.search(query)[0]) == 8
+        with pytest.raises(GalleryError, match="opened to read"):
+            reader.remove(tmp_path)
+    with Gallery(path) as reader:
+        assert len(reader.search(query)[0]) == 8
+
+
+def test_a_second_writer_is_refused(path, embedder):
+    with Gallery(path, embedder, "a"):
+        with pytest.raises(GalleryError, match=r"gallery.db: another alnumpy is writing to it; try again"):
+            Gallery(path, embedder, "a")
+        code = f"from alnumpy.gallery import Gallery; Gallery({str(path)!r}, mode='a')"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "another alnumpy is writing to it" in second.stderr
+    with Gallery(path, embedder, "a"):
+        pass
+    assert os.listdir(path.parent) == ["gallery.db"]
+
+
+def test_the_file_is_made_with_the_umask(path, embedder):
+    before = os.umask(0o027)
+    try:
+        with Gallery(path, embedder, "a"):
+            assert {stat.S_IMODE(os.stat(file).st_mode) & 0o137 for file in path.parent.iterdir()} == {0}
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
+def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder):
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "gallery.db"
+        with Gallery(path, embedder, "a") as opened:
+            opened.index(folder)
+        os.chmod(path, 0o644)
+
+        def search(message=""):
+            os.chmod(name, 0o555)
+            code = (
+                "import os, sys; import numpy as np; from alnumpy.gallery import Gallery; "
+                "os.getuid() or os.setuid(65534)\n"
+                "with Gallery(sys.argv[1]) as opened: print(len(opened.search(np.zeros(24))[0]))"
+            )
+            done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+            os.chmod(name, 0o755)
+            return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+        assert search() == "3"
+        change(path, "PRAGMA journal_mode = WAL")  # as a killed writer leaves it
+        assert os.listdir(name) == ["gallery.db"]
+        assert search() == "3"
+        Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # then the file alone may be incomplete
+        os.chmod(Path(name, "gallery.db-wal"), 0o600)
+        assert "GalleryError" in search()
+
+
+# Other files
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode):
+    def refused(message):
+        before = path.read_bytes()
+        with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
+            Gallery(path, embedder, mode)
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["gallery.db"]
+        path.unlink()
+
+    path.write_text("hello" * 1000)
+    refused("damaged, or not a data base")
+    change(path, "CREATE TABLE bookmarks (url TEXT)")
+    if mode == "a":
+        change(path, "PRAGMA journal_mode = WAL")  # which a reader would leave two more files of
+    refused("not an alnumpy gallery; make one with: alnumpy index")
+    change(path, "PRAGMA application_id = 7")
+    refused("not an alnumpy gallery")
+
+    def made(*changes):
+        with Gallery(path, embedder, "a"):
+            pass
+        for sql in changes:
+            change(path, sql)
+
+    made("PRAGMA user_version = 2")
+    refused("version 2, this alnumpy reads 1; update alnumpy")
+    made("CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM contents; END")
+    refused("its tables are not those")
+    made("DROP TABLE contents", "CREATE VIEW contents AS SELECT * FROM meta")
+    refused("its tables are not those")
+    for text in ("", "[]", "{}", "[" * 100_000, '{"dtype": "float32"}'):
+        made(f"UPDATE meta SET value = '{text}'")
+        refused("its settings are damaged")
+    made()
+    path.write_bytes(path.read_bytes()[:6000])
+    refused("damaged")
+    path.mkdir()
+    with pytest.raises(GalleryError, match="not a file"):
+        Gallery(path, embedder, mode)
+
+
+def test_missing_and_empty_files(path, embedder):
+    with pytest.raises(GalleryError, match=r"no such gallery; make one with: alnumpy index FOLDER --db FILE"):
+        Gallery(path)
+    path.touch()
+    with pytest.raises(GalleryError, match="not an alnumpy gallery"):
+        Gallery(path)
+    with Gallery(path, embedder, "a"):  # a writer killed at once leaves such a file
+        pass
+    change(path, "DELETE FROM meta")
+    with pytest.raises(GalleryError, match="an empty gallery; fill it"):
+        Gallery(path)
+    with pytest.raises(GalleryError, match="cannot be written to"):
+        Gallery(path / "below" / "gallery.db", embedder, "a")
+    for wrong in ({"mode": "w"}, {"dtype": "float64"}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Gallery(path, embedder, **wrong)
+    with Gallery(path, embedder, "a") as opened:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        opened.stats()
+
+
+def test_flipped_bytes_give_named_errors_or_damaged_rows(tmp_path, folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    good = path.read_bytes()
+    rng = random.Random(1)
+    refused = 0
+    for _ in range(200):
+        bad = bytearray(good)
+        for _ in range(20):
+            bad[rng.randrange(len(bad))] = rng.randrange(256)
+        path.write_bytes(bad)
+        try:
+            with Gallery(path, embedder, "a") as opened:
+                opened.search(np.zeros(24))
+                opened.duplicates(1)
+                opened.stats()
+                list(opened)
+                opened.index(folder, prune=True)
+        except GalleryError:
+            refused += 1
+    assert refused > 50
+
+
+def test_another_model_or_other_settings_are_refused(folder, path, embedder):
+    with Gallery(path, embedder, "a", dtype="float16") as opened:
+        opened.index(folder)
+        assert opened.settings["size"] == 8
+    other = small_weights()
+    for different, message in (
+        ({"embedder": Embedder(small_weights(1))}, "made with other weights. Embeddings of"),
+        ({"embedder": Embedder(other, size=9)}, "made with size 8, not 9"),
+        ({"embedder": Embedder(other, normalize=True)}, "made with normalize False, not True"),
+        ({"embedder": embedder, "dtype": "int8"}, "made with dtype float16, not int8"),
+        ({"embedder": embedder, "fast_decode": True}, "made with decode full, not fast"),
+        ({"embedder": Embedder(replace(other, preprocessing=replace(other.preprocessing, channels="BGR")))}, "other"),
+        ({"embedder": alnumpy.load()}, "network small, not alnet; dimension 24, not 1280; size 8, not 28"),
+    ):
+        for mode in ("r", "a"):
+            with pytest.raises(GalleryError, match=message):
+                Gallery(path, mode=mode, **different)
+    with Gallery(path, Embedder(other), dtype="float16", fast_decode=False) as opened:
+        assert opened.dtype == "float16"
+
+
+def test_fast_decoding_is_recorded_and_holds_for_queries(tmp_path, path, embedder):
+    wave = np.sin(np.arange(320 * 240) / 7).reshape(240, 320) * 120 + 128
+    Image.fromarray(wave.astype(np.uint8)).save(tmp_path / "a.jpg")
+    with Gallery(path, embedder, "a", fast_decode=True) as opened:
+        opened.index(tmp_path / "a.jpg")
+        (row,) = opened
+        assert (row.width, row.height) == (320, 240)
+        whole = embedder.embed(tmp_path / "a.jpg")[0]
+        difference = np.linalg.norm(row.embedding - whole) / np.linalg.norm(whole)
+        assert 0 < difference < 0.1
+    with Gallery(path, embedder) as opened:
+        assert opened.fast_decode
+        Image.open(tmp_path / "a.jpg").save(tmp_path / "c.jpg", quality="keep", comment="other bytes, same pixels")
+        assert opened.search(tmp_path / "c.jpg") == [[Match(str(tmp_path / "a.jpg"), 0.0, False)]]
+
+
+def test_migrations_run_in_order_and_once():
+    scripts = ["CREATE TABLE t (a); INSERT INTO t VALUES (1)", "ALTER TABLE t ADD COLUMN b; UPDATE t SET b = a + 1"]
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        migrate(db, scripts[:1])
+        migrate(db, scripts)
+        migrate(db, scripts)
+        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]
+        with pytest.raises(sqlite3.OperationalError):
+            migrate(db, [*scripts, "DELETE FROM t; SELECT nonsense"])
+        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]  # whole or not at all
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_an_older_version_is_brought_up_to_date_by_a_writer(folder, path, embedder, monkeypatch):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    monkeypatch.setattr(gallery, "MIGRATIONS", (*gallery.MIGRATIONS, "ALTER TABLE pictures ADD COLUMN note TEXT"))
+    monkeypatch.setattr(migrate, "__defaults__", (gallery.MIGRATIONS,))
+    with pytest.raises(GalleryError, match="version 1 is old; alnumpy index brings it up to date"):
+        Gallery(path, embedder)
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.stats()["pictures"] == 3
+    with Gallery(path, embedder):
+        pass
+
+
+# Search
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0), ("float16", 2**-11), ("int8", 0.5 / 127)])
+def test_number_formats(dtype, bound):
+    vectors = np.random.default_rng(0).normal(size=(50, 24)).astype(np.float32)
+    vectors[3] = 0
+    vectors[4] *= 1000
+    rows = encode(vectors, dtype)
+    assert (rows.dtype, rows.shape) == (np.uint8, (50, row_length(24, dtype)))
+    back = decode(rows, dtype)
+    assert back.dtype == np.float32
+    error = np.abs(back - vectors)
+    largest = np.abs(vectors) if dtype == "float16" else np.abs(vectors).max(1, keepdims=True)
+    assert (error <= bound * largest * 1.0001 + 1e-7 * (dtype == "float16")).all()
+    for bad in (np.nan, np.inf):
+        vectors[5, 7] = bad
+        assert list(np.flatnonzero(~np.isfinite(decode(encode(vectors, dtype), dtype)).all(1))) == [5]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeypatch, dtype):
+    monkeypatch.setattr(gallery, "BLOCK", 7)
+    for i in range(40):
+        noise(tmp_path / f"{i:02}.png", i % 36)  # four copies
+    with Gallery(path, embedder, "a", dtype) as opened:
+        opened.index(tmp_path)
+        rows = list(opened)
+        stored = np.stack([row.embedding for row in rows])
+        queries = np.random.default_rng(1).normal(size=(5, 24)) * stored.std(0) + stored.mean(0)
+        found = opened.search(queries, 12)
+        distances = np.linalg.norm(stored[None] - queries.astype(np.float32)[:, None], axis=2)
+        for matches, row in zip(found, distances, strict=True):
+            order = np.argsort(row, kind="stable")[:12]
+            assert [match.path for match in matches] == [rows[i].path for i in order]
+            np.testing.assert_allclose([match.distance for match in matches], row[order], rtol=1e-5)
+        assert opened._load().rows.nbytes == 40 * row_length(24, dtype)
+        for row in rows:
+            first = opened.search(row.path, 1)[0][0]
+            assert (first.distance, first.same) == (0, True)
+    with Gallery(path, embedder) as opened:
+        assert opened.search(queries, 12) == found
+
+
+def test_ties_go_by_path_and_the_query_itself_is_marked(folder, path, embedder, tmp_path):
+    for name in ("z.png", "aa.png", "m.png"):
+        shutil.copy(folder / "b.png", folder / name)
+    shutil.copy(folder / "b.png", tmp_path / "elsewhere.png")
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        for query in (folder / "b.png", tmp_path / "elsewhere.png"):
+            (matches,) = opened.search(query, 5)
+            assert names(matches)[:4] == ["aa.png", "b.png", "m.png", "z.png"]
+            assert [match.same for match in matches] == [True] * 4 + [False]
+            assert [match.distance for match in matches[:4]] == [0] * 4
+        assert names(opened.search(folder / "b.png", 2)[0]) == ["aa.png", "b.png"]
+        (matches,) = opened.search(Image.open(folder / "b.png"), 100)
+        assert len(matches) == 6
+        assert not any(match.same for match in matches)
+        assert matches[0].distance == 0
+        pixels = np.asarray(Image.open(folder / "b.png"))
+        assert opened.search([pixels, os.fspath(folder / "b.png")], 100) == [
+            matches,
+            opened.search(folder / "b.png", 100)[0],
+        ]
+
+
+def test_searches_that_cannot_be(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.search(np.zeros((2, 24)), 3) == [[], []]
+        assert opened.search([], 3) == []
+        opened.index(folder)
+        for wrong in (np.zeros(23), np.zeros((1, 2, 24)), np.full(24, np.nan)):
+            with pytest.raises(ValueError, match=r"finite embeddings \(Q, 24\)"):
+                opened.search(wrong)
+        with pytest.raises(ValueError, match="k must be"):
+            opened.search(np.zeros(24), 0)
+        for name in ("broken.png", "missing.png", "below"):
+            with pytest.raises(ImageError, match=name):
+                opened.search(folder / name)
+    with Gallery(path) as opened:
+        assert opened.search(folder / "a.png")[0][0].same  # its embedding is there
+        with pytest.raises(ValueError, match="with an embedder"):
+            opened.search(noise(folder / "new.png", 77))
+        with pytest.raises(ValueError, match="with an embedder"):
+            opened.update()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_damaged_rows_are_reported_and_not_ranked(folder, path, embedder, dtype):
+    noise(folder / "d.png", 9)
+    with Gallery(path, embedder, "a", dtype) as opened:
+        opened.index(folder)
+
+    def set_row(name, row):
+        change(path, "UPDATE contents SET embedding = ? WHERE hash = (SELECT hash FROM pictures WHERE path = ?)",
+               row, os.fsencode(folder / name))  # fmt: skip
+
+    for short in (b"", b"123", b"0" * (row_length(24, dtype) + 1), "text", 17):
+        set_row("a.png", short)
+        set_row("b.png", encode(np.full((1, 24), np.nan, np.float32), dtype).tobytes())
+        with Gallery(path) as opened:
+            (matches,) = opened.search(np.zeros(24))
+            assert sorted(names([Match(*item, False) for item in opened.damaged])) == ["a.png", "b.png"]
+            assert sorted(names(matches)) == ["c.png", "d.png"]
+            assert len(list(opened)) == 5
+            assert opened.duplicates(1e9)[0][0].path == str(folder / "below" / "c.png")
+
+
+def test_an_embedding_that_the_format_cannot_hold_is_an_error(folder, path):
+    loud = small_weights()
+    loud.parameters["last.bn.weight"][:] = 1e30
+    loud.parameters["last.bn.bias"][:] = 1e30
+    spec = replace(SMALL, cbam="")
+    params = {name: array for name, array in loud.parameters.items() if ".cbam" not in name}
+    params["last.conv.weight"][:] = np.inf
+    embedder = Embedder(replace(loud, spec=spec, parameters=params), backend="numpy", threads=1)
+    with Gallery(path, embedder, "a") as opened:
+        report = opened.index(folder / "a.png")
+        assert report.failed == [(str(folder / "a.png"), "its embedding is not finite in the gallery's number format")]
+        assert opened.search(np.zeros(24)) == [[]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_duplicates_are_the_connected_groups(tmp_path, path, embedder, monkeypatch, dtype):
+    monkeypatch.setattr(gallery, "BLOCK", 5)
+    for i in range(30):
+        noise(tmp_path / f"{i:02}.png", i % 27)
+    with Gallery(path, embedder, "a", dtype) as opened:
+        opened.index(tmp_path)
+        rows = list(opened)
+        vectors = np.stack([row.embedding for row in rows])
+        distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+        exact = opened.duplicates(0)
+        assert [names(group) for group in exact] == [["00.png", "27.png"], ["01.png", "28.png"], ["02.png", "29.png"]]
+        assert all(match.distance == 0 and match.same for group in exact for match in group)
+        assert opened.duplicates(1e9) == [opened.duplicates(1e9)[0]]
+        for threshold in np.quantile(distances, (0.08, 0.15, 0.3)):
+            linked = distances <= threshold
+            for _ in range(6):
+                linked = linked @ linked
+            wanted = {tuple(np.flatnonzero(row)) for row in linked if row.sum() > 1}
+            groups = opened.duplicates(threshold)
+            assert [tuple(int(Path(match.path).stem) for match in group) for group in groups] == sorted(wanted)
+            first, second = groups[0][:2]
+            index = [int(Path(match.path).stem) for match in (first, second)]
+            np.testing.assert_allclose((first.distance, second.distance), distances[index[0], index], rtol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_decodes_a_jpeg_smaller_but_not_below_the_side(tmp_path, orientation):
+    y, x = np.mgrid[0:600, 0:1000]
+    pixels = np.stack([x * 255 / 999, y * 255 / 599, np.full(x.shape, 90)], 2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    for draft, scale in ((0, 1), (75, 8), (76, 4), (300, 2), (301, 1)):
+        image, size = images.read_file(tmp_path / "a.jpg", draft=draft)
+        upright = (1000, 600) if orientation == 1 else (600, 1000)
+        assert size == upright
+        assert image.size == (upright[0] // scale, upright[1] // scale)
+    whole, fast = (
+        images.preprocess(images.read_file(tmp_path / "a.jpg", draft=d)[0], Preprocessing(32, (0, 0, 0), (1, 1, 1)))
+        for d in (0, 64)
+    )
+    assert 0 < np.abs(whole - fast).mean() < 2 / 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert images.read_file(tmp_path / "a.png", draft=8)[0].size == (1000, 600)
