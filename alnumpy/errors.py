@@ -1,6 +1,11 @@
 """The errors that alnumpy raises on purpose: one root, one child for each kind of input that can be at fault."""
 
 
+def printable(text: object) -> str:
+    """One line of text, whatever control characters, or bytes that are no text, a file's name may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 class AlnumpyError(Exception):
     """Root of all errors that alnumpy raises for bad input. Its message names the input, the fault and the remedy."""
 

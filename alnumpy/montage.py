@@ -1,0 +1,138 @@
+"""Search results to look at: a PNG montage, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, ImageDraw, ImageFont
+
+from . import images
+from .errors import ImageError, printable
+from .gallery import Match
+
+SIDE = 160  # of a thumbnail in pixels
+GAP = 12
+LINE = 14  # height of a line of caption
+COLUMNS = 6  # pictures side by side, the query included
+CELL = (SIDE + GAP, SIDE + 2 * LINE + GAP)
+INK, PALE, MARK = "#1d1d1f", "#e8e8ec", "#c2410c"  # text, what cannot be shown, the query's frame
+
+Search = tuple[str, Sequence[Match]]  # a query's path and what was found for it
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>alnumpy search</title>
+<style>
+body { font: 14px/1.4 system-ui, sans-serif; color: #1d1d1f; background: #fff; margin: 1.5em; }
+section { display: flex; flex-wrap: wrap; gap: 12px; padding: 1em 0; border-top: 1px solid #d2d2d7; }
+figure { margin: 0; width: 164px; }
+figure a { display: flex; width: 160px; height: 160px; align-items: center; justify-content: center;
+  background: #f5f5f7; border: 2px solid transparent; color: inherit; }
+figure.query a { border-color: #c2410c; }
+figcaption { overflow-wrap: anywhere; font-size: 12px; }
+b { font-variant-numeric: tabular-nums; }
+</style>
+</head>
+<body>
+<h1>Search results</h1>
+"""
+
+
+def thumbnail(path: str) -> Image.Image | None:
+    """A picture upright and in RGB, at most SIDE pixels wide and high; None where it cannot be read any more."""
+    try:
+        image, _ = images.read_file(path, draft=SIDE)
+    except ImageError:
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def write_montage(file: IO[bytes], searches: Sequence[Search]) -> None:
+    """A PNG: for each query a framed thumbnail, followed by the results by rank, with distance and file name.
+
+    Raises ValueError for more results than a picture can hold.
+    """
+    lines = [-(-max(1, len(matches)) // (COLUMNS - 1)) for _, matches in searches]
+    width, height = GAP + COLUMNS * CELL[0], GAP + sum(lines) * CELL[1]
+    if width * height > images.MAX_PIXELS:
+        raise ValueError(f"a montage of {width}x{height} pixels is too large; take fewer queries or results, or HTML")
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
+    for (query, matches), count in zip(searches, lines, strict=True):
+        _paste(sheet, draw, (GAP, top), query, "query")
+        draw.rectangle((GAP - 4, top - 4, GAP + SIDE + 3, top + SIDE + 3), outline=MARK, width=3)
+        for i, match in enumerate(matches):
+            at = (GAP + (1 + i % (COLUMNS - 1)) * CELL[0], top + i // (COLUMNS - 1) * CELL[1])
+            _paste(sheet, draw, at, match.path, caption(i + 1, match))
+        top += count * CELL[1]
+    sheet.save(file, "PNG")
+
+
+def caption(rank: int, match: Match) -> str:
+    """The first line below a result."""
+    return f"{rank}.  {match.distance:.4f}{'  same file' if match.same else ''}"
+
+
+def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], path: str, text: str) -> None:
+    """A thumbnail in the middle of its square, and two lines of caption below."""
+    left, top = at
+    image = thumbnail(path)
+    if image is None:
+        draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill=PALE)
+        draw.text((left + 8, top + SIDE // 2 - 6), "cannot be read", INK)
+    else:
+        sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
+    for line, words in enumerate((text, printable(os.path.basename(path)))):
+        draw.text((left, top + SIDE + 5 + line * LINE), _fit(words), INK)
+
+
+def _fit(text: str) -> str:
+    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show."""
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    font = ImageFont.load_default()
+    if font.getlength(text) <= SIDE:
+        return text
+    keep = len(text) - 1
+    while font.getlength(shortened := f"{text[: keep // 2]}...{text[len(text) - keep + keep // 2 :]}") > SIDE:
+        keep -= 1
+    return shortened
+
+
+def write_html(file: IO[bytes], searches: Sequence[Search]) -> None:
+    """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file."""
+    file.write(PAGE.encode())
+    for query, matches in searches:
+        file.write(b"<section>\n")
+        _write_figure(file, query, "query", ' class="query"')
+        for rank, match in enumerate(matches, 1):
+            _write_figure(file, match.path, caption(rank, match))
+        file.write(b"</section>\n")
+    file.write(b"</body>\n</html>\n")
+
+
+def _write_figure(file: IO[bytes], path: str, text: str, attributes: str = "") -> None:
+    name = escape(printable(os.path.basename(path)))
+    image = thumbnail(path)
+    shown = "cannot be read"
+    if image is not None:
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=85)
+        shown = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    link = escape(Path(os.path.abspath(path)).as_uri())
+    title = escape(printable(path))
+    file.write(
+        f'<figure{attributes}><a href="{link}" title="{title}">{shown}</a>'
+        f"<figcaption><b>{escape(text)}</b><br>{name}</figcaption></figure>\n".encode()
+    )
