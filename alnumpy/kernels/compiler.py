@@ -39,9 +39,11 @@ def _target_machine() -> llvm.TargetMachine:
 def compile_runner() -> bytes:
     """Object code of ``runner.run_program`` for this CPU. Raises ImportError where Numba is not installed."""
     import numba
+    from numba.core.registry import cpu_target
 
     from .runner import run_program
 
+    cpu_target.target_context.codegen()  # takes its own level from the configuration, once for the whole process
     config: Any = numba.config
     signature = (numba.int64,) * ARGUMENTS
     level = config.OPT
