@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import __version__, images, program, spec, weights
+from . import __version__, images, spec, weights
 from .embedder import BACKENDS, Embedded, load
 from .errors import AlnumpyError, MissingExtraError
 from .files import replacing
@@ -288,6 +288,8 @@ def run_info(args: argparse.Namespace) -> int:
         size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
     print(f"{title}: input 3x{size[0]}x{size[1]}")
     print(layer_table(network, size))
+    from . import program
+
     arena = program.compile_program(network, parameters).arena_bytes(size)
     print(f"activations: {arena:,} bytes a thread (numba backend)")
     if not args.spec:

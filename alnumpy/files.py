@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -19,6 +18,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     and renamed: a stop at any moment leaves the old file, or none. Links are followed; what is a device or a pipe is
     written to as it is. Raises OSError, which names ``path``, where it cannot be written.
     """
+    import tempfile  # takes 5 ms, which a command that writes no file need not pay
+
     target = os.path.realpath(path)
     if not os.fspath(path) or os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, "Is a folder, not a file to write", os.fspath(path))

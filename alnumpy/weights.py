@@ -174,7 +174,7 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     return Weights(
         spec=spec,
         preprocessing=preprocessing,
-        parameters={name: array.astype(np.float32) for name, array in arrays.items()},
+        parameters={name: np.asarray(array, np.float32) for name, array in arrays.items()},
         self_test_input=self_test["input"],
         self_test_embedding=self_test["embedding"],
         card=card,
@@ -206,27 +206,47 @@ def _attribute(file: h5py.File, name: str, most: int) -> Any:
 def _read_group(
     file: h5py.File, group_name: str, shapes: Mapping[str, tuple[int, ...]], dtypes: tuple[np.dtype, ...]
 ) -> dict[str, np.ndarray]:
-    """All arrays of a group, checked to be exactly the expected ones before any is read."""
-    import h5py
+    """All arrays of a group, checked to be exactly the expected ones before any is read.
 
-    group = _hard_link(file, group_name, h5py.Group)
-    if len(group) > len(shapes) + 16 or set(group) - set(shapes):
-        raise WeightsError(
-            f"{group_name} holds items that the spec does not know: {sorted(set(group) - set(shapes))[:3]}"
-        )
+    By h5py's low-level interface, which for a hundred and fifty small arrays is several times faster.
+    """
+    from h5py import h5d, h5g, h5s
+
+    group = _open(file.id, group_name, group_name, h5g.open)
+    if group.get_num_objs() > len(shapes) + 16:
+        raise WeightsError(f"{group_name} holds {group.get_num_objs()} items, the spec knows {len(shapes)}")
+    if unknown := {os.fsdecode(name) for name in group} - set(shapes):
+        raise WeightsError(f"{group_name} holds items that the spec does not know: {sorted(unknown)[:3]}")
     datasets = {}
     for name, shape in shapes.items():
         item = f"{group_name}/{name}"
-        dataset = datasets[name] = _hard_link(group, name, h5py.Dataset)
+        dataset = datasets[name] = _open(group, name, item, h5d.open)
         if dataset.shape != shape or dataset.dtype not in dtypes:
             wanted = " or ".join(dtype.name for dtype in dtypes)
             raise WeightsError(f"{item} must be {wanted} {shape}, not {dataset.dtype} {dataset.shape}")
-        layout = dataset.id.get_create_plist()
-        if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_nfilters() or layout.get_external_count():
+        layout = dataset.get_create_plist()
+        if layout.get_layout() != h5d.CONTIGUOUS or layout.get_nfilters() or layout.get_external_count():
             raise WeightsError(f"{item} must be stored contiguous in this file, without filters")
-        if dataset.id.get_storage_size() != dataset.nbytes:
+        if dataset.get_storage_size() != prod(shape) * dataset.dtype.itemsize:
             raise WeightsError(f"{item} is not stored whole")
-    return {name: dataset[()] for name, dataset in datasets.items()}
+    arrays = {name: np.empty(shapes[name], dataset.dtype) for name, dataset in datasets.items()}
+    for name, dataset in datasets.items():
+        dataset.read(h5s.ALL, h5s.ALL, arrays[name])
+    return arrays
+
+
+def _open(parent: Any, name: str, item: str, opener: Any) -> Any:
+    """A member of a group, refusing links that lead elsewhere: soft and external ones."""
+    from h5py import h5l
+
+    if not parent.links.exists(name.encode()):
+        raise WeightsError(f"{item} is missing")
+    if parent.links.get_info(name.encode()).type != h5l.TYPE_HARD:
+        raise WeightsError(f"{item} is a link, which is not allowed")
+    try:
+        return opener(parent, name.encode())
+    except (KeyError, ValueError, TypeError) as error:
+        raise WeightsError(f"{item} is not of the right kind: {error}") from None
 
 
 def _check_values(arrays: Mapping[str, np.ndarray], self_test: Mapping[str, np.ndarray]) -> None:
@@ -239,18 +259,3 @@ def _check_values(arrays: Mapping[str, np.ndarray], self_test: Mapping[str, np.n
             raise WeightsError(f"{name} has a variance below 0")
     if not self_test["embedding"].any():
         raise WeightsError("self_test/embedding is zero: these weights compute nothing")
-
-
-def _hard_link(group: h5py.Group, name: str, kind: type) -> Any:
-    """A member of a group, refusing links that lead elsewhere: soft and external ones."""
-    import h5py
-
-    link = group.get(name, getlink=True)
-    if link is None:
-        raise WeightsError(f"{group.name.strip('/')}/{name} is missing".lstrip("/"))
-    if not isinstance(link, h5py.HardLink):
-        raise WeightsError(f"{group.name.strip('/')}/{name} is a link, which is not allowed".lstrip("/"))
-    member = group[name]
-    if not isinstance(member, kind):
-        raise WeightsError(f"{group.name.strip('/')}/{name} must be a {kind.__name__.lower()}".lstrip("/"))
-    return member
