@@ -156,11 +156,30 @@ def encode(vectors: Array, dtype: str) -> Array:
 
 
 def decode(rows: Array, dtype: str) -> Array:
-    """The inverse of ``encode``: uint8 (N, row_length) -> float32 (N, D). For "float32" a view, not a copy."""
+    """The inverse of ``encode`` for finite rows: uint8 (N, row_length) -> float32 (N, D). For "float32" a view."""
+    if dtype == "float32":
+        return rows.view("<f4").astype(np.float32, copy=False)
     if dtype == "int8":
-        with np.errstate(over="ignore", invalid="ignore"):
-            return rows[:, 4:].view(np.int8) * rows[:, :4].copy().view("<f4")
-    return rows.view({"float32": "<f4", "float16": "<f2"}[dtype]).astype(np.float32, copy=False)
+        vectors = rows[:, 4:].view(np.int8).astype(np.float32)
+        vectors *= rows[:, :4].copy().view("<f4")
+        return vectors
+    # float16: NumPy's own conversion is slow, most of all for zeros, which embeddings are full of. So move sign,
+    # exponent and fraction to their places in a float32, and make up for the different bias of the exponent.
+    bits = rows.view("<i2").astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70002000)
+    vectors = bits.view(np.float32)
+    vectors *= np.float32(2.0**112)
+    return vectors
+
+
+def finite(rows: Array, dtype: str) -> Array:
+    """Which stored embeddings (N, row_length) are finite: bool (N,)."""
+    if dtype == "float32":
+        return np.isfinite(rows.view("<f4")).all(1)
+    if dtype == "int8":
+        return np.isfinite(rows[:, :4].copy().view("<f4")[:, 0])
+    return ((rows.view("<u2") & 0x7C00) != 0x7C00).all(1)
 
 
 def settings_of(embedder: Embedder, fast_decode: bool, weights: str = "") -> dict[str, Any]:
@@ -598,8 +617,7 @@ class Gallery:
         vectors = embedder._forward(np.stack(inputs), total)
         embedder.backend = embedder.backend_used  # "auto" has decided
         rows = encode(vectors, self.dtype)
-        finite = np.isfinite(decode(rows, self.dtype)).all(1)
-        return [row.tobytes() if good else None for row, good in zip(rows, finite, strict=True)]
+        return [row.tobytes() if good else None for row, good in zip(rows, finite(rows, self.dtype), strict=True)]
 
     def _store(self, read: _Read, row: bytes | None) -> None:
         if row is not None:
@@ -681,22 +699,34 @@ class Gallery:
         with _naming(self.path):
             stored = self._load()
         vectors, hashes = self._query(queries, stored)
-        found = [[np.empty((len(vectors), 0))] * 2]  # indices and distances
+        matches = []
+        step = max(1, retrieval.BLOCK // max(1, len(stored.paths)))
+        for start in range(0, len(vectors), step):
+            part = slice(start, start + step)
+            for query, hash, distances in zip(
+                vectors[part], hashes[part], self._squared_distances(vectors[part], stored), strict=True
+            ):
+                # What rounding could place among the first k is compared again, exactly.
+                kth = np.partition(distances, k - 1)[k - 1] if k < len(distances) else np.inf
+                slack = retrieval.ROUNDING * (stored.norms.max(initial=0) + query @ query)
+                near = np.flatnonzero(distances <= kth + slack)
+                indices, exact = retrieval.search(query[None], decode(stored.rows[near], self.dtype), k)
+                matches.append(
+                    [
+                        Match(stored.paths[i], float(d), stored.hashes[i] == hash)
+                        for i, d in zip(near[indices[0]], exact[0], strict=True)
+                    ]
+                )
+        return matches
+
+    def _squared_distances(self, queries: Array, stored: _Vectors) -> Array:
+        """Of (Q, D) to all pictures: float32 (Q, N). Embeddings are converted to float32 a block at a time."""
+        distances = np.empty((len(queries), len(stored.paths)), np.float32)
         for start in range(0, len(stored.paths), BLOCK):
             part = slice(start, start + BLOCK)
-            indices, distances = retrieval.search(vectors, decode(stored.rows[part], self.dtype), k, stored.norms[part])
-            found.append([indices + start, distances])
-        indices, distances = (np.concatenate(arrays, 1) for arrays in zip(*found, strict=True))
-        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-        return [
-            [Match(stored.paths[i], float(d), stored.hashes[i] == hash) for i, d in zip(row, near, strict=True)]
-            for row, near, hash in zip(
-                np.take_along_axis(indices, order, 1).astype(int),
-                np.take_along_axis(distances, order, 1),
-                hashes,
-                strict=True,
-            )
-        ]
+            block = decode(stored.rows[part], self.dtype)
+            distances[:, part] = retrieval.squared_distances(queries, block, stored.norms[part])
+        return distances
 
     def duplicates(self, threshold: float) -> list[list[Match]]:
         """Groups of pictures, each within an L2 distance of ``threshold`` of some other of its group, sorted by path.
@@ -762,11 +792,13 @@ class Gallery:
             rows += row
         array = np.frombuffer(rows, np.uint8).reshape(-1, self._row_length)
         norms = np.empty(len(paths), np.float32)
+        good = np.empty(len(paths), bool)
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(paths), BLOCK):
-                block = decode(array[start : start + BLOCK], self.dtype)
-                np.einsum("nd,nd->n", block, block, out=norms[start : start + BLOCK])
-        good = np.isfinite(norms)
+                part = slice(start, start + BLOCK)
+                block = decode(array[part], self.dtype)
+                norms[part] = np.einsum("nd,nd->n", block, block)
+                good[part] = finite(array[part], self.dtype) & np.isfinite(norms[part])
         if not good.all():
             self.damaged += [(paths[i], "its embedding is not finite") for i in np.flatnonzero(~good)]
             paths, hashes = list(compress(paths, good)), list(compress(hashes, good))

@@ -22,7 +22,7 @@ from PIL import Image
 
 import alnumpy
 from alnumpy import Embedder, GalleryError, ImageError, gallery, images, weights
-from alnumpy.gallery import Gallery, Match, decode, encode, migrate, row_length
+from alnumpy.gallery import Gallery, Match, decode, encode, finite, migrate, row_length
 from alnumpy.images import Preprocessing
 from alnumpy.spec import Block, Spec
 
@@ -599,9 +599,15 @@ def test_number_formats(dtype, bound):
     error = np.abs(back - vectors)
     largest = np.abs(vectors) if dtype == "float16" else np.abs(vectors).max(1, keepdims=True)
     assert (error <= bound * largest * 1.0001 + 1e-7 * (dtype == "float16")).all()
-    for bad in (np.nan, np.inf):
+    for bad in (np.nan, np.inf, -np.inf):
         vectors[5, 7] = bad
-        assert list(np.flatnonzero(~np.isfinite(decode(encode(vectors, dtype), dtype)).all(1))) == [5]
+        assert list(np.flatnonzero(~finite(encode(vectors, dtype), dtype))) == [5]
+
+
+def test_every_float16_is_converted_as_numpy_does():
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    np.testing.assert_array_equal(decode(every[None].view(np.uint8), "float16")[0], every.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
