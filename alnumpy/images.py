@@ -16,9 +16,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import ImageError, SpecError
 
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
-SUFFIXES |= {".tif": "TIFF", ".tiff": "TIFF"}
-FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_SIZE = 4096  # side of the network's input
 MAX_PIXELS = 50_000_000  # 12 bytes each at the worst moment (alpha laid over white): a device with 1 GB can bear it
 
@@ -130,8 +129,8 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         # The format that the name promises is tried first: Pillow then need not import its other seventy plugins.
-        promised = SUFFIXES.get(Path(path).suffix.lower())
-        image = Image.open(path, formats=sorted(FORMATS, key=lambda format: format != promised))
+        suffix = Path(path).suffix.lower().replace(".jpg", ".jpeg").replace(".tif", ".tiff")
+        image = Image.open(path, formats=sorted(FORMATS, key=lambda format: f".{format.lower()}" != suffix))
     with image:
         if image.width * image.height > max_pixels:
             raise ImageError(
