@@ -4,7 +4,7 @@ A kernel addresses memory as ``(base, index)``: the address of a float32 buffer 
 operations also work on tiles, which are tuples of vectors, element by element; loops over a tile are unrolled when the
 kernel is compiled and its vectors stay in registers. ``lanes``, ``rows`` and ``cols`` must be constants.
 
-NaN passes through ``maximum(limit, x)`` and ``minimum(limit, x)``: like the machine's own instructions, and unlike
+NaN passes through ``maximum(limit, x)`` and ``clamp``: like the machine's own instructions, and unlike
 LLVM's maxnum, they return the second operand where the two do not compare.
 """
 
@@ -161,12 +161,10 @@ def _ternary(operation):
 # --- arithmetic on vectors and tiles --------------------------------------------------------------------------------
 
 add = _binary(lambda b, x, y: b.fadd(x, y))
-subtract = _binary(lambda b, x, y: b.fsub(x, y))
 multiply = _binary(lambda b, x, y: b.fmul(x, y))
 divide = _binary(lambda b, x, y: b.fdiv(x, y))
 fma = _ternary(_fma)  # x * y + z, rounded once
 maximum = _binary(_maximum)
-minimum = _binary(_minimum)
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
 clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
 rint = _unary(lambda b, x: _call(b, "llvm.rint", x))
