@@ -129,8 +129,8 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         # The format that the name promises is tried first: Pillow then need not import its other seventy plugins.
-        suffix = Path(path).suffix.lower().replace(".jpg", ".jpeg").replace(".tif", ".tiff")
-        image = Image.open(path, formats=sorted(FORMATS, key=lambda format: f".{format.lower()}" != suffix))
+        start = Path(path).suffix[1:3].upper()
+        image = Image.open(path, formats=sorted(FORMATS, key=lambda format: not format.startswith(start)))
     with image:
         if image.width * image.height > max_pixels:
             raise ImageError(
