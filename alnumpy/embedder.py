@@ -28,7 +28,7 @@ NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnu
 # What "auto" weighs against each other: orders of magnitude of a laptop, the same for every device, so that the choice
 # does not depend on a measurement.
 NUMPY_SECONDS = (0.004, 1.5e-6)  # for a picture: fixed, and for each of its pixels
-IMPORT_SECONDS = 0.6  # to import Numba and load compiled kernels
+LOAD_SECONDS = 0.1  # to load compiled kernels
 COMPILE_SECONDS = 12.0  # to compile them
 
 
@@ -104,7 +104,7 @@ class Embedder:
             return self.backend
         if self._program is not None:
             return "numba"
-        if self._numpy_seconds < IMPORT_SECONDS or find_spec("numba") is None:
+        if self._numpy_seconds < LOAD_SECONDS or find_spec("numba") is None:
             return "numpy"
         from . import kernels
 

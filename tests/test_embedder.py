@@ -68,7 +68,7 @@ def test_the_backends_agree():
 def used(embedder, pictures, known=True):
     """The backend that ran for each of ``pictures`` files."""
     paths = [DIGITS[0]] * pictures
-    batches = embedder.embed_files(paths if known else (path for path in paths), batch_size=50)
+    batches = embedder.embed_files(paths if known else (path for path in paths), batch_size=10)
     return [embedder.backend_used for _ in batches]
 
 
@@ -76,14 +76,14 @@ def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
     pytest.importorskip("numba")
     kernels.warmup()
     monkeypatch.setattr(kernels, "is_cached", lambda: True)
-    assert set(used(alnumpy.load(), 50)) == {"numpy"}
+    assert set(used(alnumpy.load(), 15)) == {"numpy"}
     assert set(used(alnumpy.load(), 200)) == {"numba"}  # decided for the whole run, before its first batch
     unknown = used(alnumpy.load(), 200, known=False)
     assert (unknown[0], unknown[-1]) == ("numpy", "numba")
     one_by_one = alnumpy.load()
     for _ in range(2):
-        assert set(used(one_by_one, 45)) == {"numpy"}
-    assert set(used(one_by_one, 45)) == {"numba"}
+        assert set(used(one_by_one, 8)) == {"numpy"}
+    assert set(used(one_by_one, 8)) == {"numba"}
     assert set(used(one_by_one, 1)) == {"numba"}
     monkeypatch.setattr(kernels, "is_cached", lambda: False)
     assert set(used(alnumpy.load(), 200)) == {"numpy"}  # compiling costs more than 200 small pictures
