@@ -101,7 +101,7 @@ def _call(builder, name, *operands):
 
 
 def _fma(builder, a, b, c):
-    return _call(builder, "llvm.fma", a, b, c)
+    return _call(builder, "llvm.fmuladd", a, b, c)
 
 
 def _maximum(builder, limit, x):
@@ -163,7 +163,7 @@ def _ternary(operation):
 add = _binary(lambda b, x, y: b.fadd(x, y))
 multiply = _binary(lambda b, x, y: b.fmul(x, y))
 divide = _binary(lambda b, x, y: b.fdiv(x, y))
-fma = _ternary(_fma)  # x * y + z, rounded once
+fma = _ternary(_fma)  # x * y + z, rounded once where the CPU can
 maximum = _binary(_maximum)
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
 clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
