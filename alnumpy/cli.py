@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import io
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import IO, Any
+from math import isfinite
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__, images, spec, weights
-from .embedder import BACKENDS, Embedded, load
-from .errors import AlnumpyError, MissingExtraError
+from .embedder import BACKENDS, Embedded, Embedder, load
+from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, printable
 from .files import replacing
 from .spec import SPECS, Spec
+
+if TYPE_CHECKING:
+    from .gallery import Match
 
 SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
 
 EXAMPLES = {
     "embed": "alnumpy embed photo.jpg\n  alnumpy embed --recursive ~/Pictures --format npy --output embeddings.npy",
+    "index": "alnumpy index ~/Pictures --db gallery.db",
+    "search": "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
+    "duplicates": "alnumpy duplicates --db gallery.db --threshold 0.5",
+    "stats": "alnumpy stats --db gallery.db",
     "info": "alnumpy info --size 160",
     "verify": "alnumpy verify weights/alnet-mnist.h5",
     "warmup": "alnumpy warmup",
@@ -57,6 +66,17 @@ def height_and_width(text: str) -> tuple[int, int]:
     return side(height), side(width if cross else height)
 
 
+def distance(text: str) -> float:
+    """An argument that is a distance."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
 def add_backend(command: argparse.ArgumentParser) -> None:
     """The arguments of commands that run the network."""
     command.add_argument(
@@ -68,6 +88,21 @@ def add_backend(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--threads", type=positive_int, help="of the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
     )
+
+
+def add_max_pixels(command: argparse.ArgumentParser) -> None:
+    """The argument of commands that decode pictures."""
+    command.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        default=images.MAX_PIXELS,
+        help="refuse larger pictures, to bound the memory (default: %(default)s)",
+    )
+
+
+def add_gallery(command: argparse.ArgumentParser) -> None:
+    """The argument of commands that work on a gallery."""
+    command.add_argument("--db", required=True, metavar="FILE", help="the gallery")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,15 +136,64 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--normalize", action="store_true", help="divide each embedding by its L2 norm")
     embed.add_argument("--size", type=side, help="side of the network's input in pixels (default: the weights file's)")
     embed.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
-
-    embed.add_argument(
-        "--max-pixels",
-        type=positive_int,
-        default=images.MAX_PIXELS,
-        help="refuse larger pictures, to bound the memory (default: %(default)s)",
-    )
+    add_max_pixels(embed)
     add_backend(embed)
     embed.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and how long")
+
+    index = command(
+        "index", run_index, "keep a gallery up to date: a file with the embeddings of the pictures in folders"
+    )
+    index.add_argument("folders", nargs="+", metavar="FOLDER", help="folder, with all below it, or picture")
+    add_gallery(index)
+    index.add_argument("--prune", action="store_true", help="remove pictures that are gone instead of marking them")
+    index.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "int8"),
+        help="of the embeddings of a new gallery: float16 takes a half, int8 a quarter of the space (default: float32)",
+    )
+    index.add_argument(
+        "--fast-decode",
+        action="store_true",
+        default=None,
+        help="of a new gallery: decode JPEGs at reduced size, several times as fast and a little different",
+    )
+    index.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's, or alnumpy's own)")
+    index.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
+    index.add_argument(
+        "--normalize",
+        action="store_true",
+        default=None,
+        help="of a new gallery: divide each embedding by its L2 norm",
+    )
+    index.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
+    add_max_pixels(index)
+    add_backend(index)
+    index.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and where time went")
+
+    search = command("search", run_search, "find the pictures of a gallery that look most like others")
+    search.add_argument(
+        "queries", nargs="+", metavar="QUERY", help="picture, folder of pictures, or - for a list of paths on stdin"
+    )
+    add_gallery(search)
+    search.add_argument("-k", type=positive_int, default=10, help="how many for each query (default: %(default)s)")
+    form = search.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
+    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, self")
+    search.add_argument("--montage", metavar="FILE", help="write a PNG of queries and results, too")
+    search.add_argument("--html", metavar="FILE", help="write a page of queries and results that opens anywhere, too")
+    search.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's)")
+    add_max_pixels(search)
+    add_backend(search)
+
+    duplicates = command("duplicates", run_duplicates, "print groups of pictures of a gallery that look alike")
+    add_gallery(duplicates)
+    duplicates.add_argument(
+        "--threshold", type=distance, required=True, metavar="D", help="L2 distance up to which two pictures look alike"
+    )
+    duplicates.add_argument("--json", action="store_true", help="print JSON: a list of groups")
+
+    stats = command("stats", run_stats, "print what a gallery holds, how it was made, and what could not be read")
+    add_gallery(stats)
 
     info = command("info", run_info, "print the layer table: shapes, parameters and FLOPs")
     info.add_argument(
@@ -128,11 +212,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("warmup", run_warmup, "compile the Numba kernels ahead of time and tell where they are kept")
     return parser
-
-
-def printable(text: object) -> str:
-    """A text from outside (a file's name, a model card) as one line without control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
 def warn(message: object) -> None:
@@ -164,22 +243,39 @@ def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
     return paths, failed
 
 
-def progress(results: Iterable[Embedded], total: int) -> Iterator[Embedded]:
-    """Passes results through, with a line on stderr where that is a terminal and the work takes more than a second."""
+@contextmanager
+def progress_line() -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of how many pictures are done, and wipes that at the end.
+
+    It shows a line on stderr where that is a terminal and the work takes more than a second.
+    """
     start = shown = time.monotonic()
     wipe = False
-    for done, result in enumerate(results, 1):
-        yield result
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown, wipe
         now = time.monotonic()
         if sys.stderr.isatty() and now - start > 1 and (now - shown > 0.1 or done == total):
             rate = done / (now - start)
             left = (total - done) / rate
-            print(
-                f"\r\033[K{done}/{total} pictures, {rate:.1f}/s, {left:.0f} s left", end="", file=sys.stderr, flush=True
-            )
+            time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            line = f"\r\033[K{done}/{total} pictures, {rate:.1f}/s, {time_left} left"
+            print(line, end="", file=sys.stderr, flush=True)
             shown, wipe = now, True
-    if wipe:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if wipe:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def progress(results: Iterable[Embedded], total: int) -> Iterator[Embedded]:
+    """Passes results through and shows the progress."""
+    with progress_line() as show:
+        for done, result in enumerate(results, 1):
+            yield result
+            show(done, total)
 
 
 @contextmanager
@@ -269,6 +365,160 @@ def run_embed(args: argparse.Namespace) -> int:
 def same_file(path: str, other: str) -> bool:
     """Whether two paths lead to one existing file."""
     return os.path.exists(path) and os.path.samefile(path, other)
+
+
+def run_index(args: argparse.Namespace) -> int:
+    """``alnumpy index``."""
+    from .gallery import Gallery
+
+    try:
+        with Gallery(args.db) as made:
+            recorded = made.settings
+    except GalleryError:
+        recorded = {}  # a new one; what else may be wrong with it shows when it is opened to write
+    embedder = gallery_embedder(args, recorded, args.size, args.normalize)
+    recorded_weights = os.path.abspath(args.weights or weights.default_path())
+    choices = (args.dtype, args.fast_decode, recorded_weights, args.batch_size, args.max_pixels)
+    with Gallery(args.db, embedder, "a", *choices) as gallery, progress_line() as show:
+        report = gallery.index(args.folders, args.prune, show)
+    for path, reason in report.failed:
+        warn(f"{path}: {reason}")
+    print(
+        f"{report.embedded} embedded, {report.recognised} recognised, {report.unchanged} unchanged, "
+        f"{report.vanished} vanished, {report.pruned} removed, {len(report.failed)} failed"
+    )
+    if args.verbose:
+        warn(
+            f"backend {report.backend}, {report.seconds:.2f} s: network {report.network_seconds:.2f} s, waiting for "
+            f"pictures {report.waited_seconds:.2f} s; decoding {report.decode_seconds:.2f} s of CPU, all threads"
+        )
+    return 1 if report.failed else 0
+
+
+def gallery_embedder(
+    args: argparse.Namespace, recorded: Mapping[str, Any], size: int | None = None, normalize: bool | None = None
+) -> Embedder:
+    """The embedder that a gallery was made with, as far as the arguments do not say otherwise."""
+    path = args.weights
+    if path is None and os.path.isfile(recorded.get("weights", "")):
+        path = recorded["weights"]
+    normalize = recorded.get("normalize", False) if normalize is None else normalize
+    return load(path, size or recorded.get("size"), normalize, args.backend, args.threads)
+
+
+def run_search(args: argparse.Namespace) -> int:
+    """``alnumpy search``."""
+    from .gallery import Gallery
+
+    paths, failed = collect(args.queries, recursive=False)
+    for written in (args.montage, args.html):
+        if written and os.path.isfile(written) and any(same_file(path, written) for path in [args.db, *paths]):
+            raise UsageError(f"{written} is the gallery, or one of the queries")
+    with Gallery(args.db) as made:
+        recorded = made.settings
+    found: list[tuple[str, list[Match]]] = []
+    with Gallery(args.db, gallery_embedder(args, recorded), max_pixels=args.max_pixels) as gallery:
+        for path in paths:
+            try:
+                found += [(path, matches) for matches in gallery.search([path], args.k)]
+            except ImageError as error:
+                warn(error)
+                failed += 1
+        damaged = gallery.damaged
+    for path, reason in damaged:
+        warn(f"{path}: damaged in the gallery: {reason}; not ranked")
+    (print_json if args.json else print_csv if args.csv else print_matches)(found)
+    if found and args.montage:
+        from .montage import write_montage
+
+        with replacing(args.montage) as file:
+            try:
+                write_montage(file, found)
+            except ValueError as error:
+                raise UsageError(f"{args.montage}: {error}") from None
+    if found and args.html:
+        from .montage import write_html
+
+        with replacing(args.html) as file:
+            write_html(file, found)
+    return 1 if failed or damaged else 0
+
+
+def print_matches(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
+    """Distance and path, one a line, and "self" behind what is the query; several queries each with a heading."""
+    for i, (query, matches) in enumerate(found):
+        if len(found) > 1:
+            print(f"{chr(10) if i else ''}{printable(query)}:")
+        for match in matches:
+            print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'self' if match.same else ''}")
+
+
+def print_json(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
+    """A list of queries with their results."""
+    print(
+        json.dumps(
+            [
+                {"query": query, "results": [{"rank": i, **as_json(m)} for i, m in enumerate(matches, 1)]}
+                for query, matches in found
+            ],
+            indent=1,
+        )
+    )
+
+
+def print_csv(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
+    """A line a result, with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["query", "rank", "distance", "path", "self"])
+    for query, matches in found:
+        for i, match in enumerate(matches, 1):
+            row = as_json(match)
+            writer.writerow([query, i, row["distance"], match.path, "yes" if match.same else ""])
+    sys.stdout.buffer.write(os.fsencode(text.getvalue()))
+
+
+def as_json(match: Match) -> dict[str, Any]:
+    """A result as plain types; the distance has as many digits as a float32 holds."""
+    return {"distance": float(f"{match.distance:.7g}"), "path": match.path, "self": match.same}
+
+
+def run_duplicates(args: argparse.Namespace) -> int:
+    """``alnumpy duplicates``."""
+    from .gallery import Gallery
+
+    with Gallery(args.db) as gallery:
+        groups = gallery.duplicates(args.threshold)
+        damaged = gallery.damaged
+    for path, reason in damaged:
+        warn(f"{path}: damaged in the gallery: {reason}; left out")
+    if args.json:
+        print(json.dumps([[as_json(match) for match in group] for group in groups], indent=1))
+    else:
+        print_groups(groups)
+    return 1 if damaged else 0
+
+
+def print_groups(groups: Sequence[Sequence[Match]]) -> None:
+    """Distance to the first of the group and path, one a line; "same" behind equal files; an empty line between."""
+    for i, group in enumerate(groups):
+        if i:
+            print()
+        for j, match in enumerate(group):
+            print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if match.same and j else ''}")
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    """``alnumpy stats``."""
+    from .gallery import Gallery
+
+    with Gallery(args.db) as gallery:
+        for key, value in gallery.stats().items():
+            print(f"{key}: {printable(value)}")
+        for picture in gallery:
+            if picture.error is not None and not picture.vanished:
+                print(f"unreadable: {printable(picture.path)}: {printable(picture.error)}")
+    return 0
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -392,6 +642,13 @@ def main(argv: list[str] | None = None) -> int:
             raise
         warn(explain(error))
         return 1
+
+
+def run() -> None:
+    """``main`` as a process of its own."""
+    code = main()
+    gc.freeze()  # the process ends: collecting what the imports have left would take a tenth of its time
+    sys.exit(code)
 
 
 def explain(error: BaseException) -> str:

@@ -404,9 +404,10 @@ class Gallery:
         different = [key for key in asked if asked[key] != settings[key]]
         if different:
             named = [f"{key} {settings[key]}, not {asked[key]}" for key in different if key != "identity"]
+            made = "; ".join(named) or f"other weights, {settings['weights']}"
             raise GalleryError(
-                f"{self.path}: made with {'; '.join(named) or 'other weights'}. Embeddings of different models or "
-                "settings cannot be compared: use the same ones, or index into another file"
+                f"{self.path}: made with {made}. Embeddings of different models or settings cannot be compared: use "
+                "the same ones, or index into another file"
             )
         return settings
 

@@ -244,7 +244,7 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 
 def test_progress_is_shown_on_a_terminal_only():
-    command = [sys.executable, "-m", "alnumpy", "embed", *map(str, DIGITS * 14)]
+    command = [sys.executable, "-m", "alnumpy", "embed", "--backend", "numpy", *map(str, DIGITS * 14)]
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)

@@ -6,11 +6,13 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -323,19 +325,20 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
     with start(tmp_path / "undisturbed.db") as undisturbed:
         assert undisturbed.stdout.read().splitlines() == [str(done) for done in range(2, 101, 2)]
     rng = random.Random(0)
-    stored = 0
+    stored = stopped = 0
     for _ in range(6):
         with start(path) as process:
             for _ in range(rng.randrange(1, 10)):
                 process.stdout.readline()
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, 0.01))
+            time.sleep(rng.uniform(0, 0.01))
             process.kill()
+        stopped += process.returncode == -signal.SIGKILL
         with Gallery(path) as reader:
             before, stored = stored, reader.stats()["pictures"]
-            assert before < stored < 99
+            assert before <= stored <= 99
             assert len(reader.search(root / "00.png", 200)[0]) == stored
         assert dump(path)
+    assert stopped  # else this machine is too fast for the test
     with start(path) as process:
         process.stdout.read()
     assert process.returncode == 0
@@ -527,7 +530,7 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
         assert opened.settings["size"] == 8
     other = small_weights()
     for different, message in (
-        ({"embedder": Embedder(small_weights(1))}, "made with other weights. Embeddings of"),
+        ({"embedder": Embedder(small_weights(1))}, "made with other weights, "),
         ({"embedder": Embedder(other, size=9)}, "made with size 8, not 9"),
         ({"embedder": Embedder(other, normalize=True)}, "made with normalize False, not True"),
         ({"embedder": embedder, "dtype": "int8"}, "made with dtype float16, not int8"),

@@ -1,0 +1,130 @@
+"""The commands that work on a gallery, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+
+import pytest
+from conftest import DIGITS
+from PIL import Image
+from test_cli import run
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder with three pictures, one of them twice, and a gallery of them."""
+    (tmp_path / "p" / "below").mkdir(parents=True)
+    for digit, name in ((0, "a.png"), (5, "b.png"), (9, "below/c.png"), (0, "copy.png")):
+        shutil.copy(DIGITS[digit], tmp_path / "p" / name)
+    assert run("index", "p", "--db", "g.db", cwd=tmp_path) == (
+        0, "3 embedded, 1 recognised, 0 unchanged, 0 vanished, 0 removed, 0 failed\n", ""
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_index_again(desk):
+    os.unlink(desk / "p" / "copy.png")
+    (desk / "p" / "bad.png").write_text("hello")
+    code, out, err = run("index", "p", "nowhere", "--db", "g.db", "--prune", "--verbose", cwd=desk)
+    assert (code, out) == (1, "0 embedded, 0 recognised, 3 unchanged, 1 vanished, 1 removed, 2 failed\n")
+    assert re.fullmatch(
+        r"alnumpy: .*/nowhere: No such file or folder\nalnumpy: .*/p/bad.png: not a picture .*\n"
+        r"alnumpy: backend none, .* s: network 0.00 s, .*\n",
+        err,
+    )
+    code, out, _ = run("stats", "--db", "g.db", cwd=desk)
+    assert code == 0
+    assert {"pictures: 3", "unreadable: 1", "vanished: 0", "contents: 3", "dtype: float32", "size: 28"} <= set(
+        out.splitlines()
+    )
+    assert re.search(r"^unreadable: .*/p/bad.png: not a picture", out, re.M)
+
+
+def test_search(desk):
+    code, out, err = run("search", "p/a.png", "--db", "g.db", "-k", "3", cwd=desk)
+    assert (code, err) == (0, "")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert lines[:2] == [["0.0000", str(desk / "p" / name), "self"] for name in ("a.png", "copy.png")]
+    assert float(lines[2][0]) > 0
+    assert len(lines[2]) == 2
+    code, out, _ = run("search", "p", "--db", "g.db", "-k", "1", "--csv", cwd=desk)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["query"] for row in rows] == ["p/a.png", "p/b.png", "p/copy.png"]
+    assert {(row["rank"], row["distance"], row["self"]) for row in rows} == {("1", "0.0", "yes")}
+    code, out, err = run("search", "p/none.png", "p/b.png", "--db", "g.db", "--json", cwd=desk)
+    assert (code, err) == (1, "alnumpy: p/none.png: No such file or directory\n")
+    (answer,) = json.loads(out)
+    assert answer["query"] == "p/b.png"
+    assert [result["rank"] for result in answer["results"]] == [1, 2, 3, 4]
+    assert answer["results"][0] == {"rank": 1, "distance": 0.0, "path": str(desk / "p" / "b.png"), "self": True}
+
+
+def test_montage_and_page(desk):
+    code, out, _ = run("search", "p/a.png", "--db", "g.db", "--montage", "m.png", "--html", "m.html", cwd=desk)
+    assert (code, out.count("\n")) == (0, 4)
+    with Image.open(desk / "m.png") as montage:
+        assert montage.format == "PNG"
+    assert (desk / "m.html").read_text().count("<img ") == 5
+    before = sorted(os.listdir(desk))
+    assert run("search", "p/a.png", "--db", "g.db", "--html", "nowhere/m.html", cwd=desk)[0] == 1
+    for precious in ("g.db", "p/a.png"):
+        code, out, err = run("search", "p/a.png", "--db", "g.db", "--html", precious, cwd=desk)
+        assert (code, out) == (2, "")
+        assert precious in err
+    assert sorted(os.listdir(desk)) == before
+
+
+def test_duplicates(desk):
+    code, out, _ = run("duplicates", "--db", "g.db", "--threshold", "0", cwd=desk)
+    assert (code, out) == (0, f"0.0000\t{desk}/p/a.png\n0.0000\t{desk}/p/copy.png\tsame\n")
+    groups = json.loads(run("duplicates", "--db", "g.db", "--threshold", "1e9", "--json", cwd=desk)[1])
+    assert [[os.path.basename(match["path"]) for match in group] for group in groups] == [
+        ["a.png", "b.png", "c.png", "copy.png"]
+    ]
+
+
+def test_the_settings_of_a_gallery_need_not_be_repeated(desk):
+    made = ("index", "p", "--db", "h.db", "--size", "40", "--normalize", "--dtype", "int8", "--fast-decode")
+    assert run(*made, cwd=desk)[0] == 0
+    shutil.copy(DIGITS[3], desk / "p" / "d.png")
+    assert run("index", "p", "--db", "h.db", cwd=desk)[1].startswith("1 embedded, 0 recognised, 4 unchanged")
+    assert run("search", DIGITS[4], "--db", "h.db", cwd=desk)[0] == 0
+    code, out, err = run("index", "p", "--db", "h.db", "--size", "30", cwd=desk)
+    assert (code, out) == (1, "")
+    assert "made with size 40, not 30" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["index p", "search p/a.png", "search p/a.png --db g.db -k 0", "search p/a.png --db g.db --json --csv",
+     "duplicates --db g.db", "duplicates --db g.db --threshold nan", "duplicates --db g.db --threshold -1", "stats"],
+)  # fmt: skip
+def test_wrong_usage_is_exit_2(arguments):
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err
+
+
+@pytest.mark.parametrize("command", ["index p", "search p/a.png", "duplicates --threshold 1", "stats"])
+def test_what_is_no_gallery_is_named(desk, command):
+    (desk / "other.db").write_text("hello" * 100)
+    code, out, err = run(*command.split(), "--db", "other.db", cwd=desk)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"alnumpy: .*/other.db: damaged, or not a data base .*\n", err)
+    assert (desk / "other.db").read_text() == "hello" * 100
+
+
+def test_damaged_rows_are_named_and_not_ranked(desk):
+    database = sqlite3.connect(desk / "g.db")
+    database.execute("UPDATE contents SET embedding = x'00' WHERE rowid = 2")
+    database.commit()
+    database.close()
+    code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
+    assert (code, out.count("\n")) == (1, 3)
+    assert "p/b.png: damaged in the gallery" in err
