@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +59,22 @@ def test_forward_has_the_same_bits_in_any_batch(embedder):
 def test_forward_refuses_other_shapes(embedder, shape):
     with pytest.raises(ValueError, match="forward takes"):
         embedder.forward(np.zeros(shape, np.float32))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_the_kernels_keep_no_memory():
+    pytest.importorskip("numba")
+    embedder = alnumpy.load(backend="numba", threads=2)
+    x = np.random.default_rng(0).normal(size=(100, 3, 28, 28)).astype(np.float32)
+
+    def resident_pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    embedder.forward(x)
+    before = resident_pages()
+    for _ in range(100):  # 10,000 pictures
+        embedder.forward(x)
+    assert (resident_pages() - before) * os.sysconf("SC_PAGESIZE") < 2_000_000  # 200 bytes a picture
 
 
 def test_the_backends_agree():
