@@ -106,6 +106,10 @@ def evaluate(
 
     ``itself``: the gallery index of each query, to be left out of its ranking, or -1; None leaves nothing out.
     """
+    if len(queries) == 0 or len(gallery) == 0:
+        nan = float("nan")
+        return Scores(nan, nan, nan, nan, nan, 0, len(queries))
+    others = len(gallery) - (np.zeros(len(queries)) if itself is None else itself >= 0)  # pictures ranked, a query
     columns: list[Array] = []
     for part, order in rankings(queries, gallery, itself):
         relevant = gallery_labels[order] == query_labels[part, None]
@@ -118,7 +122,7 @@ def evaluate(
                     average_precision(relevant, 5, by_hits=True),
                     average_precision(relevant, 5),
                     relevant[:, 0],
-                    relevant[:, :5].mean(1),
+                    relevant[:, :5].sum(1) / np.clip(others[part], 1, 5),
                 ]
             )
         )
@@ -133,8 +137,9 @@ def evaluate(
 def official_average_precision(ranked: Array, positive: Array, junk: Array) -> float:
     """AP of one query by the rule of the Oxford and Paris benchmarks: junk ignored, trapezoid between recall steps.
 
-    ``ranked``: gallery indices, best first (N,). ``positive``: indices of the good and the ok pictures. ``junk``:
-    indices that count neither way. Raises ValueError where there is no positive picture.
+    ``ranked``: gallery indices, best first (N,). ``positive``: indices of the good and the ok pictures, -1 for each
+    that is not in the gallery and so never found. ``junk``: indices that count neither way. Raises ValueError where
+    there is no positive picture.
     """
     if len(positive) == 0:
         raise ValueError("a query without a positive picture has no average precision")

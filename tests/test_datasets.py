@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import datasets
+from alnumpy.evaluation import LandmarkQuery
 
 COLOURS = {"object/cat": (200, 0, 0), "object/dog": (0, 200, 0), "scene/sea": (0, 0, 200)}
 
@@ -122,3 +123,130 @@ def test_damaged_member_of_a_zip_is_named(tmp_path):
     (tmp_path / "data.zip").write_bytes(data.replace(b"IDAT", b"IDAX"))
     with pytest.raises(ValueError, match=r"train/a/x.png: damaged or encrypted in the zip"):
         datasets.load_class_folders(tmp_path / "data.zip", "train", 8)
+
+
+def test_svhn(tmp_path):
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), np.uint8)
+    content = {"X": pixels, "y": np.array([[1], [10], [9], [2]], np.uint8)}
+    savemat(tmp_path / "train_32x32.mat", content, do_compression=True)
+    images, labels = datasets.svhn(tmp_path, "train")
+    assert (images.dtype, labels.dtype, labels.tolist()) == (np.uint8, np.int64, [1, 0, 9, 2])
+    np.testing.assert_array_equal(images, [pixels[..., i] for i in range(4)])
+
+    data = (tmp_path / "train_32x32.mat").read_bytes()
+    (tmp_path / "test_32x32.mat").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"test_32x32.mat: not a MATLAB 5 file with X and y"):
+        datasets.svhn(tmp_path, "test")
+    with pytest.raises(FileNotFoundError):
+        datasets.svhn(tmp_path, "extra")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": np.zeros((32, 32, 3, 4))}, r"X must be uint8 .* not float64 \(32, 32, 3, 4\)"),
+        ({"X": np.zeros((28, 28, 3, 4), np.uint8)}, r"X must be"),
+        ({"y": np.array([[1], [0], [9], [2]])}, r"y must be \(4, 1\) labels from 1 to 10"),
+        ({"y": np.array([[1], [3]])}, r"y must be \(4, 1\)"),
+    ],
+)
+def test_svhn_of_another_shape_is_refused(tmp_path, change, message):
+    from scipy.io import savemat
+
+    content = {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)} | change
+    savemat(tmp_path / "train_32x32.mat", content)
+    with pytest.raises(ValueError, match=rf"train_32x32.mat: {message}"):
+        datasets.svhn(tmp_path, "train")
+
+
+SUN397 = {
+    "ClassName.txt": b"/a/abbey\n/a/apartment_building/outdoor\n/b/beach\n",
+    "Training_02.txt": b"/b/beach/sun_b.jpg\r\n/a/abbey/sun_a.jpg\r\n",
+    "Testing_02.txt": b"/a/apartment_building/outdoor/sun_c.jpg\n",
+    "a/abbey/sun_a.jpg": encoded("red", format="JPEG"),
+    "a/abbey/sun_unlisted.jpg": b"not a picture, in no list",
+    "b/beach/sun_b.jpg": encoded("blue", format="JPEG"),
+    "a/apartment_building/outdoor/sun_c.jpg": encoded("lime", format="JPEG"),
+}
+
+
+def test_sun397(store):
+    source = store(SUN397)
+    images, labels, names = datasets.sun397(source, source, "train", 4, partition=2)
+    assert names == ["abbey", "apartment_building/outdoor", "beach"]
+    assert (labels.dtype, labels.tolist()) == (np.int64, [2, 0])
+    assert (images.argmax(3) == np.array([2, 0])[:, None, None]).all()  # blue, then red
+    images, labels, _ = datasets.sun397(source, source, "test", 4, partition=2)
+    assert (labels.tolist(), images.shape, images[0, 0, 0].argmax()) == ([1], (1, 4, 4, 3), 1)
+    with pytest.raises(FileNotFoundError, match=r"Training_01.txt is not there"):
+        datasets.sun397(source, source, "train", 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Training_01.txt": b"/a/abbey/sun_z.jpg"}, r"a/abbey/sun_z.jpg of Training_01.txt is not there"),
+        ({"Training_01.txt": b"/a/abby/sun_a.jpg"}, r"Training_01.txt: /a/abby/sun_a.jpg is in no folder"),
+        ({"Training_01.txt": b"/a/abbey/sun_unlisted.jpg"}, r"1 of 1 pictures .* /a/abbey/sun_unlisted.jpg: "),
+    ],
+)
+def test_sun397_names_what_does_not_fit(store, change, message):
+    source = store(SUN397 | change)
+    with pytest.raises(ValueError, match=message):
+        datasets.sun397(source, source, "train", 4)
+
+
+def landmark_files():
+    """Oxford's layout and Paris's in one: a query with the prefix, pictures in folders, one of them damaged."""
+    picture = Image.new("RGB", (40, 20), "red")
+    picture.paste("blue", (20, 0, 40, 20))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return {
+        "gt/all_souls_1_query.txt": b"oxc1_all_souls_000013 22.5 4 38.0 18.25\n",
+        "gt/all_souls_1_good.txt": b"all_souls_000013\n",
+        "gt/all_souls_1_ok.txt": b"all_souls_2\nall_souls_10\n",
+        "gt/all_souls_1_junk.txt": b"",
+        "jpg/all_souls/all_souls_000013.png": file.getvalue(),
+        "jpg/all_souls/all_souls_2.jpg": encoded("white", format="JPEG"),
+        "jpg/all_souls/all_souls_10.jpg": encoded("black", format="JPEG")[:100],
+    }
+
+
+def test_landmarks(store):
+    found = datasets.landmarks(store(landmark_files()), 8)
+    assert found.names == ["all_souls_2", "all_souls_000013"]
+    assert found.images.shape == (2, 8, 8, 3)
+    assert (found.images[0] == 255).all()
+    assert found.images[1, 0, [0, -1]].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert found.query_images.tolist() == np.broadcast_to([0, 0, 255], (1, 8, 8, 3)).tolist()  # the box is in the blue
+    assert list(found.unreadable) == ["all_souls_10"]
+    assert found.queries == [
+        LandmarkQuery(
+            "all_souls_1",
+            "all_souls_000013",
+            (22.5, 4, 38, 18.25),
+            ["all_souls_000013", "all_souls_2", "all_souls_10"],
+            [],
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gt/all_souls_1_query.txt": b"all_souls_3 1 2 3 4"}, "all_souls_3, the picture .* all_souls_1: it is not"),
+        (
+            {"gt/all_souls_1_query.txt": b"all_souls_10 1 2 3 4"},
+            "all_souls_10, the picture of .*all_souls_1: (Trunc|trunc)",
+        ),
+        ({"gt/all_souls_1_query.txt": b"all_souls_2 1 2 3"}, r"all_souls_1_query.txt: not a picture's name and four"),
+        ({"gt/all_souls_1_query.txt": b"all_souls_2 50 2 60 9"}, r"all_souls_2.jpg: the query's box cannot be taken"),
+        ({"jpg/all_souls_2.jpg": b""}, r"jpg/all_souls/all_souls_2.jpg and jpg/all_souls_2.jpg have the same name"),
+    ],
+)
+def test_landmarks_name_what_does_not_fit(store, change, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.landmarks(store(landmark_files() | change), 8)

@@ -62,6 +62,8 @@ def test_official_rule_by_hand():
     value = official_average_precision(np.arange(6), np.array([0, 3]), np.array([1]))
     assert value == pytest.approx(0.5 * (1 + 1) / 2 + 0.5 * (1 / 2 + 2 / 3) / 2)
     assert official_average_precision(np.array([2, 0]), np.array([0]), np.array([])) == pytest.approx((0 + 1 / 2) / 2)
+    missing = official_average_precision(np.array([2, 0]), np.array([0, -1]), np.array([-1]))
+    assert missing == pytest.approx((0 + 1 / 2) / 2 / 2)
     with pytest.raises(ValueError, match="without a positive"):
         official_average_precision(np.arange(3), np.array([]), np.array([1]))
 
@@ -139,3 +141,17 @@ def test_evaluate_of_queries_outside_the_gallery():
     assert scores.full_map == pytest.approx((1 + 2 / 3) / 2)
     assert scores.precision1 == 1
     assert scores.precision5 == pytest.approx(2 / 4)
+
+
+def test_precision_of_a_query_that_is_in_a_small_gallery():
+    # Three others are ranked: the query's own place does not count among them.
+    scores = evaluate(np.zeros((4, 2)), np.array([0, 0, 0, 1]), np.zeros((4, 2)), np.array([0, 0, 0, 1]), np.arange(4))
+    assert scores.precision5 == pytest.approx(2 / 3)
+    assert (scores.queries, scores.without_relevant) == (3, 1)
+
+
+def test_evaluate_without_queries_or_gallery():
+    x, labels = np.zeros((2, 3), np.float32), np.zeros(2, np.int64)
+    for scores, left_out in ((evaluate(x[:0], labels[:0], x, labels), 0), (evaluate(x, labels, x[:0], labels[:0]), 2)):
+        assert np.isnan(scores[:5]).all()
+        assert scores[5:] == (0, left_out)

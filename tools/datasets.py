@@ -12,19 +12,33 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from alnumpy import images
-from alnumpy.errors import ImageError
+from alnumpy.errors import AlnumpyError, ImageError
+from alnumpy.evaluation import LandmarkQuery, parse_ground_truth
 
 MNIST_FILES = {"train": "train", "test": "t10k"}
+SUN397_LISTS = {"train": "Training", "test": "Testing"}
 MAX_BYTES = 4 * images.MAX_PIXELS  # of one file in a zip: the largest picture that is read, not compressed at all
 NAMED = 5  # of many bad pictures, how many an error names
 
 Reader = Callable[[], bytes]
+Box = tuple[float, float, float, float]
+
+
+class Landmarks(NamedTuple):
+    """Oxford5k or Paris6k: the data base, and the queries, which are boxes in some of its pictures."""
+
+    names: list[str]  # of the pictures that can be read, without folder and suffix
+    images: np.ndarray  # uint8 RGB (N, size, size, 3)
+    queries: list[LandmarkQuery]
+    query_images: np.ndarray  # uint8 RGB (Q, size, size, 3), of the boxes
+    unreadable: dict[str, str]  # the other pictures, and why
 
 
 def _read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
@@ -87,42 +101,58 @@ def natural(name: str) -> tuple[str, str]:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name), name
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def decode(data: bytes, size: int, box: Box | None = None) -> np.ndarray:
     """The centre square of a picture file's bytes, scaled as on the device: uint8 RGB (size, size, 3).
 
-    Raises ImageError, OSError or ValueError.
+    ``box``: the part of the picture to take (left, top, right, bottom), in pixels. Raises ImageError, OSError or
+    ValueError.
     """
     with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
         if image.width * image.height > images.MAX_PIXELS:
             raise ImageError(f"{image.width}x{image.height} pixels, more than the limit of {images.MAX_PIXELS}")
         rgb = images.read(image)
-    side = min(rgb.size)
-    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    left, top, right, bottom = box or (0, 0, *rgb.size)
+    left, top, right, bottom = max(0, left), max(0, top), min(rgb.width, right), min(rgb.height, bottom)
+    side = min(right - left, bottom - top)
+    left, top = (left + right - side) / 2, (top + bottom - side) / 2
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
 
 
-def load_pictures(found: dict[str, Reader], names: Sequence[str], size: int, threads: int = 0) -> np.ndarray:
-    """Named ones of ``files``, decoded by ``threads`` threads (0: one for each CPU): uint8 (N, size, size, 3).
+def load_pictures(
+    found: dict[str, Reader],
+    names: Sequence[str],
+    size: int,
+    threads: int = 0,
+    boxes: Sequence[Box] | None = None,
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Named ones of ``files``, or boxes of them, decoded by ``threads`` threads (0: one for each CPU).
 
-    Raises ValueError, which names them, where pictures cannot be read.
+    Returns uint8 (N, size, size, 3), and of those that cannot be read, which are black, why.
     """
-    pixels = np.empty((len(names), size, size, 3), np.uint8)
+    pixels = np.zeros((len(names), size, size, 3), np.uint8)
+    failed: dict[str, str] = {}
 
-    def load(i: int) -> str | None:
+    def load(i: int) -> None:
         try:
-            pixels[i] = decode(found[names[i]](), size)
+            pixels[i] = decode(found[names[i]](), size, boxes[i] if boxes else None)
         except Exception as error:  # decoders meet damaged files with almost any exception
-            return f"{names[i]}: {error}"
-        return None
+            failed[names[i]] = str(error)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        done = tqdm(pool.map(load, range(len(names))), "decoding", len(names), unit=" pictures", disable=None)
-        failed = [fault for fault in done if fault]
+        for _ in tqdm(pool.map(load, range(len(names))), "decoding", len(names), unit=" pictures", disable=None):
+            pass
+    return pixels, failed
+
+
+def _load_all(found: dict[str, Reader], names: Sequence[str], size: int, threads: int) -> np.ndarray:
+    """``load_pictures`` where each must be readable. Raises ValueError, which names those that are not."""
+    pixels, failed = load_pictures(found, names, size, threads)
     if failed:
+        first = "; ".join(f"{name}: {failed[name]}" for name in sorted(failed, key=natural)[:NAMED])
         more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        raise ValueError(f"{len(failed)} of {len(names)} pictures cannot be read: {'; '.join(failed[:NAMED])}{more}")
+        raise ValueError(f"{len(failed)} of {len(names)} pictures cannot be read: {first}{more}")
     return pixels
 
 
@@ -155,6 +185,93 @@ def load_class_folders(
     names = sorted(classes, key=lambda name: (index[classes[name]], natural(name)))
     labels = np.array([index[classes[name]] for name in names], np.int64)
     try:
-        return load_pictures(found, names, size, threads), labels, class_names
+        return _load_all(found, names, size, threads), labels, class_names
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def svhn(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The cropped digits of SVHN from their .mat files: images uint8 RGB (N, 32, 32, 3), labels int64 (N,).
+
+    ``split`` is "train", "test" or "extra". The digit 0, which the file labels 10, is labelled 0. Needs SciPy. Raises
+    FileNotFoundError, or ValueError for a damaged file.
+    """
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+
+    path = Path(folder) / f"{split}_32x32.mat"
+    with open(path, "rb") as file:
+        try:
+            content = loadmat(file, variable_names=["X", "y"])
+            pixels, labels = content["X"], content["y"]
+        except Exception as error:  # loadmat meets damaged files with almost any exception
+            raise ValueError(f"{path}: not a MATLAB 5 file with X and y, or cut short ({error!r})") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
+        raise ValueError(f"{path}: X must be uint8 (32, 32, 3, N), not {pixels.dtype} {pixels.shape}")
+    if labels.shape != (pixels.shape[3], 1) or not np.isin(labels, np.arange(1, 11)).all():
+        raise ValueError(f"{path}: y must be ({pixels.shape[3]}, 1) labels from 1 to 10")
+    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), labels[:, 0].astype(np.int64) % 10
+
+
+def sun397(
+    source: str | Path, lists: str | Path, split: str, size: int, partition: int = 1, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """One split of an official partition of SUN397, returned as by ``load_class_folders``.
+
+    ``source``: folder or zip of the pictures, a/abbey/sun_*.jpg and so on. ``lists``: folder or zip that holds
+    ClassName.txt and the lists Training_01.txt and Testing_01.txt to Training_10.txt and Testing_10.txt. ``split`` is
+    "train" or "test", ``partition`` 1 to 10. The classes are in the order of ClassName.txt, named as "abbey" or
+    "apartment_building/outdoor". Raises FileNotFoundError, or ValueError, which names the picture or the list.
+    """
+    texts = {PurePosixPath(name).name: read for name, read in files(lists).items()}
+    list_name = f"{SUN397_LISTS[split]}_{partition:02}.txt"
+    for name in ("ClassName.txt", list_name):
+        if name not in texts:
+            raise FileNotFoundError(f"{lists}: {name} is not there; the partition lists of SUN397 are needed")
+    folders = texts["ClassName.txt"]().decode().split()
+    names = texts[list_name]().decode().split()
+    index = {folder: i for i, folder in enumerate(folders)}
+    found = {f"/{name}": read for name, read in files(source).items()}
+    for name in names:
+        if str(PurePosixPath(name).parent) not in index:
+            raise ValueError(f"{lists}: {list_name}: {name} is in no folder of ClassName.txt")
+        if name not in found:
+            raise ValueError(f"{source}: {name[1:]} of {list_name} is not there")
+    labels = np.array([index[str(PurePosixPath(name).parent)] for name in names], np.int64)
+    try:
+        return _load_all(found, names, size, threads), labels, [folder.split("/", 2)[2] for folder in folders]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
+    """Oxford5k or Paris6k from a folder or a zip that holds, at any depth, the pictures and the ground-truth files.
+
+    Pictures that cannot be read, as the twenty of Paris6k that are damaged in the original, are left out and reported.
+    Raises FileNotFoundError, or ValueError for damaged ground truth, for two pictures of the same name, or for a query
+    whose picture is missing or cannot be read.
+    """
+    found = files(source)
+    texts = {PurePosixPath(name).name: name for name in found if name.lower().endswith(".txt")}
+    try:
+        queries = parse_ground_truth({name: found[path]().decode("utf-8", "replace") for name, path in texts.items()})
+    except AlnumpyError as error:
+        raise ValueError(f"{source}: {error}") from None
+    pictures: dict[str, str] = {}  # where each is, by its name in the ground truth
+    for path in sorted(found, key=natural):
+        name = PurePosixPath(path).stem
+        if path.lower().endswith(images.SUFFIXES) and pictures.setdefault(name, path) != path:
+            raise ValueError(f"{source}: {pictures[name]} and {path} have the same name")
+    names = list(pictures)
+    pixels, failed = load_pictures(found, list(pictures.values()), size, threads)
+    for query in queries:
+        if query.picture not in pictures or pictures[query.picture] in failed:
+            reason = failed.get(pictures.get(query.picture, ""), "it is not there")
+            raise ValueError(f"{source}: {query.picture}, the picture of the query {query.name}: {reason}")
+    paths = [pictures[query.picture] for query in queries]
+    query_pixels, bad_boxes = load_pictures(found, paths, size, threads, [query.box for query in queries])
+    if bad_boxes:
+        name, reason = min(bad_boxes.items())
+        raise ValueError(f"{source}: {name}: the query's box cannot be taken: {reason}")
+    good = [i for i, name in enumerate(names) if pictures[name] not in failed]
+    unreadable = {name: failed[path] for name, path in pictures.items() if path in failed}
+    return Landmarks([names[i] for i in good], pixels[good], queries, query_pixels, unreadable)
