@@ -82,7 +82,14 @@ def rankings(queries: Array, gallery: Array, itself: Array | None = None) -> Ite
         if itself is not None:
             rows = np.flatnonzero(itself[part] >= 0)
             d[rows, itself[part][rows]] = np.inf
-        yield part, np.argsort(d, axis=1, kind="stable")
+        # The bits of floats that are not negative are ordered as the floats: sorting keys of distance and index is a
+        # stable argsort, and more than twice as fast.
+        keys = d.astype(np.float32, copy=False).view(np.uint32).astype(np.int64)
+        keys <<= 32
+        keys |= np.arange(len(gallery))
+        keys.sort(axis=1)
+        keys &= 0xFFFFFFFF
+        yield part, keys
 
 
 def average_precision(relevant: Array, k: int | None = None, by_hits: bool = False) -> Array:

@@ -113,6 +113,17 @@ def test_search_finds_a_picture_at_distance_0_among_large_vectors():
     assert search(gallery[:2], gallery[:0], 3)[0].shape == (2, 0)
 
 
+def test_rankings_put_ties_in_order_of_position():
+    rng = np.random.default_rng(2)
+    x = rng.integers(-1, 2, (200, 3)).astype(np.float32)
+    x[5] = 0
+    ((part, order),) = rankings(x[:9], x, np.array([-1] * 8 + [8]))
+    exact = ((x[:9, None] - x) ** 2).sum(2)
+    exact[8, 8] = np.inf
+    assert part == slice(0, 9)
+    np.testing.assert_array_equal(order, np.argsort(exact, axis=1, kind="stable"))
+
+
 def test_evaluate_in_blocks(monkeypatch):
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 6, 50)

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Two ways to find similar pictures that need no network, measured as ALNet is, to compare it with.
+
+    python tools/baselines.py pictures.zip --split test
+
+The pictures are in class folders; each is a query against the rest, and those of its class are relevant. Both ways
+give vectors, so that the same code ranks them as embeddings. Needs the extra: pip install 'alnumpy[train]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+from PIL import Image
+
+from alnumpy.retrieval import evaluate
+from datasets import load_class_folders
+
+
+def colour_histogram(images: np.ndarray) -> np.ndarray:
+    """The pixels in each of 8x8x8 cells of RGB: uint8 (N, H, W, 3) -> float32 (N, 512), square roots of shares.
+
+    The L2 distance of square roots is Hellinger's distance of the shares, which finds more than their own L2 distance.
+    """
+    cells = images >> 5
+    cells = cells[..., 0].astype(np.int64) * 64 + cells[..., 1] * 8 + cells[..., 2]
+    counts = np.stack([np.bincount(picture.ravel(), minlength=512) for picture in cells])
+    return np.sqrt(counts / cells[0].size).astype(np.float32)
+
+
+def difference_hash(images: np.ndarray) -> np.ndarray:
+    """Whether brightness rises between the pixels of 8 rows of 9: uint8 (N, H, W, 3) -> float32 (N, 64) of 0 and 1.
+
+    The square of the L2 distance is the number of bits that differ, Hamming's distance.
+    """
+    small = [Image.fromarray(picture).convert("L").resize((9, 8), Image.Resampling.BILINEAR) for picture in images]
+    grey = np.stack([np.asarray(picture) for picture in small])  # (N, 8, 9)
+    return (grey[:, :, 1:] > grey[:, :, :-1]).reshape(len(images), 64).astype(np.float32)
+
+
+BASELINES = {
+    "colour histogram, 512 bins, Hellinger": colour_histogram,
+    "difference hash, 64 bits, Hamming": difference_hash,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder or zip of class folders")
+    parser.add_argument("--split", default="", help="folder that the class folders are in (default: the top one)")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        images, labels, names = load_class_folders(args.source, args.split, args.size)
+    except (OSError, ValueError) as error:
+        sys.exit(f"baselines.py: {error}")
+    print(f"{len(images)} pictures of {len(names)} classes at {args.size} pixels, each a query against the rest")
+    print(f"{'':40}{'P@1':>8}{'P@5':>8}{'mAP':>8}{'AP@5':>8}{'AP@5 of hits':>14}")
+    for name, describe in BASELINES.items():
+        vectors = describe(images)
+        scores = evaluate(vectors, labels, vectors, labels, np.arange(len(labels)))
+        row = (scores.precision1, scores.precision5, scores.full_map, scores.ap5)
+        print(f"{name:40}{''.join(f'{value:8.4f}' for value in row)}{scores.ap5_hits:14.4f}")
+
+
+if __name__ == "__main__":
+    main()
