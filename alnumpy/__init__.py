@@ -5,9 +5,7 @@ embedder = alnumpy.load()
 vectors = embedder.embed(["a.jpg", "b.jpg"])  # float32 (2, 1280)
 """
 
-from .embedder import Embedded, Embedder, load
-from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, SpecError, WeightsError
-from .spec import SPECS, Spec
+TYPE_CHECKING = False  # as typing's, whose import takes longer than all else here
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,3 +21,22 @@ __all__ = [
     "WeightsError",
     "load",
 ]
+
+if TYPE_CHECKING:
+    from .embedder import Embedded, Embedder, load
+    from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, SpecError, WeightsError
+    from .spec import SPECS, Spec
+else:
+
+    def __getattr__(name: str) -> object:
+        """Public names are imported when they are first used: a program can begin before NumPy has been imported."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import embedder, errors, spec
+
+        for home in (embedder, errors, spec):
+            globals().update({public: getattr(home, public) for public in __all__ if hasattr(home, public)})
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

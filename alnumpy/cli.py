@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gc
 import io
 import json
 import os
@@ -225,7 +224,11 @@ def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
     failed = 0
     for argument in arguments:
         if argument == "-":
-            paths += [line for line in sys.stdin.read().split("\n") if line]
+            try:
+                paths += [os.fsdecode(line) for line in sys.stdin.buffer.read().split(b"\n") if line]
+            except OSError as error:
+                warn(f"stdin: {error.strerror}")
+                failed += 1
         elif os.path.isdir(argument):
             try:
                 found = images.find(argument, recursive)
@@ -611,7 +614,10 @@ def run_warmup(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage, 130 interrupted."""
+    """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage.
+
+    Raises what is no fault of the input, and with --debug all errors.
+    """
     if sys.stderr is None:  # closed by the caller, as are the two below
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdin is None:
@@ -619,42 +625,44 @@ def main(argv: list[str] | None = None) -> int:
     if sys.stdout is None:
         warn("stdout is closed: there is nowhere to write the results to")
         return 1
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be valid text
-            stream.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters
+            stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged picture is whether it can be decoded
-    args = build_parser().parse_args(argv)
+    debug = False
     try:
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        try:
+            args = build_parser().parse_args(argv)
+            debug = args.debug
+            return args.run(args)
+        finally:
+            flush()
     except BrokenPipeError:  # the reader had enough (| head -1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        warn("interrupted")
-        return 130
     except UsageError as error:
         warn(error)
         return 2
     except (AlnumpyError, OSError, MemoryError) as error:
-        if args.debug:
+        if debug:
             raise
         warn(explain(error))
         return 1
 
 
-def run() -> None:
-    """``main`` as a process of its own."""
-    code = main()
-    gc.freeze()  # the process ends: collecting what the imports have left would take a tenth of its time
-    sys.exit(code)
+def flush() -> None:
+    """Writes out what stdout has gathered. Raises OSError where that is impossible, and lets go of it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "stdout") from None
 
 
 def explain(error: BaseException) -> str:
     """An error as one line that names the file."""
     if isinstance(error, MemoryError):
         return "out of memory; a smaller --size, --batch-size or --max-pixels needs less"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        unnamed = "the current folder" if isinstance(error, FileNotFoundError) else "stdout"
+        return f"{unnamed if error.filename is None else error.filename}: {error.strerror}"
     return str(error)

@@ -6,8 +6,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
+
+unfinished: set[str] = set()  # temporary names in use, for whoever ends the process without unwinding
 
 
 @contextmanager
@@ -18,8 +20,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     and renamed: a stop at any moment leaves the old file, or none. Links are followed; what is a device or a pipe is
     written to as it is. Raises OSError, which names ``path``, where it cannot be written.
     """
-    import tempfile  # takes 5 ms, which a command that writes no file need not pay
-
     target = os.path.realpath(path)
     if not os.fspath(path) or os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, "Is a folder, not a file to write", os.fspath(path))
@@ -27,12 +27,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(target, "wb") as file:
             yield file
         return
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:50]}.{os.urandom(8).hex()}")
+    unfinished.add(temporary)  # before the file exists: a signal may come at any moment
     try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)[:50]}.")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    try:
-        with os.fdopen(handle, "wb+") as file:
+        with open(temporary, "xb+", opener=_private) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,6 +39,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    finally:
+        with suppress(FileNotFoundError):  # it has been renamed, or could not be made
+            os.unlink(temporary)
+        unfinished.discard(temporary)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -39,6 +39,7 @@ def run(*arguments, stdin="", cwd=None, env=None):
         check=False,
     )
     assert b"Traceback" not in result.stderr
+    assert b"--debug shows where" not in result.stderr
     return result.returncode, result.stdout.decode(errors="surrogateescape"), result.stderr.decode()
 
 
