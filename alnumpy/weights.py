@@ -2,14 +2,15 @@
 
 Layout, format version 1:
 
-    /                      attributes ``format`` ("alnumpy weights"), ``version`` (1), ``metadata`` (JSON)
+    /                      attributes ``format`` ("alnumpy weights"), ``version`` (1), ``metadata`` (JSON), ``checksum``
     /parameters/NAME       one array for each name of ``spec.parameters(spec)``, float32 or float16
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
     /self_test/embedding   float32 (1, spec.embedding): what torch computed for it, or alnumpy where no torch was
 
 Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, and
-the model card's fields. All arrays are stored contiguous and unfiltered, so a file can be at most twice as large in
-memory (float16 as float32) as on disk.
+the model card's fields. The checksum is the CRC-32 of the metadata, then of all arrays in the order of the spec, then
+of the self-test's; it tells damage, not malice, and a file made before there was one is read without. All arrays are
+stored contiguous and unfiltered, so a file can be at most twice as large in memory (float16 as float32) as on disk.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +104,11 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     if {name: array.shape for name, array in weights.parameters.items()} != shapes:
         raise WeightsError(f"{path}: the arrays do not fit the spec")
     with np.errstate(over="ignore"):
-        arrays = {name: np.asarray(weights.parameters[name], weights.dtype) for name in shapes}
-    self_test = {"input": weights.self_test_input, "embedding": weights.self_test_embedding}
+        arrays = {name: np.ascontiguousarray(weights.parameters[name], weights.dtype) for name in shapes}
+    self_test = {
+        "input": np.ascontiguousarray(weights.self_test_input, "<f4"),
+        "embedding": np.ascontiguousarray(weights.self_test_embedding, "<f4"),
+    }
     try:
         _check_values(arrays, self_test)
     except WeightsError as error:
@@ -113,12 +118,13 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = np.int64(VERSION)
         file.attrs["metadata"] = np.bytes_(metadata)
+        file.attrs["checksum"] = np.int64(_checksum(metadata, arrays, self_test))
         group = file.create_group("parameters")
         for name, array in arrays.items():
             group.create_dataset(name, data=array)
         group = file.create_group("self_test")
         for name, array in self_test.items():
-            group.create_dataset(name, data=array.astype("<f4"))
+            group.create_dataset(name, data=array)
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
@@ -145,8 +151,9 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     version = _attribute(file, "version", 8)
     if version != VERSION:
         raise WeightsError(f"format version {version}, but this alnumpy reads {VERSION}; update alnumpy")
+    text = _attribute(file, "metadata", MAX_METADATA)
     with _damage("metadata"):
-        metadata = json.loads(_attribute(file, "metadata", MAX_METADATA))
+        metadata = json.loads(text)
     if not isinstance(metadata, dict) or set(metadata) != METADATA_FIELDS:
         raise WeightsError(f"metadata must have the fields {', '.join(sorted(METADATA_FIELDS))}")
     texts = {key: metadata[key] for key in ("source", "source_sha256", "self_test_by")}
@@ -171,6 +178,8 @@ def _read(file: h5py.File, file_size: int) -> Weights:
         file, "self_test", {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}, DTYPES[:1]
     )
     _check_values(arrays, self_test)
+    if "checksum" in file.attrs and _attribute(file, "checksum", 8) != _checksum(text, arrays, self_test):
+        raise WeightsError("the checksum does not match: the file is damaged; get it again, or convert it again")
     return Weights(
         spec=spec,
         preprocessing=preprocessing,
@@ -181,6 +190,13 @@ def _read(file: h5py.File, file_size: int) -> Weights:
         dtype=dtypes.pop().name,
         **texts,
     )
+
+
+def _checksum(metadata: bytes, *groups: Mapping[str, np.ndarray]) -> int:
+    checksum = zlib.crc32(metadata)
+    for array in (array for group in groups for array in group.values()):
+        checksum = zlib.crc32(array.data, checksum)
+    return checksum
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,7 +14,8 @@ from conftest import random_params
 
 from alnumpy import Embedder, Spec, WeightsError, weights
 from alnumpy.images import Preprocessing
-from alnumpy.spec import Block
+from alnumpy.spec import Block, parameters
+from fuzz import memory
 
 SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
 HOW = Preprocessing(9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), interpolation="bicubic", channels="BGR")
@@ -126,12 +127,24 @@ def link(name, target):
     return change
 
 
-def virtual(file):
+def virtual(file, source="other.h5"):
     name = "parameters/stem.conv.bias"
     del file[name]
     layout = h5py.VirtualLayout(shape=(4,), dtype="<f4")
-    layout[:] = h5py.VirtualSource("other.h5", "x", shape=(4,))
+    layout[:] = h5py.VirtualSource(source, "x", shape=(4,))
     file.create_virtual_dataset(name, layout)
+
+
+def unknown_filter(file):
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((4,))
+    creation.set_filter(32_111, h5py.h5z.FLAG_OPTIONAL)
+    group = file["parameters"].id
+    array = file[BIAS][()]
+    del file[BIAS]
+    h5py.h5d.create(group, b"stem.conv.bias", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), creation).write(
+        h5py.h5s.ALL, h5py.h5s.ALL, array
+    )
 
 
 BIAS = "parameters/stem.conv.bias"
@@ -153,11 +166,15 @@ BIAS = "parameters/stem.conv.bias"
         (replace_dataset(BIAS, compression="gzip"), f"{BIAS} must be stored contiguous"),
         (replace_dataset(BIAS, chunks=(2,)), f"{BIAS} must be stored contiguous"),
         (replace_dataset(BIAS, external=[("other.bin", 0, 16)]), f"{BIAS} must be stored contiguous"),
+        (unknown_filter, f"{BIAS} must be stored contiguous"),
+        (lambda f: replace_dataset(BIAS, data=[f.ref] * 4, dtype=h5py.ref_dtype)(f), f"{BIAS} must be .* not object"),
         (replace_dataset(BIAS, data=None, shape=(4,), dtype="<f4"), f"{BIAS} is not stored whole"),
         (virtual, f"{BIAS} must be stored contiguous"),
         (link(BIAS, h5py.SoftLink("/parameters/block1.project.bn.bias")), f"{BIAS} is a link"),
         (link(BIAS, h5py.ExternalLink("other.h5", "x")), f"{BIAS} is a link"),
         (link("parameters", h5py.SoftLink("/self_test")), "parameters is a link"),
+        (link("self_test", h5py.ExternalLink("other.h5", "/self_test")), "self_test is a link"),
+        (link("self_test/embedding", h5py.SoftLink("/self_test/input")), "self_test/embedding is a link"),
         (lambda f: (f.__delitem__(BIAS), f.create_group(BIAS)), f"{BIAS} is not of the right kind"),
         (set_value(BIAS, np.nan), f"{BIAS} has values that are not finite"),
         (set_value("self_test/input", np.inf), "self_test/input has values that are not finite"),
@@ -166,6 +183,8 @@ BIAS = "parameters/stem.conv.bias"
         (lambda f: f.attrs.__delitem__("format"), "attribute format is missing"),
         (set_attribute("version", np.int64(2)), "format version 2, but this alnumpy reads 1; update alnumpy"),
         (set_attribute("metadata", "text of variable length"), "attribute metadata must be"),
+        (set_attribute("metadata", np.bytes_("x" * 60_001)), "attribute metadata must be .* at most 60000 bytes"),
+        (set_attribute("version", np.ones(1, int)), "attribute version must be a number"),
         (set_attribute("metadata", np.bytes_("{")), "metadata is damaged"),
         (set_attribute("metadata", np.bytes_("[" * 50_000)), "metadata is damaged"),
         (set_attribute("metadata", np.bytes_("[]")), "metadata must have the fields"),
@@ -174,6 +193,9 @@ BIAS = "parameters/stem.conv.bias"
         (change_metadata(b'"size": 9', b'"size": -9'), "size must be"),
         (change_metadata(b'"data": "none"', b'"data": 3'), "must be texts"),
         (change_metadata(b'"cbam": "max', b'"cbam": "min'), "cbam must be"),
+        (change_metadata(b'"size": 9, "mean": [0.1', b'"size": 9, "mean": [0.4'), "the checksum does not match"),
+        (set_value(BIAS, 0.125), "the checksum does not match: the file is damaged; get it again"),
+        (set_value("self_test/embedding", 0.125), "the checksum does not match"),
     ],
 )
 def test_every_change_is_named(path, change, message, monkeypatch):
@@ -193,18 +215,100 @@ def test_truncated_files_are_refused(path):
             weights.read(path)
 
 
-def test_flipped_bytes_are_refused_or_harmless(path):
-    """HDF5 has no checksum over the data, so a flipped weight can pass; a large change shows in the self-test."""
-    whole = bytearray(path.read_bytes())
-    for position in range(0, len(whole), 131):
-        damaged = whole.copy()
-        damaged[position] ^= 0xFF
+def plain(found):
+    """All that a file says, to be compared."""
+    arrays = {**found.parameters, "input": found.self_test_input, "embedding": found.self_test_embedding}
+    others = replace(found, parameters={}, self_test_input=None, self_test_embedding=None)
+    return others, {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_flipped_bits_are_refused_or_change_nothing(path):
+    whole, good = path.read_bytes(), plain(weights.read(path))
+    refused = 0
+    for position in range(0, len(whole), 211):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
-        with suppress(WeightsError):
-            found = weights.read(path)
-            assert {name: a.shape for name, a in found.parameters.items()} == {
-                name: a.shape for name, a in make().parameters.items()
-            }
+        try:
+            assert plain(weights.read(path)) == good
+        except WeightsError:
+            refused += 1
+    assert refused > len(whole) / 211 / 4
+
+
+def test_files_made_before_there_was_a_checksum_are_read(path):
+    good = plain(weights.read(path))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["checksum"]
+    assert plain(weights.read(path)) == good
+
+
+def external_storage(file):
+    array = file[BIAS][()]
+    array.tofile("marker")
+    replace_dataset(BIAS, data=None, shape=(4,), dtype="<f4", external=[("marker", 0, 16)])(file)
+
+
+def external_link(file):
+    with h5py.File("marker", "w") as marker:
+        marker["x"] = file[BIAS][()]
+    link(BIAS, h5py.ExternalLink("marker", "x"))(file)
+
+
+def external_group(file):
+    with h5py.File("marker", "w") as marker:
+        file.copy("self_test", marker)
+    link("self_test", h5py.ExternalLink("marker", "/self_test"))(file)
+
+
+def virtual_data_set(file):
+    with h5py.File("marker", "w") as marker:
+        marker["x"] = file[BIAS][()]
+    virtual(file, "marker")
+
+
+@pytest.mark.parametrize("change", [external_storage, external_link, external_group, virtual_data_set])
+def test_no_other_file_is_read(path, change, monkeypatch):
+    """The marker holds what would be right; the time of its last reading is kept by the file system."""
+    monkeypatch.chdir(path.parent)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    os.utime("marker", (0, 1))
+    with pytest.raises(WeightsError):
+        weights.read(path)
+    assert os.stat("marker").st_atime == 0
+    with h5py.File(path, locking=False) as file:  # what HDF5 does by itself
+        file[BIAS][()], file["self_test/input"][()]
+    if os.stat("marker").st_atime == 0:
+        pytest.skip("this file system does not keep the time of reading")
+
+
+def huge_spec(file):
+    """The spec asks for a quarter of a gigabyte, which gzip makes nothing in the file."""
+    change_metadata(b'"embedding": 6', b'"embedding": 8192')(file)
+    for name, shape in parameters(replace(SPEC, embedding=8192)).items():
+        if file["parameters"][name].shape != shape:
+            replace_dataset(f"parameters/{name}", data=None, shape=shape, dtype="<f4", compression="gzip")(file)
+
+
+def huge_array(file):
+    replace_dataset(BIAS, data=None, shape=(10**9,), dtype="<f4", compression="gzip")(file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux, which tells the peak of memory")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(huge_spec, "the spec asks for at least"), (huge_array, f"{BIAS} must be float32 or float16")],
+)
+def test_a_bomb_takes_no_memory(path, change, message):
+    with h5py.File(path, "r+") as file:
+        change(file)
+    assert path.stat().st_size < 100_000
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmHWM")
+    with pytest.raises(WeightsError, match=message):
+        weights.read(path)
+    assert memory("VmHWM") - before < 1_000_000
 
 
 def test_what_is_not_a_regular_file_is_refused(tmp_path):

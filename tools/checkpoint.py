@@ -60,8 +60,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a .pt, .pth, TorchScript or safetensors file. Raises CheckpointError or OSError."""
     with open(path, "rb") as file:
         head = file.read(16)
-    if zipfile.is_zipfile(path):
-        return _read_zip(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return _read_archive(archive, path.stat().st_size)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # zipfile meets damage with BadZipFile, OSError, RuntimeError, struct.error and others
+        raise CheckpointError(f"damaged archive ({type(error).__name__}: {error})") from None
     if path.suffix == ".safetensors":
         return Checkpoint(_read_safetensors(path), ordered=False)
     if head[:1] == b"\x80":
@@ -207,16 +213,6 @@ class _Unpickler(pickle._Unpickler):
         if kind not in STORAGES or type(key) is not str or type(size) is not int or size < 0:
             raise CheckpointError(f"an unknown storage: {kind!r}")
         return _Storage(kind, key, size)
-
-
-def _read_zip(path: Path) -> Checkpoint:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(archive, path.stat().st_size)
-    except (CheckpointError, OSError, MemoryError):
-        raise
-    except Exception as error:  # zipfile meets damage with BadZipFile, RuntimeError, EOFError, struct.error and others
-        raise CheckpointError(f"damaged archive ({type(error).__name__}: {error})") from None
 
 
 def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:

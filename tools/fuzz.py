@@ -1,0 +1,476 @@
+#!/usr/bin/env python3
+"""Feed damaged and hostile files to alnumpy's readers, and report what no file may make them do.
+
+    python tools/fuzz.py weights --inputs 50000 --seed 0
+
+Targets: weights, checkpoint, image, gallery. An input is a good file with a few random changes, some of them made
+inside its structure: in the pickle of an archive, in the rows of a data base, with a PNG's checksums put right. A
+target, a seed and a number always give the same input. Files in tests/data/fuzz/TARGET are among the good files.
+
+Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
+that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import multiprocessing
+import os
+import random
+import resource
+import sqlite3
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from alnumpy import images, weights
+from alnumpy.embedder import Embedder
+from alnumpy.errors import AlnumpyError
+from alnumpy.gallery import Gallery
+from alnumpy.images import Preprocessing
+from alnumpy.spec import Block, Spec, parameters
+from checkpoint import CheckpointError, read_checkpoint
+
+HANG = 5.0  # seconds
+GROWTH = 512_000_000  # bytes
+CHUNK = 2000  # inputs for each worker process
+CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
+INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+
+Change = Callable[[random.Random, bytes], bytes]
+
+
+class Target(NamedTuple):
+    """A reader, the errors that it documents, good files for it, and a way to change them inside their structure."""
+
+    seeds: Callable[[Path], None]  # writes files into a folder
+    read: Callable[[Path], list[np.ndarray]]  # what it returns must be finite
+    errors: tuple[type[Exception], ...]
+    inside: Callable[[random.Random, bytes, Change], bytes]
+    tokens: tuple[bytes, ...]  # what the format gives a meaning
+
+
+class Outcome(NamedTuple):
+    """What became of one input."""
+
+    fault: str | None
+    accepted: bool = False
+    seconds: float = 0.0
+    growth: int = 0  # bytes, since the worker began
+
+
+def change(rng: random.Random, data: bytes, tokens: tuple[bytes, ...], other: bytes) -> bytes:
+    """``data`` with one to sixteen random changes; ``other`` is a file to take pieces from."""
+    result = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        at, length = rng.randrange(len(result) + 1), rng.choice((1, 2, 4, 8, 64, 512))
+        digits = [i for i in range(at, min(at + 2000, len(result))) if 48 <= result[i] < 58]
+        match rng.randrange(9):
+            case 0 if at < len(result):
+                result[at] ^= 1 << rng.randrange(8)
+            case 1:
+                result[at : at + length] = rng.randbytes(length)
+            case 2:
+                size = rng.choice((1, 2, 4, 8))
+                number = (rng.choice(INTEGERS) + rng.choice((-1, 0, 0, 1))) % 256**size
+                result[at : at + size] = number.to_bytes(size, rng.choice(("little", "big")))
+            case 3 if digits:  # of a number in text
+                result[rng.choice(digits)] = rng.choice(b"0123456789-e.")
+            case 4:
+                start = rng.randrange(len(other) or 1)
+                piece = other[start : start + length]
+                result[at : at + len(piece)] = piece
+            case 5:
+                start = rng.randrange(len(result) or 1)
+                result[at:at] = result[start : start + length]
+            case 6:
+                del result[at : at + length]
+            case 7 if rng.random() < 0.3:
+                del result[at:]
+            case _:
+                token = rng.choice(tokens)
+                result[at : at + rng.choice((0, len(token)))] = token
+    return bytes(result)
+
+
+# Weights
+
+SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
+
+
+def tiny_weights() -> weights.Weights:
+    """A network of nine hundred random weights that sees pictures of 8 x 8 pixels."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in parameters(SPEC).items()}
+    how = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    blank = np.ones((1, SPEC.embedding), np.float32)
+    return weights.Weights(SPEC, how, arrays, weights.self_test_picture(8), blank, "alnumpy")
+
+
+def weights_seeds(folder: Path) -> None:
+    good = tiny_weights()
+    weights.write(folder / "float32.h5", good)
+    weights.write(folder / "float16.h5", dataclasses.replace(good, dtype="float16"))
+    item = "parameters/stem.conv.bias"
+    for name, make in {
+        "soft": lambda file: file.__setitem__(item, h5py.SoftLink("/parameters/last.bn.bias")),
+        "external": lambda file: file.__setitem__(item, h5py.ExternalLink("other.h5", "x")),
+        "chunked": lambda file: file.create_dataset(item, data=np.ones(4, "<f4"), chunks=(2,), compression="gzip"),
+        "storage": lambda file: file.create_dataset(item, shape=(4,), dtype="<f4", external=[("input.h5", 0, 16)]),
+        "reference": lambda file: file.create_dataset(item, data=[file.ref] * 4, dtype=h5py.ref_dtype),
+    }.items():
+        weights.write(folder / f"{name}.h5", good)
+        with h5py.File(folder / f"{name}.h5", "r+") as file:
+            del file[item]
+            make(file)
+    with h5py.File(folder / "float32.h5") as old, h5py.File(folder / "latest.h5", "w", libver="latest") as new:
+        new.attrs.update({name: old.attrs[name] for name in old.attrs if name != "checksum"})
+        for name in old:
+            old.copy(name, new)
+
+
+def read_weights(path: Path) -> list[np.ndarray]:
+    found = weights.read(path)
+    return [*found.parameters.values(), found.self_test_input, found.self_test_embedding]
+
+
+# Checkpoints
+
+
+def checkpoint_seeds(folder: Path) -> None:
+    """safetensors; the archives, which take torch to write, are files in the corpus."""
+    header = b'{"a.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],'
+    header += b'"data_offsets":[24,32]},"__metadata__":{"format":"pt"}}'
+    (folder / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(32)))
+
+
+def read_checkpoint_file(path: Path) -> list[np.ndarray]:
+    for name, array in read_checkpoint(path).tensors.items():
+        name.encode("utf-8", "surrogatepass")
+        array.sum()  # reads all of it
+    return []  # the converter refuses what is not finite
+
+
+def inside_archive(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """An archive with one entry changed, mostly its pickle; rarely compressed, or with an entry twice."""
+    if not data.startswith(b"PK"):
+        return change(rng, data)
+    result = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if rng.random() < 0.03 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(result, "w", method) as new:
+        infos = old.infolist()
+        pickles = [info for info in infos if info.filename.endswith("data.pkl")]
+        chosen = rng.choice(pickles if rng.random() < 0.8 else infos)
+        for info in infos:
+            content = old.read(info)
+            new.writestr(info.filename, change(rng, content) if info is chosen else content)
+    return result.getvalue()
+
+
+# Images
+
+
+def image_seeds(folder: Path) -> None:
+    y, x = np.mgrid[0:24, 0:40]
+    rgb = Image.fromarray(np.stack([x * 6, y * 10, x ^ y], 2).astype(np.uint8))
+    alpha = rgb.copy()
+    alpha.putalpha(rgb.convert("L"))
+    palette = rgb.quantize(16)
+    deep = Image.fromarray((x * 1600).astype(np.uint16))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "rgb.png": (rgb, {"exif": exif}),
+        "alpha.png": (alpha, {}),
+        "grey-alpha.png": (alpha.convert("LA"), {}),
+        "palette.png": (palette, {"transparency": 3}),
+        "deep.png": (deep, {}),
+        "bits.png": (rgb.convert("1"), {}),
+        "rgb.jpg": (rgb, {"exif": exif}),
+        "progressive.jpg": (rgb, {"progressive": True}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "lossy.webp": (rgb, {"exif": exif}),
+        "lossless.webp": (alpha, {"lossless": True}),
+        "animated.webp": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}),
+        "animated.gif": (palette, {"save_all": True, "append_images": [palette.rotate(180)], "transparency": 2}),
+        "interlaced.gif": (palette, {"interlace": True}),
+        "rgb.bmp": (rgb, {}),
+        "palette.bmp": (palette, {}),
+        "raw.tiff": (rgb, {"exif": exif}),
+        "deep.tiff": (deep, {}),
+        "lzw.tiff": (rgb, {"compression": "tiff_lzw"}),
+        "deflate.tiff": (alpha, {"compression": "tiff_deflate"}),
+        "jpeg.tiff": (rgb, {"compression": "jpeg"}),
+        "fax.tiff": (rgb.convert("1"), {"compression": "group4"}),
+    }
+    for name, (image, options) in files.items():
+        image.save(folder / name, **options)
+
+
+def read_image(path: Path) -> list[np.ndarray]:
+    how = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return [images.preprocess(images.read_file(path, draft=draft)[0], how) for draft in (0, 16)]
+
+
+def inside_png(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """A PNG whose chunks have the right checksums after the change; other formats have none."""
+    data = change(rng, data)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    result, at = bytearray(data), 8
+    while at + 12 <= len(data):
+        end = at + 8 + struct.unpack_from(">I", data, at)[0]
+        if end + 4 > len(data):
+            break
+        struct.pack_into(">I", result, end, zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+    return bytes(result)
+
+
+# Galleries
+
+
+def gallery_seeds(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(12):
+            pixels = np.random.default_rng(i % 10).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path(name, f"{i}.png"))
+        Path(name, "broken.png").touch()
+        embedder = Embedder(tiny_weights(), backend="numpy", threads=1)
+        for dtype in ("float32", "float16", "int8"):
+            with Gallery(folder / f"{dtype}.db", embedder, "a", dtype) as gallery:
+                gallery.index(name)
+
+
+def read_gallery(path: Path) -> list[np.ndarray]:
+    with Gallery(path) as gallery:
+        found = gallery.search(np.ones((2, gallery.dimension)), 3)
+        groups = gallery.duplicates(1.0)
+        list(gallery)
+        gallery.stats()
+    with Gallery(path, mode="a") as gallery:
+        gallery.remove("/pictures/0.png")
+    return [np.array([match.distance for match in matches]) for matches in found + groups]
+
+
+def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """A data base with one value of one row replaced by something odd."""
+    odd = (None, -1, 2**63 - 1, 1e308, "text", "", b"", b"\xff" * 96, b"\0" * 7)
+    table = rng.choice(("meta", "contents", "pictures"))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with closing(sqlite3.connect(file.name, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = OFF")
+            rows = db.execute(f"SELECT * FROM {table}")
+            columns = [column[0] for column in rows.description]
+            row, column = rng.choice(rows.fetchall()), rng.randrange(len(columns))
+            value = old = row[column]
+            if isinstance(old, bytes) and rng.random() < 0.6:
+                value = change(rng, old)
+            elif isinstance(old, str) and rng.random() < 0.6:
+                value = change(rng, old.encode()).decode("latin-1")
+            else:
+                value = rng.choice(odd)
+            with suppress(sqlite3.IntegrityError):
+                db.execute(f"UPDATE {table} SET {columns[column]} = ? WHERE {columns[0]} = ?", [value, row[0]])
+        return Path(file.name).read_bytes()
+
+
+TARGETS = {
+    "weights": Target(
+        weights_seeds,
+        read_weights,
+        (AlnumpyError,),
+        lambda rng, data, change: change(rng, data),
+        (
+            b"\x89HDF\r\n\x1a\n",
+            b"TREE",
+            b"SNOD",
+            b"HEAP",
+            b"OHDR",
+            b"\xff" * 8,
+            bytes(8),
+            b'"stem": 9',
+            b"null",
+            b"1e999",
+        ),
+    ),
+    "checkpoint": Target(
+        checkpoint_seeds,
+        read_checkpoint_file,
+        (CheckpointError,),
+        inside_archive,
+        (
+            *(bytes([code]) for code in b"().012FGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80\x85\x8a\x92\x93\x94\x95"),
+            *(b"cos\nsystem\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n", b"c__torch__\nM\n"),
+            *(b"PK\1\2", b"PK\3\4", b"PK\5\6", b'"shape":[-1]', b'"F64"', b"1" * 4000),
+        ),
+    ),
+    "image": Target(
+        image_seeds,
+        read_image,
+        (AlnumpyError,),
+        inside_png,
+        (
+            *(b"IHDR", b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fdAT", b"zTXt", b"iCCP"),
+            *(b"\xff\xc0", b"\xff\xc4", b"\xff\xda", b"\xff\xe1", b"Exif\0\0", b"II*\0", b"MM\0*"),
+            *(b"VP8X", b"ANMF", b"ALPH", b"GIF89a", b"\x21\xf9", b"\x2c"),
+        ),
+    ),
+    "gallery": Target(
+        gallery_seeds,
+        read_gallery,
+        (AlnumpyError,),
+        inside_database,
+        (
+            *(b"SQLite format 3\0", b"\x0d", b"\x05", b"\x0a", b"\x02", b"\x81\x80\0", b"\xff" * 9),
+            *(b"CREATE TRIGGER", b"float32", b"int8", b"null", b"1e999", b"[" * 4000),
+        ),
+    ),
+}
+
+
+# Running
+
+
+def good_files(target: Target, name: str) -> list[tuple[str, bytes]]:
+    """The corpus, as suffix and content: what code makes, then what lies in the repository."""
+    with tempfile.TemporaryDirectory() as folder:
+        target.seeds(Path(folder))
+        paths = sorted(Path(folder).iterdir()) + sorted((CORPUS / name).glob("*"))
+        return [(path.suffix, path.read_bytes()) for path in paths]
+
+
+def make(target: Target, corpus: list[tuple[str, bytes]], seed: int, number: int) -> tuple[str, bytes]:
+    """Input ``number`` of ``seed``: suffix and content."""
+    rng = random.Random(f"{seed} {number}")
+    (suffix, data), (_, other) = rng.choice(corpus), rng.choice(corpus)
+
+    def changed(rng: random.Random, data: bytes) -> bytes:
+        return change(rng, data, target.tokens, other)
+
+    return suffix, target.inside(rng, data, changed) if rng.random() < 0.5 else changed(rng, data)
+
+
+def memory(field: str) -> int:
+    """A field of /proc/self/status in bytes: VmRSS now, VmHWM at its peak, VmSize of addresses."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def judge(target: Target, path: Path) -> tuple[str | None, bool]:
+    """Reads one input: its fault, if it has one, and whether it was accepted."""
+    try:
+        arrays = target.read(path)
+    except Exception as error:
+        return None if isinstance(error, target.errors) else f"{type(error).__name__}: {error}", False
+    finite = all(np.isfinite(array).all() for array in arrays)
+    return None if finite else "a result that is not finite", True
+
+
+def work(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range, pipe: Connection) -> None:
+    """A worker process: sends an Outcome for each input."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libtiff writes about what it meets
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "input" + corpus[0][0])
+        path.write_bytes(corpus[0][1])
+        with suppress(*target.errors):
+            target.read(path)  # imports what it needs
+        base = memory("VmRSS")
+        resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 8 * GROWTH,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for number in numbers:
+            for left in Path(folder).iterdir():
+                left.unlink()
+            suffix, data = make(target, corpus, seed, number)
+            path = Path(folder, "input" + suffix)
+            path.write_bytes(data)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            start = time.monotonic()
+            fault, accepted = judge(target, path)
+            seconds = time.monotonic() - start
+            growth = memory("VmHWM") - base
+            if growth > GROWTH:
+                fault = fault or f"memory grew by {growth} bytes"
+            pipe.send(Outcome(fault, accepted, seconds, growth))
+
+
+def outcomes(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range) -> Iterator[Outcome]:
+    """The outcome of each input; a worker that crashes or hangs is replaced."""
+    context = multiprocessing.get_context("fork")
+    done = numbers.start
+    while done < numbers.stop:
+        ours, theirs = context.Pipe(duplex=False)
+        todo = range(done, min(done + CHUNK, numbers.stop))
+        worker = context.Process(target=work, args=(target, corpus, seed, todo, theirs))
+        worker.start()
+        theirs.close()
+        outcome = None
+        while done < todo.stop and (outcome is None or outcome.fault is None):
+            if not ours.poll(HANG + (outcome is None)):  # the first one takes the start as well
+                worker.kill()
+                outcome = Outcome(f"no answer within {HANG:g} seconds")
+            else:
+                try:
+                    outcome = ours.recv()
+                except EOFError:
+                    worker.join()
+                    outcome = Outcome(f"the process ended with code {worker.exitcode}")
+            done += 1
+            yield outcome
+        worker.kill()
+        worker.join()
+        ours.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 nothing found, 1 something found, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--inputs", type=int, default=1000, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random changes (default: %(default)s)")
+    parser.add_argument(
+        "--save", type=Path, default=Path("runs/fuzz"), help="folder for findings (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    target = TARGETS[args.target]
+    corpus = good_files(target, args.target)
+    start = time.monotonic()
+    accepted = found = growth = 0
+    longest = 0.0
+    for number, outcome in enumerate(outcomes(target, corpus, args.seed, range(args.inputs))):
+        accepted += outcome.accepted
+        growth, longest = max(growth, outcome.growth), max(longest, outcome.seconds)
+        if outcome.fault is not None:
+            found += 1
+            suffix, data = make(target, corpus, args.seed, number)
+            args.save.mkdir(parents=True, exist_ok=True)
+            path = args.save / f"{args.target}-{args.seed}-{number}{suffix}"
+            path.write_bytes(data)
+            print(f"{path}: {outcome.fault}", flush=True)
+    seconds = time.monotonic() - start
+    print(
+        f"{args.target}: {args.inputs} inputs of seed {args.seed}, {accepted} accepted, {found} findings; "
+        f"{args.inputs / seconds:.0f} inputs/s, longest {longest:.2f} s, memory grew by at most {growth / 1e6:.0f} MB"
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
