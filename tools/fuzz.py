@@ -49,6 +49,7 @@ from checkpoint import CheckpointError, read_checkpoint
 HANG = 5.0  # seconds
 GROWTH = 512_000_000  # bytes
 CHUNK = 2000  # inputs for each worker process
+SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: data bases are synced to disk again and again
 CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
 INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 
@@ -246,7 +247,7 @@ def inside_png(rng: random.Random, data: bytes, change: Change) -> bytes:
 
 
 def gallery_seeds(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as name:
         for i in range(12):
             pixels = np.random.default_rng(i % 10).integers(0, 256, (9, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path(name, f"{i}.png"))
@@ -272,7 +273,7 @@ def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
     """A data base with one value of one row replaced by something odd."""
     odd = (None, -1, 2**63 - 1, 1e308, "text", "", b"", b"\xff" * 96, b"\0" * 7)
     table = rng.choice(("meta", "contents", "pictures"))
-    with tempfile.NamedTemporaryFile() as file:
+    with tempfile.NamedTemporaryFile(dir=SCRATCH) as file:
         file.write(data)
         file.flush()
         with closing(sqlite3.connect(file.name, isolation_level=None)) as db:
@@ -351,7 +352,7 @@ TARGETS = {
 
 def good_files(target: Target, name: str) -> list[tuple[str, bytes]]:
     """The corpus, as suffix and content: what code makes, then what lies in the repository."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         target.seeds(Path(folder))
         paths = sorted(Path(folder).iterdir()) + sorted((CORPUS / name).glob("*"))
         return [(path.suffix, path.read_bytes()) for path in paths]
@@ -387,7 +388,7 @@ def work(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: ra
     """A worker process: sends an Outcome for each input."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libtiff writes about what it meets
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         path = Path(folder, "input" + corpus[0][0])
         path.write_bytes(corpus[0][1])
         with suppress(*target.errors):

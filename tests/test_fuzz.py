@@ -1,0 +1,95 @@
+"""A short run of each fuzzer; and the fuzzer itself, which must see what it looks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+if sys.platform != "linux":
+    pytest.skip("the fuzzer reads /proc", allow_module_level=True)
+
+# Readers with a fault that strikes at every third input: the byte that an input begins with is its number.
+PLANTED = """
+import os, signal, sys, time
+import numpy as np
+import fuzz
+
+def strike(path):
+    {fault}
+
+def read(path):
+    data = path.read_bytes()
+    if data and data[0] % 3 == 0:
+        strike(path)
+    if data and data[0] % 3 == 1:
+        raise fuzz.AlnumpyError("documented")
+    return [np.zeros(3)]
+
+def seeds(folder):
+    (folder / "a.bin").write_bytes(b"2" + bytes(50))
+
+fuzz.HANG, fuzz.GROWTH = 2.0, 50_000_000
+fuzz.make = lambda target, corpus, seed, number: (".bin", bytes([number]))
+fuzz.TARGETS["image"] = fuzz.TARGETS["image"]._replace(seeds=seeds, read=read)
+sys.exit(fuzz.main(["image", "--inputs", "9", "--save", sys.argv[1]]))
+"""
+
+
+def run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools", check=False)
+
+
+@pytest.mark.parametrize("target", ["weights", "checkpoint", "image", "gallery"])
+def test_a_short_run_finds_nothing(tmp_path, target):
+    done = run("fuzz.py", target, "--inputs", 300, "--seed", 1, "--save", tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert f"{target}: 300 inputs of seed 1, " in done.stdout
+    assert " 0 accepted" not in done.stdout  # else nothing gets past the first check
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "the process ended with code -11"),
+        ("sys.exit(0)", "the process ended with code 0"),
+        ("time.sleep(1000)", "no answer within 2 seconds"),
+        ("np.ones(7_000_000)", "memory grew by 5"),
+        ("{}['x']", "KeyError: 'x'"),
+        ("np.empty(10**13)", "MemoryError: Unable to allocate"),
+        ("raise RecursionError('deep') from fuzz.AlnumpyError('documented')", "RecursionError: deep"),
+    ],
+)
+def test_a_planted_fault_is_found_and_its_input_kept(tmp_path, fault, message):
+    done = run("-c", PLANTED.format(fault=fault), tmp_path)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert [message in line for line in lines] == [True, True, True, False], done.stdout
+    assert "9 inputs of seed 0, 3 accepted, 3 findings" in lines[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"image-0-{number}.bin" for number in (0, 3, 6)]
+    assert (tmp_path / "image-0-6.bin").read_bytes() == bytes([6])
+
+
+def test_a_result_that_is_not_finite_is_found(tmp_path):
+    code = PLANTED.format(fault="pass").replace("np.zeros(3)", "np.array([1, np.nan])")
+    done = run("-c", code, tmp_path)
+    assert (done.returncode, done.stdout.count("a result that is not finite")) == (1, 6)
+
+
+def test_inputs_are_the_same_each_time_and_differ_from_each_other():
+    code = (
+        "import fuzz\n"
+        "for name in ('weights', 'checkpoint', 'image'):\n"
+        "    corpus = [('.x', bytes(range(256)) * 4), ('.y', b'PK' * 50)] if name != 'checkpoint' else "
+        "fuzz.good_files(fuzz.TARGETS[name], name)\n"
+        "    made = [fuzz.make(fuzz.TARGETS[name], corpus, seed, i) for seed in (0, 1) for i in range(100)]\n"
+        "    assert made == [fuzz.make(fuzz.TARGETS[name], corpus, seed, i) for seed in (0, 1) for i in range(100)]\n"
+        "    assert len(set(made)) > 150\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
