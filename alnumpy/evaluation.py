@@ -135,13 +135,11 @@ def _read(gallery: Gallery) -> tuple[list[str], Array, list[str]]:
     for picture in gallery:
         if picture.error is not None or picture.vanished:
             continue
-        vector = picture.embedding
-        with np.errstate(over="ignore", invalid="ignore"):
-            if vector is None or not np.isfinite(vector @ vector):
-                damaged.append(picture.path)
-                continue
-        paths.append(picture.path)
-        rows += vector.tobytes()
+        if picture.embedding is None:
+            damaged.append(picture.path)
+        else:
+            paths.append(picture.path)
+            rows += picture.embedding.tobytes()
     return paths, np.frombuffer(rows, np.float32).reshape(len(paths), gallery.dimension), damaged
 
 
@@ -178,7 +176,7 @@ def parse_ground_truth(texts: Mapping[str, str]) -> list[LandmarkQuery]:
         except ValueError:
             raise AlnumpyError(f"{name}_query.txt: not a picture's name and four numbers") from None
         if not (isfinite(left + top + right + bottom) and left < right and top < bottom):
-            raise AlnumpyError(f"{name}_query.txt: the box is empty")
+            raise AlnumpyError(f"{name}_query.txt: the box is empty or not finite")
         # Oxford's files put a prefix before the picture's name here, and nowhere else.
         queries.append(LandmarkQuery(name, picture.removeprefix("oxc1_"), (left, top, right, bottom), good + ok, junk))
     return queries

@@ -84,6 +84,24 @@ def test_unreadable_pictures_are_named(store):
         datasets.load_class_folders(store(members), "train", 8)
 
 
+def test_what_is_no_regular_file_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"a/x.png: not a regular file"):
+        datasets.load_class_folders(tmp_path, "", 8)
+
+
+def test_formats_are_those_of_the_device(store):
+    with pytest.raises(ValueError, match=r"1 of 1 pictures .* a/x.png: cannot identify"):
+        datasets.load_class_folders(store({"a/x.png": encoded("red", format="PPM")}), "", 8)
+
+
+def test_damaged_metadata_are_no_fault(store):
+    file = io.BytesIO()
+    Image.new("RGB", (12, 8), "red").save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")  # cut short
+    assert datasets.load_class_folders(store({"a/x.jpg": file.getvalue()}), "", 8)[0][0, 0, 0, 0] > 250
+
+
 def test_what_is_not_there_is_named(store, tmp_path):
     source = store(class_files())
     with pytest.raises(ValueError, match="no pictures below test; its folders: train, val"):
@@ -196,6 +214,15 @@ def test_sun397_names_what_does_not_fit(store, change, message):
     source = store(SUN397 | change)
     with pytest.raises(ValueError, match=message):
         datasets.sun397(source, source, "train", 4)
+
+
+def test_a_box_ends_where_the_picture_does():
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:12, :12] = 200
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    assert (datasets.decode(file.getvalue(), 6, (-5.5, -3, 9, 9)) == 200).all()
+    assert not datasets.decode(file.getvalue(), 6, (15, 15, 35, 20.5)).any()
 
 
 def landmark_files():

@@ -100,7 +100,8 @@ def test_labels_from_a_csv(make, tmp_path):
         ("", "the first line must be path,label"),
         ("a.png,cat\n", "the first line must be path,label"),
         ("path,label\na.png\n", "line 2: 1 fields"),
-        ("path,label\na.png,cat\n\nb.png,cat,3\n", "line 3: 0 fields"),
+        ("path,label\na.png,cat\n\n", "line 3: 0 fields"),
+        ("path,label\na.png,cat\nb.png,cat,3\n", "line 3: 3 fields"),
         ("path,label\na.png,cat\n./a.png,dog\n", r"line 3: ./a.png has another label"),
         ('path,label\n"' + "x" * 200_000 + '",cat\n', "line 2: not CSV"),
     ],
@@ -130,6 +131,8 @@ def test_damaged_embeddings_are_left_out_and_listed(make, tmp_path, value):
     with Gallery(tmp_path / "a.db", Embedder(small_weights(), backend="numpy"), "a") as gallery:
         gallery.index(tmp_path / "a")  # which marks dog/4 as vanished
         result = evaluate_gallery(gallery)
+        labels = {str(tmp_path / "a" / f"{name}.png"): "x" for name in PLACES}
+        assert evaluate_gallery(gallery, labels).unknown == [str(tmp_path / "a/dog/4.png")]
         assert result.damaged == [str(tmp_path / "a/cat/1.png")]
         assert (result.pictures, result.scores.queries) == (4, 2)
         assert evaluate_gallery_landmarks(gallery, [QUERY._replace(positive=["0", "1"])]).damaged == result.damaged
@@ -150,6 +153,7 @@ def test_landmarks_of_a_gallery_need_their_pictures(make):
         evaluate_gallery_landmarks(make("a", PLACES), [QUERY._replace(picture="7")])
     with pytest.raises(AlnumpyError, match=r"b.db: .*/b/cat/5.png and .*/b/dog/5.png have the same name"):
         evaluate_gallery_landmarks(make("b", {"cat/0": 0, "cat/5": 5, "dog/5": 5}), [QUERY])
+    assert evaluate_gallery_landmarks(make("c", {"cat/0": 0, "cat/6": 5, "dog/6": 5}), [QUERY]).pictures == 3
 
 
 def test_landmarks_by_boxes():
@@ -191,8 +195,9 @@ def test_ground_truth(tmp_path):
         ({"all_souls_1_query.txt": ""}, "all_souls_1_query.txt: not a picture's name and four numbers"),
         ({"all_souls_1_query.txt": "x 1 2 3 4 5"}, "all_souls_1_query.txt: not a picture's name and four numbers"),
         ({"all_souls_1_query.txt": "x 1 2 three 4"}, "all_souls_1_query.txt: not a picture's name and four numbers"),
-        ({"all_souls_1_query.txt": "x 1 2 nan 4"}, "all_souls_1_query.txt: the box is empty"),
-        ({"all_souls_1_query.txt": "x 1 2 3 2"}, "all_souls_1_query.txt: the box is empty"),
+        ({"all_souls_1_query.txt": "x 1 2 inf 4"}, "all_souls_1_query.txt: the box is empty or not finite"),
+        ({"all_souls_1_query.txt": "x 1 2 nan 4"}, "all_souls_1_query.txt: the box is empty or not finite"),
+        ({"all_souls_1_query.txt": "x 1 2 3 2"}, "all_souls_1_query.txt: the box is empty or not finite"),
         ({"all_souls_1_good.txt": "", "all_souls_1_ok.txt": "\n"}, "the query has no positive picture"),
     ],
 )

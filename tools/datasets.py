@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -75,8 +76,8 @@ def files(source: str | Path) -> dict[str, Reader]:
     """
     root = Path(source)
     if root.is_dir():
-        paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-        return {path.relative_to(root).as_posix(): path.read_bytes for path in paths if path.is_file()}
+        paths = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+        return {path.relative_to(root).as_posix(): partial(_read_file, path) for path in paths}
     try:
         archive = zipfile.ZipFile(root)  # stays open as long as its readers are in use
     except zipfile.BadZipFile as error:
@@ -94,6 +95,12 @@ def files(source: str | Path) -> dict[str, Reader]:
         return read
 
     return {member.filename: reader(member) for member in archive.infolist() if not member.is_dir()}
+
+
+def _read_file(path: Path) -> bytes:
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise OSError("not a regular file")
+    return path.read_bytes()
 
 
 def natural(name: str) -> tuple[str, str]:
