@@ -179,7 +179,7 @@ def inside_archive(rng: random.Random, data: bytes, change: Change) -> bytes:
         chosen = rng.choice(pickles if rng.random() < 0.8 else infos)
         for info in infos:
             content = old.read(info)
-            new.writestr(info.filename, change(rng, content) if info is chosen else content)
+            new.writestr(info, change(rng, content) if info is chosen else content, method)  # with the date it had
     return result.getvalue()
 
 
@@ -256,6 +256,13 @@ def gallery_seeds(folder: Path) -> None:
         for dtype in ("float32", "float16", "int8"):
             with Gallery(folder / f"{dtype}.db", embedder, "a", dtype) as gallery:
                 gallery.index(name)
+            with closing(sqlite3.connect(folder / f"{dtype}.db", isolation_level=None)) as db:  # the same each time
+                db.execute(
+                    "UPDATE pictures SET path = CAST(replace(CAST(path AS TEXT), ?, '/pictures') AS BLOB), "
+                    "mtime_ns = size, added = '2026-01-01T00:00:00+00:00'",
+                    [name],
+                )
+                db.execute("VACUUM")
 
 
 def read_gallery(path: Path) -> list[np.ndarray]:
@@ -409,7 +416,7 @@ def work(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: ra
             growth = memory("VmHWM") - base
             if growth > GROWTH:
                 fault = fault or f"memory grew by {growth} bytes"
-            pipe.send(Outcome(fault, accepted, seconds, growth))
+            pipe.send(Outcome(fault, accepted and not fault, seconds, growth))
 
 
 def outcomes(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range) -> Iterator[Outcome]:
