@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from test_datasets import encoded
+from test_datasets import encoded, landmark_files
 
 import baselines
 
@@ -51,3 +51,18 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["baselines.py", str(tmp_path / "d.zip"), "--split", "val"])
     with pytest.raises(SystemExit, match=r"baselines.py: .*d.zip: no pictures below val"):
         baselines.main()
+
+
+def test_landmarks(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for name, data in (landmark_files() | {"jpg/blue.png": encoded("blue")}).items():
+            archive.writestr(name, data)
+    monkeypatch.setattr(sys, "argv", ["baselines.py", str(tmp_path / "d.zip"), "--landmarks", "--size", "16"])
+    baselines.main()
+    out, err = capsys.readouterr()
+    first, histogram, hash = out.splitlines()
+    assert first == "3 pictures at 16 pixels, 1 boxes in them are queries, none left out"
+    assert "baselines.py: all_souls_10: " in err
+    # The box is blue: it finds the wrong picture, then the half blue one and the white one. One cannot be read.
+    assert histogram.endswith(f"official mAP {((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 3:.4f}")
+    assert hash.endswith(f"official mAP {2 / 3:.4f}")  # nothing rises anywhere: all tie, the wrong one is the last
