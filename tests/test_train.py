@@ -1,0 +1,184 @@
+"""Training: recipes, resuming, augmentation, and the way from pictures to a weights file."""
+
+import csv
+import gzip
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tqdm")
+
+import alnumpy  # noqa: E402
+import convert_weights  # noqa: E402
+import train  # noqa: E402
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes that any network can tell apart: light above dark, and dark above light."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in ("train", 64), ("val", 8):
+        for name, up in ("sky", True), ("ground", False):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 100, (SIZE, SIZE, 3), np.uint8)
+                pixels[slice(None, SIZE // 2) if up else slice(SIZE // 2, None)] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    train.main()
+
+
+def arguments(pictures, out, **options):
+    given = {"size": SIZE, "epochs": 3, "batch-size": 32, "lr": 0.02, "threads": 1, "out": out} | options
+    return [pictures, *(part for name, value in given.items() for part in (f"--{name}", value))]
+
+
+def test_learns_and_its_checkpoint_converts_to_the_same_network(pictures, tmp_path, monkeypatch):
+    run(monkeypatch, *arguments(pictures, tmp_path, **{"spec": "lnet", "epochs": 6, "batch-size": 8}), "--flip")
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 7)]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert best["accuracy"] == max(float(row["accuracy"]) for row in rows)
+    assert best["classes"] == ["ground", "sky"]
+    every = np.stack([np.asarray(Image.open(path)) for path in (pictures / "train").rglob("*.png")]) / 255
+    assert np.allclose(best["preprocessing"]["mean"], every.mean((0, 1, 2)), atol=1e-4)
+    assert np.allclose(best["preprocessing"]["std"], every.std((0, 1, 2)), atol=1e-4)
+
+    assert convert_weights.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "net.h5")]) == 0
+    embedder = alnumpy.load(tmp_path / "net.h5", backend="numpy")
+    assert embedder.preprocessing.size == SIZE
+    assert best["accuracy"] == 100
+    sky, ground = (embedder.embed(sorted((pictures / "val" / name).iterdir())) for name in ("sky", "ground"))
+    assert np.linalg.norm(sky - sky.mean(0), axis=1).max() < np.linalg.norm(sky.mean(0) - ground.mean(0))
+
+
+@pytest.mark.parametrize("recipe", ["paper", "modern"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monkeypatch, recipe):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run(monkeypatch, *arguments(pictures, whole, recipe=recipe, crop=0.5), "--flip")
+
+    real = train.Trainer.step
+    steps = []
+
+    def stop_in_the_second_epoch(trainer, x, labels):
+        steps.append(x)
+        if len(steps) == 6:  # 128 pictures in batches of 32: four steps an epoch
+            raise KeyboardInterrupt
+        return real(trainer, x, labels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "step", stop_in_the_second_epoch)
+        with pytest.raises(SystemExit, match="--resume"):
+            run(patched, *arguments(pictures, halves, recipe=recipe, crop=0.5), "--flip")
+    run(monkeypatch, *arguments(pictures, halves, recipe=recipe, crop=0.5), "--flip", "--resume")
+
+    ends = [torch.load(folder / "last.pt", weights_only=True) for folder in (whole, halves)]
+    assert ends[0]["epoch"] == ends[1]["epoch"] == 3
+    for name, tensor in ends[0]["model"].items():
+        assert torch.equal(tensor, ends[1]["model"][name]), name
+    lines = [[row.split(",")[:4] for row in (folder / "log.csv").read_text().split()] for folder in (whole, halves)]
+    assert lines[0] == lines[1]  # all but the seconds
+
+
+def test_the_papers_rate_falls_at_a_half_and_at_three_quarters(pictures, tmp_path, monkeypatch):
+    run(monkeypatch, *arguments(pictures, tmp_path, epochs=4, lr=0.1))
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [row["lr"] for row in csv.DictReader(file)] == ["0.1", "0.1", "0.01", "0.001"]
+
+
+def test_starts_from_a_weights_file(pictures, tmp_path, monkeypatch):
+    path = alnumpy.weights.default_path()
+    run(monkeypatch, *arguments(pictures, tmp_path, epochs=1, lr=1e-9), "--init", path)
+    trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    for name, array in alnumpy.weights.read(path).parameters.items():
+        if "running" not in name:  # these follow the new pictures, whatever the rate
+            assert np.allclose(array, trained[name].numpy(), atol=1e-6), name
+
+
+def test_several_sources_have_their_own_classes(pictures, tmp_path):
+    digits = tmp_path / "digits"
+    digits.mkdir()
+    for prefix in "train", "t10k":
+        for name, shape in ("images-idx3", (3, 28, 28)), ("labels-idx1", (3,)):
+            header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+            content = np.arange(np.prod(shape)) % 10
+            (digits / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(header + content.astype("u1").tobytes()))
+    both = train.gather([pictures, digits], "train", SIZE)
+    assert both.images.shape == (131, 3, SIZE, SIZE)
+    assert both.images.dtype == torch.uint8
+    assert both.classes == ["ground", "sky", *"0123456789"]
+    assert both.labels[:128].unique().tolist() == [0, 1]
+    assert both.labels[128:].tolist() == [2, 3, 4]
+
+
+def test_the_moving_average_starts_fast_and_ends_slow():
+    average = torch.zeros(1)
+    train.moving_average([average], [torch.ones(1)], 8)
+    assert average.item() == pytest.approx(0.5)  # 1 - 9 / 18
+    train.moving_average([average], [torch.zeros(1)], 10**6)
+    assert average.item() == pytest.approx(0.5 * train.EMA_DECAY)
+
+
+def test_cut_takes_each_pictures_own_square():
+    images = torch.arange(2 * 3 * 6 * 7).view(2, 3, 6, 7)
+    squares = train.cut(images, torch.tensor([0, 2]), torch.tensor([3, 1]), 4)
+    assert torch.equal(squares[0], images[0, :, 0:4, 3:7])
+    assert torch.equal(squares[1], images[1, :, 2:6, 1:5])
+
+
+def test_augmentation_keeps_within_what_was_asked():
+    images = torch.zeros(40, 3, SIZE, SIZE, dtype=torch.uint8)
+    images[:, :, 5, 3] = 255
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(train.Augmentation(SIZE, 0, 1.0, False)(images, generator), images.float())
+
+    shifted = train.Augmentation(SIZE, 2, 1.0, False)(images, generator)
+    where = {tuple(place) for place in (shifted[:, 0] == 255).nonzero()[:, 1:].tolist()}
+    assert where <= {(row, column) for row in range(3, 8) for column in range(1, 6)}
+    assert len(where) > 10
+
+    flipped = train.Augmentation(SIZE, 0, 1.0, True)(images, generator)
+    columns = (flipped[:, 0] == 255).nonzero()[:, 2].tolist()
+    assert set(columns) == {3, SIZE - 4}
+
+    cropped = train.Augmentation(8, 0, 0.5, False)(images, generator)
+    assert cropped.shape == (40, 3, 8, 8)
+
+
+def test_pictures_are_resized_as_on_the_device():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    ours = train.resized(torch.from_numpy(pixels).permute(2, 0, 1)[None], 32)[0].permute(1, 2, 0)
+    device = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.abs(ours.numpy() - device).max() <= 1  # Pillow rounds to whole numbers, after each direction
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--init", "missing.h5"], "missing.h5"),
+        (["--resume"], "last.pt"),
+        (["--spec", "lnet", "--init", str(alnumpy.weights.default_path())], "not lnet"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(pictures, tmp_path, monkeypatch, wrong, message):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, *arguments(pictures, tmp_path), *wrong)
+
+
+def test_a_source_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="nowhere"):
+        run(monkeypatch, tmp_path / "nowhere", "--out", tmp_path / "out")
