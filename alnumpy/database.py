@@ -1,0 +1,218 @@
+"""The file behind a gallery: SQLite, opened with care, locked against a second writer, checked and migrated."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import GalleryError
+
+APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
+# Script i leads from version i to version i + 1, which SQLite keeps as user_version. A published script never changes.
+# Readers cannot migrate and read older versions as they are, so scripts add and take nothing away.
+# contents: a row for each distinct content of a file, with its SHA-256, its size in pixels when upright, and the
+# embedding as packed.encode() makes it.
+# pictures: a row for each file. The path is absolute and in the file system's bytes, since names need not be text; size
+# and mtime_ns are -1 where it could not be read; hash is its content's, or NULL where error tells why there is none.
+# whitening: one row, float32, where the settings say that embeddings are reduced.
+MIGRATIONS = (
+    f"""
+    PRAGMA application_id = {APPLICATION_ID};
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE contents (
+        hash BLOB NOT NULL UNIQUE,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        embedding BLOB NOT NULL
+    );
+    CREATE TABLE pictures (
+        path BLOB PRIMARY KEY,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        hash BLOB,
+        error TEXT,
+        added TEXT NOT NULL,
+        vanished INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX pictures_by_hash ON pictures (hash);
+    """,
+    "CREATE TABLE whitening (mean BLOB NOT NULL, projection BLOB NOT NULL)",
+)
+WAIT = 30.0  # seconds that one waits for another process's transaction
+
+
+class Database:
+    """One SQLite file, and its errors as GalleryError, which names it and the remedy.
+
+    Writable, it is made where there is none, and brought up to date. Raises GalleryError where it is missing, foreign,
+    damaged, of a newer version, or in use by another writer.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], writable: bool):
+        self.path = os.path.realpath(path)  # so that a link to the file has no lock of its own
+        self.writable = writable
+        self._lock: sqlite3.Connection | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._logged = False  # whether the file is in the mode with a log beside it
+        try:
+            with self._naming():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; nothing else can be done with it."""
+        if self._connection is not None:
+            if self._logged:  # back to one plain file, which read-only media can hold; readers can prevent it
+                with suppress(sqlite3.Error):
+                    self._connection.execute("PRAGMA busy_timeout = 1000")
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+            self._connection.close()
+            self._connection = None
+        if self._lock is not None:
+            with suppress(OSError):
+                os.unlink(self.path + "-lock")
+            self._lock.close()
+            self._lock = None
+
+    def start_log(self) -> None:
+        """From now on readers read on beside what is written, and what is written outlives a power cut."""
+        self.run("PRAGMA synchronous = FULL")
+        with suppress(GalleryError):  # some file systems cannot, and readers then wait
+            self._logged = self.one("PRAGMA journal_mode = WAL") == "wal"
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows that a SELECT finds, as they are asked for."""
+        with self._naming():
+            yield from self._db.execute(sql, values)
+
+    def one(self, sql: str) -> Any:
+        """The only value that a SELECT or PRAGMA finds."""
+        ((value,),) = self.rows(sql)
+        return value
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Changes the data base; how many rows."""
+        with self._naming():
+            return self._db.execute(sql, values).rowcount
+
+    def run_each(self, sql: str, values: Iterable[Sequence[Any]]) -> int:
+        """Changes the data base once for each of ``values``; how many rows altogether."""
+        with self._naming():
+            return self._db.executemany(sql, values).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is run inside is stored whole when it ends without an error, and else not at all."""
+        if not self.writable:
+            raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
+        try:
+            self.run("BEGIN IMMEDIATE")
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            _roll_back(self._db)
+            raise
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise ValueError("the gallery is closed")
+        return self._connection
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:  # the caller's mistake, as to use a gallery in another thread
+            raise
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote what is damaged
+            text = str(error)
+            if "locked" in text:
+                text = "another alnumpy is writing to it; try again when that has ended"
+            elif "full" in text:
+                text = f"{text}; make room and run again: what was stored before is safe"
+            elif "unable to open" in text:
+                text = f"cannot be opened ({text}); check that its folder exists, and your rights to both"
+            elif not isinstance(error, sqlite3.OperationalError):
+                text = f"damaged, or not a data base ({text}); restore it, or move it away and index again"
+            raise GalleryError(f"{self.path}: {text}") from None
+
+    def _open(self) -> None:
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise GalleryError(f"{self.path}: not a file")
+        if self.writable:
+            # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
+            self._lock = _connect(self.path + "-lock", 0, "BEGIN EXCLUSIVE")
+            self._connect("rwc")
+        elif os.path.exists(self.path):
+            self._connect_to_read()
+        else:
+            raise GalleryError(f"{self.path}: no such gallery; make one with: alnumpy index FOLDER --db FILE")
+        version, application = self.one("PRAGMA user_version"), self.one("PRAGMA application_id")
+        schema = _schema(self._db)
+        new = self.writable and (version, application, schema) == (0, 0, set())
+        if application != APPLICATION_ID and not new:
+            raise GalleryError(f"{self.path}: not an alnumpy gallery; make one with: alnumpy index FOLDER --db FILE")
+        if version > len(MIGRATIONS):
+            raise GalleryError(f"{self.path}: version {version}, this alnumpy reads {len(MIGRATIONS)}; update alnumpy")
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+            migrate(fresh, MIGRATIONS[:version])
+            if schema != _schema(fresh):
+                raise GalleryError(f"{self.path}: its tables are not those of an alnumpy gallery")
+        if self.writable:
+            migrate(self._db, MIGRATIONS)
+
+    def _connect(self, options: str) -> None:
+        uri = f"{Path(self.path).as_uri()}?mode={options}"
+        # SQLite opens the file only when something is read.
+        self._connection = _connect(uri, WAIT, "PRAGMA trusted_schema = OFF", "SELECT * FROM sqlite_master LIMIT 1")
+
+    def _connect_to_read(self) -> None:
+        try:
+            self._connect("ro")
+        except sqlite3.OperationalError:
+            # A writer that was killed leaves the file in a mode that needs two more files beside it, which a read-only
+            # folder cannot get. Where no unfinished log is left, the file itself is whole.
+            log = self.path + "-wal"
+            if os.access(os.path.dirname(self.path), os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
+                raise
+            self._connect("ro&immutable=1")
+
+
+def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
+    """Runs the scripts that a data base of an older version lacks, each with its version in one transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(scripts[version:], version + 1):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+
+
+def _connect(name: str, timeout: float, *statements: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(name, timeout, isolation_level=None, uri=True)
+    try:
+        for statement in statements:
+            connection.execute(statement).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Everything that the data base defines: a file of strangers could bring triggers and views."""
+    return set(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # a full disk has rolled back already
+        connection.execute("ROLLBACK")
