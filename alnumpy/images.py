@@ -19,7 +19,7 @@ from .errors import ImageError, SpecError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_SIZE = 4096  # side of the network's input
-MAX_PIXELS = 50_000_000  # 12 bytes each at the worst moment (alpha laid over white): a device with 1 GB can bear it
+MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
 
 _open_lock = Lock()  # warnings.catch_warnings, which Image.open needs, changes what all threads share
 
@@ -117,7 +117,7 @@ def _guarded(name: str, decode: Callable[[], Decoded]) -> Decoded:
         raise ImageError(f"{name}: {error}") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture that can be read ({', '.join(FORMATS)})") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise ImageError(f"{name}: far too many pixels; make it smaller first") from None
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from None
@@ -127,7 +127,7 @@ def _guarded(name: str, decode: Callable[[], Decoded]) -> Decoded:
 
 def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tuple[int, int]]:
     with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is what counts
         # The format that the name promises is tried first: Pillow then need not import its other seventy plugins.
         start = Path(path).suffix[1:3].upper()
         image = Image.open(path, formats=sorted(FORMATS, key=lambda format: not format.startswith(start)))
@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if mode in ("La", "RGBa"):  # premultiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
     if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import socket
 import struct
+import subprocess
+import sys
+import tempfile
+import zlib
 
 import numpy as np
 import pytest
@@ -11,8 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import alnumpy
+import fuzz
 from alnumpy import ImageError, SpecError, images
 from alnumpy.images import Preprocessing, preprocess, read
+from fuzz import image_seeds
 
 HOW = Preprocessing(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0))
 
@@ -308,3 +318,210 @@ def test_find_takes_pictures_sorted_and_folders_only_on_request(tmp_path):
     assert names(True) == ["a.png", "b.JPG", "below/c.webp", "below/deep/d.tif"]
     with pytest.raises(FileNotFoundError):
         images.find(tmp_path / "nowhere")
+
+
+# Hostile files
+
+
+@pytest.fixture(scope="module")
+def good_files(tmp_path_factory):
+    """A small picture in each format and mode: those that the fuzzer begins with."""
+    folder = tmp_path_factory.mktemp("good")
+    image_seeds(folder)
+    return sorted(folder.iterdir())
+
+
+def attempt(path):
+    """The picture, or None where there is an error, which must name the file."""
+    try:
+        return read(path)
+    except ImageError as error:
+        message = str(error)
+    assert message.startswith(f"{path}: ")
+    return None
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_truncated_files_are_named_or_lack_nothing(tmp_path, good_files):
+    for good in good_files:
+        content, pixels = good.read_bytes(), np.asarray(read(good))
+        cut = tmp_path / good.name
+        refused = 0
+        for length in range(0, len(content), 17):
+            cut.write_bytes(content[:length])
+            picture = attempt(cut)
+            refused += picture is None
+            if picture:  # a GIF's second frame or a PNG's last chunk was cut
+                np.testing.assert_array_equal(np.asarray(picture), pixels)
+        assert refused > len(content) / 17 / 3
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_flipped_bits_give_a_picture_or_a_named_error(tmp_path, good_files):
+    found = []
+    for good in good_files:
+        content = good.read_bytes()
+        path = tmp_path / good.name
+        for position in range(0, len(content), 23):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            found.append(attempt(path))
+    pictures = list(filter(None, found))
+    assert 50 < len(pictures) < len(found) - 50
+    assert all(np.isfinite(preprocess(picture, HOW)).all() for picture in pictures)
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path, good_files):
+    for good in good_files:
+        for suffix in (".jpg", ".gif", ".tif", ".txt", ""):
+            renamed = tmp_path / f"a{suffix}"
+            renamed.write_bytes(good.read_bytes())
+            np.testing.assert_array_equal(np.asarray(read(renamed)), np.asarray(read(good)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "webp", "jpg"])
+def test_extreme_sizes(tmp_path, suffix):
+    widest = {"webp": 16383, "jpg": 65500}.get(suffix, 65535)  # what the format can hold
+    for size in ((1, 1), (1, 16000), (widest, 1), (widest, 2)):
+        path = tmp_path / f"a.{suffix}"
+        Image.new("RGB", size, "red").save(path, quality=100, lossless=True)
+        assert read(path).size == size
+        x = preprocess(read(path), Preprocessing(8, (0, 0, 0), (1, 1, 1)))
+        np.testing.assert_allclose(x.mean((1, 2)), [1, 0, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tiff", "gif"])
+def test_of_many_frames_the_first(tmp_path, suffix):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert image.n_frames == 3
+    assert read(tmp_path / f"a.{suffix}").getpixel((0, 0)) == (255, 0, 0)
+
+
+def exif_of(kind, count, value):
+    """EXIF with one entry, the orientation, in TIFF's form."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHI", 8, 1, 0x0112, kind, count) + value + bytes(4)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0" + b"\xff" * 50,
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 40,  # 65,535 entries
+        exif_of(3, 1, b"\0\0\0\0"),
+        exif_of(3, 1, b"\x09\0\0\0"),
+        exif_of(2, 4, b"six\0"),
+        exif_of(5, 1, b"\x08\0\0\0"),  # a fraction
+        exif_of(3, 0xFFFFFFFF, b"\x06\0\0\0"),
+    ],
+)
+def test_broken_exif_turns_nothing(tmp_path, exif):
+    picture = Image.fromarray(gradient())
+    picture.save(tmp_path / "plain.jpg")
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.jpg")), np.asarray(read(tmp_path / "plain.jpg")))
+
+
+def png_header(width, height):
+    """The first bytes of a PNG of that size, and nothing of its pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">II4s", zlib.crc32(chunk), 99, b"IDAT")
+
+
+def test_what_a_header_claims_is_not_believed(tmp_path):
+    path = tmp_path / "a.png"
+    for width, height in ((65535, 65535), (2**31 - 1, 2**31 - 1), (20_000, 1_501)):
+        path.write_bytes(png_header(width, height) + bytes(100))
+        with pytest.raises(ImageError, match=r"too many pixels|more than the limit of 30000000"):
+            read(path)
+    path.write_bytes(png_header(0, 5))
+    with pytest.raises(ImageError, match=r"a\.png: "):
+        read(path)
+
+
+def test_the_limit_can_be_raised_above_pillows_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (15, 10)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").size == (15, 10)
+    with pytest.raises(ImageError, match=r"a.png: 15x10 pixels, more than the limit of 149"):
+        read(tmp_path / "a.png", max_pixels=149)
+
+
+PEAK = """
+import sys
+from fuzz import memory
+from alnumpy import images
+images.read(sys.argv[1])
+before = memory("VmHWM")
+image = images.read(sys.argv[2])
+print((memory("VmHWM") - before) / (image.width * image.height))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["a.webp", "grey.png", "a.png", "progressive.jpg"])
+def test_the_memory_that_the_limit_of_pixels_reckons_with(tmp_path, name):
+    picture = Image.effect_noise((1500, 1400), 40).convert("LA" if name == "grey.png" else "RGBA")
+    picture.putalpha(100)
+    if name.endswith("jpg"):
+        picture = picture.convert("RGB").convert("CMYK")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"progressive": True, "subsampling": 0} if name.endswith("jpg") else {"method": 0, "compress_level": 1}
+    picture.save(tmp_path / name, exif=exif, **options)
+    picture.resize((9, 9)).save(tmp_path / f"small-{name}", exif=exif)
+    command = [sys.executable, "-c", PEAK, tmp_path / f"small-{name}", tmp_path / name]
+    tools = os.path.dirname(fuzz.__file__)
+    peak = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tools).stdout
+    assert 3 < float(peak) < 18.5
+    assert 18 * images.MAX_PIXELS < 550e6
+
+
+def test_a_batch_outlives_every_kind_of_file(tmp_path, good_files):
+    """Each path gives an embedding, or an error that names it; the others go on."""
+    os.mkdir(tmp_path / "folder.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(tmp_path / "socket.png"))
+    os.symlink("nowhere", tmp_path / "dangling.png")
+    os.symlink("loop.png", tmp_path / "loop.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(good_files[0].read_bytes()[:99])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    more = (tmp_path / "missing.png", tmp_path / ("a" * 300), "a\0b.png")
+    bad = [*map(str, sorted(tmp_path.iterdir())), *map(str, more)]
+    assert len(bad) == 12
+    odd = [os.fsencode(tmp_path) + name for name in (b"/new\nline.png", b"/\xff\xfe.png", b"/-o.png", b"/ .png")]
+    for name in odd:
+        shutil.copy(good_files[0], name)
+    good = [os.fsdecode(name) for name in odd] + list(map(str, good_files))
+    paths = [path for pair in itertools.zip_longest(bad, good) for path in pair if path]
+    found = {path: (x, error) for path, x, error in alnumpy.load(backend="numpy").embed_files(paths, batch_size=3)}
+    assert list(found) == paths
+    for path in bad:
+        x, error = found[path]
+        assert x is None
+        assert str(error).startswith(f"{path}: ")
+    for path in good:
+        x, error = found[path]
+        assert error is None
+        assert np.isfinite(x).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
+def test_a_file_without_permission_is_named():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "a.png")
+        Image.new("RGB", (4, 4)).save(path)
+        os.chmod(folder, 0o755)
+        os.chmod(path, 0)
+        code = "import os, sys; from alnumpy import images; os.getuid() or os.setuid(65534); images.read(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == f"alnumpy.errors.ImageError: {path}: Permission denied"
