@@ -391,32 +391,33 @@ def judge(target: Target, path: Path) -> tuple[str | None, bool]:
     return None if finite else "a result that is not finite", True
 
 
-def work(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range, pipe: Connection) -> None:
+def work(
+    target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range, folder: str, pipe: Connection
+) -> None:
     """A worker process: sends an Outcome for each input."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libtiff writes about what it meets
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
-        path = Path(folder, "input" + corpus[0][0])
-        path.write_bytes(corpus[0][1])
-        with suppress(*target.errors):
-            target.read(path)  # imports what it needs
-        base = memory("VmRSS")
-        resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 8 * GROWTH,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for number in numbers:
-            for left in Path(folder).iterdir():
-                left.unlink()
-            suffix, data = make(target, corpus, seed, number)
-            path = Path(folder, "input" + suffix)
-            path.write_bytes(data)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            start = time.monotonic()
-            fault, accepted = judge(target, path)
-            seconds = time.monotonic() - start
-            growth = memory("VmHWM") - base
-            if growth > GROWTH:
-                fault = fault or f"memory grew by {growth} bytes"
-            pipe.send(Outcome(fault, accepted and not fault, seconds, growth))
+    path = Path(folder, "input" + corpus[0][0])
+    path.write_bytes(corpus[0][1])
+    with suppress(*target.errors):
+        target.read(path)  # imports what it needs
+    base = memory("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 8 * GROWTH,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in numbers:
+        for left in Path(folder).iterdir():
+            left.unlink()
+        suffix, data = make(target, corpus, seed, number)
+        path = Path(folder, "input" + suffix)
+        path.write_bytes(data)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        start = time.monotonic()
+        fault, accepted = judge(target, path)
+        seconds = time.monotonic() - start
+        growth = memory("VmHWM") - base
+        if growth > GROWTH:
+            fault = fault or f"memory grew by {growth} bytes"
+        pipe.send(Outcome(fault, accepted and not fault, seconds, growth))
 
 
 def outcomes(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range) -> Iterator[Outcome]:
@@ -424,27 +425,27 @@ def outcomes(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers
     context = multiprocessing.get_context("fork")
     done = numbers.start
     while done < numbers.stop:
-        ours, theirs = context.Pipe(duplex=False)
-        todo = range(done, min(done + CHUNK, numbers.stop))
-        worker = context.Process(target=work, args=(target, corpus, seed, todo, theirs))
-        worker.start()
-        theirs.close()
-        outcome = None
-        while done < todo.stop and (outcome is None or outcome.fault is None):
-            if not ours.poll(HANG + (outcome is None)):  # the first one takes the start as well
-                worker.kill()
-                outcome = Outcome(f"no answer within {HANG:g} seconds")
-            else:
-                try:
-                    outcome = ours.recv()
-                except EOFError:
-                    worker.join()
-                    outcome = Outcome(f"the process ended with code {worker.exitcode}")
-            done += 1
-            yield outcome
-        worker.kill()
-        worker.join()
-        ours.close()
+        with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+            ours, theirs = context.Pipe(duplex=False)
+            todo = range(done, min(done + CHUNK, numbers.stop))
+            worker = context.Process(target=work, args=(target, corpus, seed, todo, folder, theirs))
+            worker.start()
+            theirs.close()
+            outcome = None
+            while done < todo.stop and (outcome is None or outcome.fault is None):
+                if not ours.poll(HANG + (outcome is None)):  # the first one takes the start as well
+                    outcome = Outcome(f"no answer within {HANG:g} seconds")
+                else:
+                    try:
+                        outcome = ours.recv()
+                    except EOFError:
+                        worker.join()
+                        outcome = Outcome(f"the process ended with code {worker.exitcode}")
+                done += 1
+                yield outcome
+            worker.kill()
+            worker.join()
+            ours.close()
 
 
 def main(argv: list[str] | None = None) -> int:
