@@ -165,7 +165,7 @@ class Trainer:
             # The paper does not name the steps: ten times at a half and at three quarters of the epochs.
             milestones = [args.epochs * steps // 2, args.epochs * steps * 3 // 4]
             self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones, 0.1)
-        self.average = AveragedModel(self.model, multi_avg_fn=moving_average, use_buffers=True) if self.modern else None
+        self.average = AveragedModel(self.model, multi_avg_fn=moving_average) if self.modern else None
         self.run = torch.compile(self.model) if args.compile else self.model
         self.smoothing = 0.1 if self.modern else 0.0
 
