@@ -629,6 +629,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged picture is whether it can be decoded
+    warnings.filterwarnings("default", "alnumpy: ")  # our own are for users to read, also under python -W error
+    warnings.showwarning = lambda message, *_: warn(str(message).removeprefix("alnumpy: "))
     debug = False
     try:
         try:

@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o664 & ~umask)  # never for all the world to write
         os.replace(temporary, target)
     except OSError as error:
         if error.errno is None or error.filename not in (None, temporary):

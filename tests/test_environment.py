@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from conftest import DIGITS
 
+from alnumpy import cli, kernels
+
+ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-m", "alnumpy"]
 ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+
+
+def python_path(*folders):
+    """PYTHONPATH with folders before what it has."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 # Signals
@@ -57,8 +71,10 @@ def test_a_signal_at_any_moment(tmp_path, moment):
 
 
 def wait_for_temporary_file(folder):
-    while not any(name.startswith(".y.") for name in os.listdir(folder)):
+    """Waits for it; it is private."""
+    while not (found := list(folder.glob(".y.*"))):
         time.sleep(0.01)
+    assert found[0].stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("number", ENDINGS)
@@ -74,9 +90,8 @@ def test_a_signal_during_a_late_import_removes_the_temporary_file(tmp_path):
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "llvmlite.py").write_text("import time\ntry:\n    time.sleep(600)\nexcept BaseException:\n    pass\n")
-    path = os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])
     (tmp_path / "work").mkdir()
-    process = start_embedding(tmp_path / "work", "numba", env=os.environ | {"PYTHONPATH": path})
+    process = start_embedding(tmp_path / "work", "numba", env=os.environ | {"PYTHONPATH": python_path(modules)})
     wait_for_temporary_file(tmp_path / "work")
     time.sleep(0.3)
     end(process, signal.SIGTERM, tmp_path / "work")
@@ -119,3 +134,270 @@ def test_from_the_start_of_python_no_traceback_names_our_files(tmp_path):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) in ((-15, b""), (143, b"alnumpy: terminated\n"))
+
+
+def test_what_nobody_expected_is_one_line_and_a_traceback_with_debug():
+    code = START.replace(
+        "program.run()", "from alnumpy import cli\ncli.main = lambda: 1 / len(chr(10)[1:])\nprogram.run()"
+    )
+    for arguments in ([], ["--debug"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        if arguments:
+            assert result.stderr.startswith("Traceback")
+        else:
+            assert result.stderr == "alnumpy: ZeroDivisionError: division by zero; --debug shows where\n"
+
+
+# Every command in every environment. A guard in each process ends it when it opens a socket.
+
+GUARD = """
+import os, sys
+def guard(event, arguments):
+    if event.startswith("socket."):
+        os.write(2, f"guard: {event} {arguments}".encode())
+        os._exit(99)
+sys.addaudithook(guard)
+"""
+# As root, rights do not bind: this drops CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which is inherited.
+UNPRIVILEGED = """
+import ctypes, os, sys
+if os.geteuid() == 0 and any(ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) for capability in (1, 2)):
+    sys.exit(98)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+NAMES = (b"a.png", "é ü.png".encode(), b"\xff\n.png", b"below/b.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Pictures with strange names, one of them damaged, and a gallery of them."""
+    place = tmp_path_factory.mktemp("place")
+    for folder in ("p/below", "guard", "temporary", "out"):
+        (place / folder).mkdir(parents=True)
+    (place / "guard" / "sitecustomize.py").write_text(GUARD)
+    for name, digit in zip(NAMES, (0, 9, 12, 20), strict=True):
+        shutil.copy(DIGITS[digit], os.fsencode(place / "p") + b"/" + name)
+    (place / "p" / "é bad.png").write_text("hello")
+    assert run(place, COMMANDS["index"])[0] == 1
+    return place
+
+
+COMMANDS = {
+    "embed": "embed {p} --recursive --format csv",
+    "index": "index {p} --db {g}",
+    "search": "search {a} --db {g} --csv --html {out}/h.html --montage {out}/m.png",
+    "duplicates": "duplicates --db {g} --threshold 9 --json",
+    "stats": "stats --db {g}",
+    "info": "info",
+    "verify": "verify",
+    "warmup": "warmup",
+}  # fmt: skip
+
+
+def run(place, command, flags=(), wrap=(), env=(), **options):
+    """(exit code, stdout, stderr) as bytes; no socket was opened, no traceback shown, nothing temporary left."""
+    paths = {"p": place / "p", "a": place / "p" / "a.png", "g": place / "g.db", "out": place / "out"}
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LC_", "LANG"))}
+    variables |= {
+        "PYTHONPATH": python_path(place / "guard"),
+        "TMPDIR": str(place / "temporary"),
+        "LANG": "C.UTF-8",
+    } | dict(env)
+    result = subprocess.run(
+        [*wrap, sys.executable, *flags, "-m", "alnumpy", *command.format(**paths).split(" ")],
+        env={key: value for key, value in variables.items() if value is not None},
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+        cwd=place,
+        check=False,
+    )
+    assert result.returncode in (0, 1), result.stderr
+    for bad in (b"Traceback", b"Warning", b"Exception", b"--debug shows where"):
+        assert bad not in result.stderr
+    assert os.listdir(place / "temporary") == []
+    return result.returncode, result.stdout, result.stderr
+
+
+def run_all(place, **options):
+    """Every command's results, but for the time that warmup took."""
+    results = {}
+    for name, command in COMMANDS.items():
+        if name == "warmup" and find_spec("numba") is None:
+            continue
+        code, out, err = run(place, command, **options)
+        results[name] = code, re.sub(rb"ready in [\d.]+ s", b"", out), err
+    return results
+
+
+@pytest.fixture(scope="module")
+def usual(place):
+    """What every command does in a usual environment."""
+    assert set(COMMANDS) == set(cli.EXAMPLES), "every command belongs here"
+    results = run_all(place)
+    assert {name: result[0] for name, result in results.items() if result[0]} == {"embed": 1, "index": 1}
+    assert results["index"][1].startswith(b"0 embedded, 0 recognised, 5 unchanged")
+    assert results["search"][1].count(b"\n") == 6
+    return results
+
+
+def test_the_guard_guards(place):
+    code = "import socket; socket.socket()"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(place / "guard")}, check=False,
+                          capture_output=True).returncode == 99  # fmt: skip
+
+
+def test_importing_all_modules_opens_no_socket(place):
+    code = (
+        "import importlib, pkgutil, alnumpy\n"
+        "for module in pkgutil.walk_packages(alnumpy.__path__, 'alnumpy.'):\n"
+        "    if find_spec('numba') or not module.name.startswith('alnumpy.kernels'):\n"
+        "        importlib.import_module(module.name)\n"
+        "print('alnumpy.gallery' in sys.modules)"
+    )
+    command = [sys.executable, "-c", "import sys; from importlib.util import find_spec; " + code]
+    env = os.environ | {"PYTHONPATH": python_path(place / "guard")}
+    result = subprocess.run(command, env=env, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (0, b"True\n"), result.stderr
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-X", "dev", "-W", "error"]], ids=" ".join)
+def test_python_flags_change_nothing(place, usual, flags):
+    assert run_all(place, flags=flags) == usual
+
+
+def test_a_locale_without_letters(place, usual):
+    """Data have the same bytes; in text, what the locale lacks is escaped."""
+    env = {"LANG": None, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = run_all(place, env=env)
+    for name in usual:
+        assert found[name][0] == usual[name][0]
+        assert found[name][2].isascii()
+    for name in ("embed", "search", "index", "info"):
+        assert found[name][1] == usual[name][1]
+    assert rb"/p/\udcc3\udca9 bad.png" in found["stats"][1]
+    out = run(place, "embed {p} --recursive", env=env)[1]
+    assert {os.fsencode(json.loads(line)["path"]) for line in out.splitlines()} == {
+        os.fsencode(place / "p") + b"/" + name for name in NAMES
+    }
+    assert rb"/p/\xe9 bad.png" in run(place, COMMANDS["stats"], env={"PYTHONIOENCODING": "ascii"})[1]
+    listed = os.fsencode(place / "p") + b"/" + NAMES[1]
+    env = {"PYTHONIOENCODING": "latin-1"}
+    with tempfile.TemporaryFile() as file:
+        file.write(listed)
+        file.seek(0)
+        assert run(place, "embed - --format csv", env=env, stdin=file)[1].startswith(listed + b",")
+
+
+def test_stdout_that_nobody_reads(place, usual):
+    """As with ``| head -1``, but certain to come before the first line."""
+    for command in [*COMMANDS.values(), "--help", "--version", "embed --help", "info --spec lnet"]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        assert run(place, command, stdout=writer)[0] == 1
+        os.close(writer)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_stdout_that_is_full(place, usual):
+    for name, command in COMMANDS.items():
+        with open("/dev/full", "wb") as full:
+            code, _, err = run(place, command, stdout=full)
+        assert code == 1
+        assert err in (told := b"alnumpy: stdout: No space left on device\n", usual[name][2] + told)
+
+
+def test_stdin_closed_and_the_current_folder_gone(place, usual):
+    wrap = ["sh", "-c", f'mkdir {place}/gone && cd {place}/gone && rmdir ../gone && exec "$@" <&-', "sh"]
+    assert run_all(place, wrap=wrap) == usual
+    code, _, err = run(place, "stats --db g.db", wrap=wrap)
+    assert (code, err) == (1, b"alnumpy: the current folder: No such file or directory\n")
+
+
+# Rights
+
+
+@pytest.fixture(scope="module")
+def unprivileged():
+    wrap = [sys.executable, "-c", UNPRIVILEGED]
+    if subprocess.run([*wrap, "-c", ""], check=False).returncode == 98:
+        pytest.skip("root cannot drop its rights here")
+    return {"wrap": [*wrap, "-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"]}
+
+
+def modes(folder):
+    """The names below a folder with their modes and sizes."""
+    return {path: (path.stat().st_mode, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_a_read_only_install_without_home_or_cache(place, usual, tmp_path, unprivileged):
+    install = tmp_path / "install"
+    for source in ("alnumpy", "weights"):
+        shutil.copytree(ROOT / source, install / source, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "home").mkdir()
+    for path in [tmp_path / "home", install, *install.rglob("*")]:
+        path.chmod(0o555)
+    before = modes(tmp_path)
+    path = os.pathsep.join([str(place / "guard"), str(install)])
+    for home in (None, tmp_path / "home", tmp_path / "nowhere"):
+        env = {"HOME": home and str(home), "XDG_CACHE_HOME": None, "ALNUMPY_CACHE_DIR": None, "PYTHONPATH": path}
+        code, out, err = run(place, COMMANDS["search"], env=env, **unprivileged)
+        assert (code, out, err) == usual["search"]
+    assert str(install).encode() in run(place, "info", env=env, **unprivileged)[1]
+    assert modes(tmp_path) == before
+    for path in (install, *install.rglob("*")):
+        path.chmod(0o755)  # so that the folder can be removed
+
+
+def test_where_kernels_cannot_be_kept_one_line_says_so(place, tmp_path):
+    """Also under -W error. Compiling is replaced by what a usual run has kept."""
+    pytest.importorskip("numba")
+    kernels.warmup()
+    (tmp_path / "file").touch()
+    (tmp_path / "kept").write_bytes(kernels.cache_file().read_bytes()[32:])
+    code = (
+        "import sys; from alnumpy import __main__; from alnumpy.kernels import compiler\n"
+        f"compiler.compile_runner = lambda: open({str(tmp_path / 'kept')!r}, 'rb').read()\n__main__.run()"
+    )
+    for flags in ([], ["-W", "error::RuntimeWarning"]):
+        result = subprocess.run(
+            [sys.executable, *flags, "-c", code, "verify", "--backend", "numba"],
+            env=os.environ | {"ALNUMPY_CACHE_DIR": str(tmp_path / "file" / "below")},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (result.returncode, result.stdout[:3]) == (0, "ok:")
+        assert re.fullmatch(r"alnumpy: compiled kernels cannot be kept .*ALNUMPY_CACHE_DIR .*\n", result.stderr)
+
+
+def test_what_may_not_be_read_or_written_is_named(place, usual, tmp_path, unprivileged):
+    shutil.copytree(place / "p", tmp_path / "p")
+    (tmp_path / "p" / "a.png").chmod(0)
+    _, out, err = run(place, f"embed {tmp_path}/p --recursive --format csv", **unprivileged)
+    assert out.count(b".png") == 3
+    assert f"alnumpy: {tmp_path}/p/a.png: Permission denied\n" in err.decode()
+    (tmp_path / "p" / "below").chmod(0)
+    out, err = run(place, f"embed {tmp_path}/p {{a}} --recursive --format csv", **unprivileged)[1:]
+    assert (out.count(b"\n"), err.decode()) == (1, f"alnumpy: {tmp_path}/p/below: Permission denied\n")
+    (tmp_path / "p" / "below").chmod(0o755)
+    (tmp_path / "g").mkdir()
+    shutil.copy(place / "g.db", tmp_path / "g")
+    (tmp_path / "g").chmod(0o555)
+    (tmp_path / "g" / "g.db").chmod(0o444)
+    before = modes(tmp_path)
+    assert run(place, f"search {{a}} --db {tmp_path}/g/g.db --csv", **unprivileged) == usual["search"]
+    for command in (f"index {{p}} --db {tmp_path}/g/g.db", f"embed {{a}} --output {tmp_path}/g/y"):
+        code, out, err = run(place, command, **unprivileged)
+        assert (code, out, err.count(b"\n")) == (1, b"", 1)
+        assert f"alnumpy: {tmp_path}/g/".encode() in err
+    assert modes(tmp_path) == before
+    (tmp_path / "g").chmod(0o755)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o077, 0o600), (0, 0o644)])
+def test_files_have_the_mode_of_the_umask_and_are_never_writable_by_all(place, tmp_path, umask, mode):
+    wrap = ["sh", "-c", f'umask {umask:o} && exec "$@"', "sh"]
+    run(place, f"index {{p}} --db {tmp_path}/g.db", wrap=wrap)
+    run(place, f"search {{a}} --db {tmp_path}/g.db --html {tmp_path}/h.html --montage {tmp_path}/m.png", wrap=wrap)
+    run(place, f"embed {{a}} --output {tmp_path}/y", wrap=wrap)
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    written = 0o664 & ~umask
+    assert found == {"g.db": mode, "h.html": written, "m.png": written, "y": written}
