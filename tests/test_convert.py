@@ -29,6 +29,7 @@ from torch.nn import functional as F  # noqa: E402
 from alnet_torch import ALNet, from_arrays, to_arrays  # noqa: E402
 from checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from convert_weights import main  # noqa: E402
+from fuzz import memory  # noqa: E402
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_weights.py"
 
@@ -449,6 +450,48 @@ def test_hostile_pickles_execute_nothing(tmp_path, function):
     assert sorted(os.listdir(tmp_path)) == ["c.pt"]
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        # getattr(__import__("os"), "system")("..."), one reduce inside another
+        (pickle.dumps(Evil(getattr, Evil(__import__, "os"), "system")), "names builtins.getattr"),
+        (pickle.dumps({"w": (1, [Evil(print, Evil(eval, "1"))])}), "names builtins.print"),
+        (b"cos\nsystem\n(S'touch canary'\ntR.", "names os.system"),
+        (b"(S'touch canary'\nios\nsystem\n.", "names os.system"),  # INST
+        (b"(cos\nsystem\nS'touch canary'\no.", "names os.system"),  # OBJ
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R.", "names os.system"),  # STACK_GLOBAL
+        (b"\x80\x04cos\nsystem\n\x8c\x0ctouch canary\x85}\x92.", "names os.system"),  # NEWOBJ_EX
+        (b"\x80\x02\x82\x01.", "damaged"),  # EXT1, the copyreg registry
+        (b"\x80\x05\x97.", "damaged"),  # NEXT_BUFFER
+        (b"Pstorage\n.", "unknown persistent id"),
+        (b"(I1\nI2\ntQ.", "unknown persistent id"),
+        (b"ctorch\nFloatStorage\n(S'touch canary'\ntR.", "damaged"),  # calls a text
+        (b"ctorch\nSize.__class__.__base__\n.", "names torch.Size.__class__"),
+        (b"cargparse\nNamespace.__init__\n.", "names argparse.Namespace.__init__"),
+        (b"ccollections\nOrderedDict.fromkeys\n.", "names collections.OrderedDict.fromkeys"),
+        (b"c__main__\nEvil\n.", "names __main__.Evil"),
+        (b"(" * 100_000 + b".", "damaged"),  # marks
+        (b"]" * 100_000 + b"a" * 99_999 + b".", "holds a list"),  # lists in each other
+        (b"N" * 900_000 + b".", "holds a NoneType"),
+        (b"R.", "damaged"),  # an empty stack
+        (b"\x80\x02}q\x01" + b"h\x01h\x01\x86" * 9 + b".", "holds a tuple"),
+        (b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.", "damaged"),  # a text of 2^63 bytes
+        (b"\x8b\xff\xff\xff\x7f.", "damaged"),  # a number of 2 GB
+        (b"L" + b"9" * 900_000 + b"L\n.", "damaged"),  # one that takes minutes to convert
+        (b"\x80\xff.", "damaged"),
+    ],
+)
+def test_opcodes_of_all_kinds_execute_nothing(tmp_path, monkeypatch, data, message):
+    monkeypatch.chdir(tmp_path)
+    archive(tmp_path / "c.pt", data)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "c.pt")
+    code, out, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"convert_weights.py: {tmp_path / 'c.pt'}: ")
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
 def test_a_whole_module_is_refused_with_advice(tmp_path):
     torch.save(trained(), tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"torch.save\(model.state_dict\(\), PATH\)"):
@@ -571,6 +614,79 @@ def test_archives_with_tricks_are_refused(tmp_path):
     archive(path, pickle.dumps({}), byteorder=b"big")
     with pytest.raises(CheckpointError, match="big-endian"):
         read_checkpoint(path)
+
+
+def test_names_in_an_archive_are_no_paths(tmp_path):
+    """Entries are found by name and never written to disk."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "c.pt"
+    (folder / "0").write_bytes(DATA)
+    for key in ("../0", "/0", f"{folder}/0", "..\\0", "../../etc/passwd"):
+        archive(
+            path, tensor_pickle().replace(b"X\x01\x00\x00\x000", b"X" + len(key).to_bytes(4, "little") + key.encode())
+        )
+        with pytest.raises(CheckpointError, match="the archive has no entry archive/data/"):
+            read_checkpoint(path)
+    for root in ("..", "/", "/tmp/x", "../../a"):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(f"{root}/data.pkl", tensor_pickle())
+            file.writestr(f"{root}/data/0", DATA)
+        if root == "..":  # a name like any other
+            np.testing.assert_array_equal(read_checkpoint(path).tensors["w"], [0, 1, 2, 3])
+        else:
+            with pytest.raises(CheckpointError, match=r"holds no data.pkl"):
+                read_checkpoint(path)
+    assert sorted(os.listdir(folder)) == ["0", "c.pt"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_overlapping_entries_are_refused(tmp_path):
+    """Two entries of the table at the end point at the same bytes, as in a bomb of overlapping files."""
+    path = tmp_path / "c.pt"
+    archive(path, tensor_pickle(), data__0=DATA, data__1=DATA)
+    content = bytearray(path.read_bytes())
+    zero, one = (content.rindex(f"archive/data/{i}".encode()) for i in (0, 1))
+    offset = zero - 4  # of the local header, the last field before the name
+    content[offset:zero] = content[one - 4 : one]
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged archive .*differ|damaged archive .*verlap"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("where", [1, 2**31, 2**32 - 1])
+def test_a_table_that_points_outside_the_archive_is_damage(tmp_path, where):
+    path = tmp_path / "c.pt"
+    archive(path, tensor_pickle(), data__0=DATA)
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b"PK\5\6")
+    content[end + 16 : end + 20] = where.to_bytes(4, "little")  # where the table begins
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged archive"):
+        read_checkpoint(path)
+    content[end:end] = b"PK\6\7" + (1).to_bytes(4, "little") + bytes(8) + (9).to_bytes(4, "little")  # on nine disks
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged archive"):
+        read_checkpoint(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["data.pkl", "data/0"])
+def test_a_deflated_bomb_takes_no_memory(tmp_path, name):
+    path = tmp_path / "c.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        for entry, content in (
+            ("data.pkl", tensor_pickle(size=25_000_000, shape=(25_000_000,))),
+            ("data/0", bytes(10)),
+        ):
+            bomb = entry == name
+            file.writestr(f"archive/{entry}", bytes(10**8) if bomb else content, zipfile.ZIP_DEFLATED if bomb else None)
+    assert path.stat().st_size < 200_000
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmHWM")
+    with pytest.raises(CheckpointError, match="is compressed"):
+        read_checkpoint(path)
+    assert memory("VmHWM") - before < 2_000_000
 
 
 def test_files_of_another_kind_are_refused(tmp_path):
