@@ -117,7 +117,10 @@ SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max
 def tiny_weights() -> weights.Weights:
     """A network of nine hundred random weights that sees pictures of 8 x 8 pixels."""
     rng = np.random.default_rng(0)
-    arrays = {name: rng.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in parameters(SPEC).items()}
+    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in parameters(SPEC).items()}
+    for name, array in arrays.items():
+        if name.endswith("running_var"):
+            array[:] = 1
     how = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     blank = np.ones((1, SPEC.embedding), np.float32)
     return weights.Weights(SPEC, how, arrays, weights.self_test_picture(8), blank, "alnumpy")
@@ -246,17 +249,23 @@ def inside_png(rng: random.Random, data: bytes, change: Change) -> bytes:
 # Galleries
 
 
+def tiny_embedder() -> Embedder:
+    return Embedder(tiny_weights(), backend="numpy", threads=1)
+
+
 def gallery_seeds(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=SCRATCH) as name:
         for i in range(12):
             pixels = np.random.default_rng(i % 10).integers(0, 256, (9, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path(name, f"{i}.png"))
         Path(name, "broken.png").touch()
-        embedder = Embedder(tiny_weights(), backend="numpy", threads=1)
         for dtype in ("float32", "float16", "int8"):
-            with Gallery(folder / f"{dtype}.db", embedder, "a", dtype) as gallery:
+            with Gallery(folder / f"{dtype}.db", tiny_embedder(), "a", dtype) as gallery:
                 gallery.index(name)
-            with closing(sqlite3.connect(folder / f"{dtype}.db", isolation_level=None)) as db:  # the same each time
+        with Gallery(folder / "float32.db") as gallery:
+            gallery.reduce(folder / "reduced.db", 3)
+        for path in folder.iterdir():
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:  # the same each time
                 db.execute(
                     "UPDATE pictures SET path = CAST(replace(CAST(path AS TEXT), ?, '/pictures') AS BLOB), "
                     "mtime_ns = size, added = '2026-01-01T00:00:00+00:00'",
@@ -271,15 +280,17 @@ def read_gallery(path: Path) -> list[np.ndarray]:
         groups = gallery.duplicates(1.0)
         list(gallery)
         gallery.stats()
-    with Gallery(path, mode="a") as gallery:
+    with Gallery(path, tiny_embedder(), "a") as gallery:
+        found += gallery.search(np.zeros((9, 9, 3), np.uint8))
         gallery.remove("/pictures/0.png")
+        gallery.update(prune=True)
     return [np.array([match.distance for match in matches]) for matches in found + groups]
 
 
 def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
     """A data base with one value of one row replaced by something odd."""
     odd = (None, -1, 2**63 - 1, 1e308, "text", "", b"", b"\xff" * 96, b"\0" * 7)
-    table = rng.choice(("meta", "contents", "pictures"))
+    table = rng.choice(("meta", "contents", "pictures", "whitening"))
     with tempfile.NamedTemporaryFile(dir=SCRATCH) as file:
         file.write(data)
         file.flush()
@@ -287,7 +298,10 @@ def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
             db.execute("PRAGMA journal_mode = OFF")
             rows = db.execute(f"SELECT * FROM {table}")
             columns = [column[0] for column in rows.description]
-            row, column = rng.choice(rows.fetchall()), rng.randrange(len(columns))
+            found = rows.fetchall()
+            if not found:
+                return change(rng, data)
+            row, column = rng.choice(found), rng.randrange(len(columns))
             value = old = row[column]
             if isinstance(old, bytes) and rng.random() < 0.6:
                 value = change(rng, old)
