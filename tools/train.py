@@ -37,7 +37,7 @@ from alnet_torch import ALNet
 from alnumpy import weights
 from alnumpy.errors import AlnumpyError
 from alnumpy.spec import SPECS
-from datasets import files, load_class_folders, mnist
+from datasets import files, load_class_folders, mnist, svhn
 
 EMA_DECAY = 0.999
 EVALUATION_BATCH = 500
@@ -58,6 +58,9 @@ def load(source: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray, l
     if any(source.glob("train-images-idx3-ubyte*")):
         images, labels = mnist(source, split)
         return np.repeat(images[..., None], 3, axis=3), labels.astype(np.int64), [str(digit) for digit in range(10)]
+    if any(source.glob("train_32x32.mat")):
+        images, labels = svhn(source, split)
+        return images, labels.astype(np.int64), [str(digit) for digit in range(10)]
     if split == "test" and not any(name.startswith("test/") for name in files(source)):
         split = "val"
     return load_class_folders(source, split, size)

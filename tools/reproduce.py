@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Regenerate the figures of docs/RESULTS.md: docs/results.json, and the tables between the page's markers.
+
+    python tools/reproduce.py networks MNIST mnist/             # trains four networks: hours on a CPU
+    python tools/reproduce.py photos --classes sun397-15.zip --landmarks paris-279.zip
+    python tools/reproduce.py tables                            # the counts, and all tables again
+
+Needs the extras: pip install 'alnumpy[train,numba]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import alnumpy
+import train
+from alnumpy import postprocess
+from alnumpy.errors import AlnumpyError
+from alnumpy.evaluation import evaluate_landmarks
+from alnumpy.retrieval import Scores, evaluate
+from alnumpy.spec import SPECS, Spec, total_flops, total_params
+from baselines import BASELINES
+from datasets import landmarks, load_class_folders
+
+TOOLS = Path(__file__).resolve().parent
+DOCS = TOOLS.parent / "docs"
+BATCH = 100
+SIZES = (64, 128, 160)
+WHITENED = (256, 128)  # dimensions
+
+# The paper's tables 2 to 6: FLOPs and parameters in millions, "mAP@1", "mAP@5".
+PAPER = {
+    "MNIST": {
+        "MobileNets": (44.04, 3.22, 86.40, 98.51),
+        "ShuffleNet": (26.04, 0.93, 27.03, 98.51),
+        "ShuffleNetV2": (39.29, 1.27, 84.81, 99.23),
+        "MobileNetV2": (6.10, 2.24, 83.91, 99.14),
+        "EfficientNet": (1.09, 4.02, 21.67, 93.64),
+        "ALNet": (4.56, 0.78, 96.61, 99.80),
+    },
+    "SVHN": {
+        "MobileNets": (48.24, 3.22, 73.77, 97.98),
+        "ShuffleNet": (46.28, 0.93, 71.94, 97.77),
+        "ShuffleNetV2": (47.25, 1.27, 84.66, 98.37),
+        "MobileNetV2": (6.69, 2.24, 78.60, 97.91),
+        "EfficientNet": (1.27, 4.02, 75.74, 97.96),
+        "ALNet": (6.64, 0.86, 82.66, 98.46),
+    },
+    "SUN397": {
+        "MobileNets": (772.27, 3.62, 37.12, 94.20),
+        "ShuffleNet": (740.88, 1.30, 32.07, 94.98),
+        "ShuffleNetV2": (1123.0, 1.70, 35.34, 95.13),
+        "MobileNetV2": (131.15, 2.74, 33.60, 95.29),
+        "EfficientNet": (11.24, 4.52, 35.92, 94.92),
+        "ALNet": (212.79, 0.77, 33.67, 95.76),
+    },
+    "Oxbuild5k": {
+        "MobileNets": (1205.0, 3.23, 19.38, 92.51),
+        "ShuffleNet": (1156.0, 0.93, 19.23, 92.96),
+        "ShuffleNetV2": (2049.0, 1.32, 18.38, 92.43),
+        "MobileNetV2": (224.39, 2.32, 18.03, 93.09),
+        "EfficientNet": (15.65, 4.03, 19.56, 89.65),
+        "ALNet": (404.31, 0.77, 19.91, 93.58),
+    },
+    "Paris6k": {
+        "MobileNets": (1205.0, 3.23, 24.41, 94.25),
+        "ShuffleNet": (1156.0, 0.93, 22.82, 92.95),
+        "ShuffleNetV2": (2049.0, 1.32, 23.14, 93.45),
+        "MobileNetV2": (224.37, 2.31, 22.57, 92.60),
+        "EfficientNet": (15.64, 4.02, 23.60, 92.10),
+        "ALNet": (404.31, 0.77, 24.87, 91.58),
+    },
+}
+AUGMENTATION = {"MNIST": "--shift 2", "SVHN": "--shift 2", "SUN397": "--crop 0.5 --flip"}
+DATA_SIZES = {"MNIST": 28, "SVHN": 32, "SUN397": 128, "Oxbuild5k": 160, "Paris6k": 160}
+ABLATIONS = {  # table 7, "mAP@1" on the five data sets
+    "lnet": ("LNet", 81.28, 49.47, 30.29, 18.77, 18.94),
+    "lnet-cs": ("LNet+CS", 92.76, 74.70, 31.29, 18.79, 20.75),
+    "lnet-cbam": ("LNet+CBAM", 86.41, 61.59, 29.90, 19.44, 22.69),
+    "alnet": ("ALNet", 96.61, 82.66, 33.67, 19.91, 24.87),
+}
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def embed(embedder: alnumpy.Embedder, images: np.ndarray, flip: bool = False) -> np.ndarray:
+    """Embeddings of uint8 (N, H, W, 3); with ``flip`` the mean of those of each picture and its mirror image."""
+    parts = []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        plain = embedder.embed(list(batch))
+        parts.append((plain + embedder.embed(list(batch[:, :, ::-1]))) / 2 if flip else plain)
+    return np.concatenate(parts)
+
+
+def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
+    """Each vector a query against all others."""
+    return evaluate(vectors, labels, vectors, labels, np.arange(len(labels)))
+
+
+def measure_networks(data: str, source: Path, epochs: int, runs: Path) -> dict[str, Any]:
+    """Trains ALNet and its ablations by one recipe and measures each on the test pictures."""
+    size = DATA_SIZES[data]
+    images, labels, _ = train.load(source, "test", size)
+    rows = {}
+    recipe = f"--recipe modern --size {size} --epochs {epochs} --lr 0.1 --seed 0 {AUGMENTATION[data]}"
+    for spec in ABLATIONS:
+        out = runs / data / spec
+        resume = ["--resume"] if (out / "last.pt").exists() else []
+        command = [str(TOOLS / "train.py"), str(source), "--spec", spec, *recipe.split(), "--out", str(out), *resume]
+        subprocess.run([sys.executable, *command], check=True)
+        convert = [str(TOOLS / "convert_weights.py"), str(out / "best.pt"), "-o", str(out / "weights.h5")]
+        subprocess.run([sys.executable, *convert], check=True)
+        vectors = embed(alnumpy.load(out / "weights.h5"), images)
+        scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
+        accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
+        rows[spec] = {"accuracy": accuracy, **scores._asdict(), "full_map_l2": normalised.full_map}
+    return {"recipe": recipe, "pictures": len(labels), "networks": rows}
+
+
+def measure_photos(weights: Path | None, classes: Path, landmark_data: Path, sizes: list[int]) -> dict[str, Any]:
+    """Retrieval where the weights were not trained, beside two baselines, at several input sizes."""
+    by_class, by_landmark = [], []
+    for size in sizes:
+        embedder = alnumpy.load(weights, size=size)
+        images, labels, _ = load_class_folders(classes, "test", size)
+        others, _, _ = load_class_folders(classes, "train", size)
+        places = landmarks(landmark_data, size)
+        ways = {
+            name: [describe(x) for x in (images, places.query_images, places.images)]
+            for name, describe in BASELINES.items()
+        }
+        plain = [embed(embedder, x) for x in (images, places.query_images, places.images)]
+        flipped = [embed(embedder, x, flip=True) for x in (images, places.query_images, places.images)]
+        ways["ALNet"] = plain
+        ways["ALNet, L2-normalised"] = [postprocess.l2_normalize(v) for v in plain]
+        ways["ALNet, flips averaged, L2-normalised"] = [postprocess.l2_normalize(v) for v in flipped]
+        learnt_from = embed(embedder, others, flip=True)
+        for dimensions in WHITENED:
+            mean, projection, _ = postprocess.learn_whitening([learnt_from], dimensions)
+            name = f"ALNet, flips averaged, whitened to {dimensions}"
+            ways[name] = [postprocess.whiten(v, mean, projection) for v in flipped]
+        for name, (vectors, queries, gallery) in ways.items():
+            scores = against_the_rest(vectors, labels)
+            by_class.append({"size": size, "way": name, **scores._asdict()})
+            official = evaluate_landmarks(queries, places.queries, gallery, places.names)
+            by_landmark.append(
+                {"size": size, "way": name, "official_map": official.mean, "pictures": official.pictures}
+            )
+            print(
+                f"{size:4} {name:45} P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f} official {official.mean:.3f}"
+            )
+    return {"classes": by_class, "landmarks": by_landmark}
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def counts(spec: Spec, size: int) -> tuple[str, str]:
+    """FLOPs the authors' way and parameters with a classifier of ten, in millions."""
+    flops, _ = total_flops(spec, (size, size))
+    return f"{flops / 1e6:.2f}", f"{total_params(spec, classes=10) / 1e6:.2f}"
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The page's tables by the names of their markers."""
+    pages = {}
+    for data, systems in PAPER.items():
+        rows = [[name, f"{f:g}", f"{p:g}", f"{m1:.2f}", f"{m5:.2f}"] for name, (f, p, m1, m5) in systems.items()]
+        measured = results.get(data, {}).get("networks", {}).get("alnet")
+        own = [percent(measured["full_map"]), percent(measured["ap5_hits"])] if measured else ["not run", "not run"]
+        rows.append(["**ALNet, alnumpy**", *counts(SPECS["alnet"], DATA_SIZES[data]), *own])
+        pages[data.lower()] = table(["", "MFLOPs", "M parameters", '"mAP@1"', '"mAP@5"'], rows)
+    rows = []
+    for spec, (name, *paper) in ABLATIONS.items():
+        own = results.get("MNIST", {}).get("networks", {}).get(spec)
+        ours = (
+            [
+                f"{own['accuracy']:.2f}",
+                percent(own["full_map"]),
+                percent(own["full_map_l2"]),
+                percent(own["ap5_hits"]),
+                percent(own["ap5"]),
+            ]
+            if own
+            else ["not run"] * 5
+        )
+        rows.append(
+            [name, f"{total_params(SPECS[spec], classes=10) / 1e6:.2f}", *(f"{value:.2f}" for value in paper), *ours]
+        )
+    header = ["", "M parameters", *PAPER, "ours: accuracy", "full mAP", "full mAP, L2", "AP@5 of hits", "AP@5"]
+    pages["ablations"] = table(header, rows)
+    photos = results.get("photos", {"classes": [], "landmarks": []})
+    pages["classes"] = table(
+        ["", "pixels", "P@1", "P@5", "full mAP", "AP@5 of hits", "AP@5"],
+        [
+            [
+                row["way"],
+                str(row["size"]),
+                *(f"{row[key]:.3f}" for key in ("precision1", "precision5", "full_map", "ap5_hits", "ap5")),
+            ]
+            for row in photos["classes"]
+        ],
+    )
+    pages["landmarks"] = table(
+        ["", "pixels", "official mAP"],
+        [[row["way"], str(row["size"]), f"{row['official_map']:.3f}"] for row in photos["landmarks"]],
+    )
+    return pages
+
+
+def fill(page: str, contents: dict[str, str]) -> str:
+    """The page with each table between its markers replaced. Raises ValueError where the markers are others."""
+    names = re.findall(r"<!-- table: (\S+) -->", page)
+    if sorted(names) != sorted(contents):
+        raise ValueError(f"the page has tables {sorted(names)}, not {sorted(contents)}")
+    for name, content in contents.items():
+        begin = page.index(f"<!-- table: {name} -->\n") + len(f"<!-- table: {name} -->\n")
+        page = page[:begin] + content + "\n" + page[page.index("<!-- end -->", begin) :]
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md and results.json (default: docs)")
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("networks", help="train ALNet and its ablations on a data set, and measure each")
+    part.add_argument("data", choices=AUGMENTATION, help="which one: sets size and augmentation")
+    part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
+    part.add_argument("--epochs", type=int, default=12, help="of each network (default: %(default)s)")
+    part.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; goes on if stopped")
+    part = parts.add_parser("photos", help="measure the default weights on pictures they were not trained on")
+    part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
+    part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
+    part.add_argument("--weights", type=Path, help="others than the default ones")
+    part.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the input (default: 64 128 160)")
+    parts.add_parser("tables", help="write the tables of the page from what was measured")
+    args = parser.parse_args()
+
+    stored = args.docs / "results.json"
+    try:
+        results = json.loads(stored.read_text()) if stored.exists() else {}
+        if args.part == "networks":
+            results[args.data] = measure_networks(args.data, args.source, args.epochs, args.runs)
+        if args.part == "photos":
+            results["photos"] = measure_photos(args.weights, args.classes, args.landmarks, args.sizes)
+        page = args.docs / "RESULTS.md"
+        filled = fill(page.read_text(), tables(results))
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+        page.write_text(filled)
+    except (OSError, ValueError, AlnumpyError, subprocess.CalledProcessError) as error:
+        sys.exit(f"reproduce.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
