@@ -1,4 +1,16 @@
-"""The errors that alnumpy raises on purpose: one root, one child for each kind of input that can be at fault."""
+"""The errors that alnumpy raises on purpose: one root, one child for each kind of input that can be at fault.
+
+    AlnumpyError
+        SpecError           a network's or a preprocessing's description; a ValueError, too
+        WeightsError        a weights file
+        ImageError          a picture
+        GalleryError        a gallery
+        MissingExtraError   a package that is not installed; an ImportError, too
+
+Besides these, alnumpy lets OSError through where a file cannot be written, and MemoryError; a call that no input could
+make right, such as an array of the wrong shape, raises ValueError or TypeError. The command line shows each as one line
+on stderr, with a traceback only under --debug.
+"""
 
 
 def printable(text: object) -> str:

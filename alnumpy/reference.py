@@ -53,7 +53,9 @@ def conv2d(
     else:
         columns = np.stack(taps, 2) if len(taps) > 1 else taps[0]  # (n, c, k, ho, wo)
         columns = columns.reshape(n, groups, c_per_group * kh * kw, ho * wo)
-        y = weight.reshape(groups, o // groups, c_per_group * kh * kw) @ columns  # (n, g, o/g, ho*wo)
+        kernel = weight.reshape(groups, o // groups, c_per_group * kh * kw)
+        # (n, g, o/g, ho*wo). The bits of a single row times a matrix depend on the number of BLAS's threads: not BLAS.
+        y = kernel @ columns if o > groups else np.einsum("gok,ngkp->ngop", kernel, columns)
         y = y.reshape(n, o, ho, wo)
     return y if bias is None else np.add(y, bias[:, None, None], out=y)
 

@@ -14,9 +14,11 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DIGITS
 
+import alnumpy
 from alnumpy import cli, kernels
 
 ROOT = Path(__file__).parents[1]
@@ -401,3 +403,18 @@ def test_files_have_the_mode_of_the_umask_and_are_never_writable_by_all(place, t
     found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     written = 0o664 & ~umask
     assert found == {"g.db": mode, "h.html": written, "m.png": written, "y": written}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_same_bytes_give_the_same_bits(place, tmp_path, backend):
+    """In other processes, batches, places in the batch and numbers of threads, BLAS's own among them."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    pictures = DIGITS[:7]
+    one_by_one = alnumpy.load(size=100, backend=backend, threads=1)
+    expected = np.concatenate([one_by_one.embed(picture) for picture in pictures])
+    for threads, batch_size, order in ((1, 1, 1), (2, 3, -1), (4, 7, 1)):
+        command = f"embed --format npy --output {tmp_path}/y.npy --size 100 --backend {backend}"
+        command += f" --threads {threads} --batch-size {batch_size} {' '.join(map(str, pictures[::order]))}"
+        assert run(place, command, env={"OPENBLAS_NUM_THREADS": str(threads)})[0] == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "y.npy").view(np.uint32)[::order], expected.view(np.uint32))
