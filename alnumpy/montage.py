@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -39,12 +40,13 @@ figure { margin: 0; width: 164px; }
 figure a { display: flex; width: 160px; height: 160px; align-items: center; justify-content: center;
   background: #f5f5f7; border: 2px solid transparent; color: inherit; }
 figure.query a { border-color: #c2410c; }
-figcaption { overflow-wrap: anywhere; font-size: 12px; }
-b { font-variant-numeric: tabular-nums; }
+figcaption { overflow-wrap: anywhere; font-size: 12px; line-height: 17px; max-height: 68px; overflow: hidden; }
+b { font-variant-numeric: tabular-nums; white-space: pre; }
 </style>
 </head>
 <body>
 <h1>Search results</h1>
+<p>Numbers are L2 distances: the smaller, the more alike. Point at a picture for its path; click to open it.</p>
 """
 
 
@@ -82,7 +84,7 @@ def write_montage(file: IO[bytes], searches: Sequence[Search]) -> None:
 
 def caption(rank: int, match: Match) -> str:
     """The first line below a result."""
-    return f"{rank}.  {match.distance:.4f}{'  same file' if match.same else ''}"
+    return f"#{rank}  {match.distance:.4f}{'  same file' if match.same else ''}"
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], path: str, text: str) -> None:
@@ -99,8 +101,9 @@ def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], p
 
 
 def _fit(text: str) -> str:
-    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show."""
-    text = text.encode("latin-1", "replace").decode("latin-1")
+    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show: ASCII, accents left out."""
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    text = text.encode("ascii", "replace").decode()
     font = ImageFont.load_default()
     if font.getlength(text) <= SIDE:
         return text

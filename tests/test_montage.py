@@ -7,10 +7,11 @@ import io
 import os
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from alnumpy import images
 from alnumpy.errors import printable
@@ -65,6 +66,10 @@ def test_captions_fit_whatever_the_name(name):
     assert len(text) < 60
     if len(name) > 200:
         assert re.fullmatch(r"a+\.\.\.a*\.png", text)
+    font = ImageFont.load_default()
+    missing = font.getmask("\ufffe").getbbox(), bytes(font.getmask("\ufffe"))  # the box in place of a letter
+    assert all((font.getmask(c).getbbox(), bytes(font.getmask(c))) != missing for c in text)
+    assert _fit("\u00fcber \u00e9t\u00e9 \u4e2d.png") == "uber ete ?.png"
 
 
 class Page(HTMLParser):
@@ -100,7 +105,7 @@ def test_html(searches):
         assert np.abs(np.subtract(image.getpixel((80, 40)), wanted)).max() < 5
     start = page.texts.index("query")
     assert page.texts[start : start + 8] == [
-        "query", "red.png", "1.  0.0000  same file", "red.png", "2.  0.2500", "green.png", "3.  0.5000", "blue.png"
+        "query", "red.png", "#1  0.0000  same file", "red.png", "#2  0.2500", "green.png", "#3  0.5000", "blue.png"
     ]  # fmt: skip
     assert "cannot be read" in page.texts
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
@@ -115,10 +120,12 @@ def test_names_cannot_break_the_page(tmp_path):
     page = Page(file.getvalue().decode())
     tags = {tag for tag, _ in page.tags}
     assert tags - {"html", "head", "meta", "title", "style", "body"} == {
-        "h1", "section", "figure", "a", "img", "figcaption", "b", "br"
+        "h1", "p", "section", "figure", "a", "img", "figcaption", "b", "br"
     }  # fmt: skip
     assert page.texts.count(r"""\udcff"'><script>alert(1)<\script>&amp;\n.png""") == 2
     assert {attributes["title"] for tag, attributes in page.tags if tag == "a"} == {printable(os.fsdecode(name))}
+    links = {attributes["href"].removeprefix("file://") for tag, attributes in page.tags if tag == "a"}
+    assert {unquote_to_bytes(link) for link in links} == {name}  # a click opens the file
 
 
 def test_thumbnails_are_upright_and_keep_their_proportions(tmp_path):
