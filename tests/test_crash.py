@@ -1,0 +1,224 @@
+"""What is stored outlives a kill at any moment, a full disk, a medium that becomes read-only, and company.
+
+``python tests/test_crash.py 100`` kills an indexer a hundred times, the test five times.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from test_gallery import dump
+
+from alnumpy import GalleryError
+from alnumpy.gallery import Gallery
+
+COUNT = 48
+
+
+def draw(folder: Path) -> Path:
+    """A few dozen pictures, some below, some copies of others, and two that cannot be read."""
+    (folder / "below").mkdir(parents=True)
+    for i in range(COUNT):
+        image = Image.new("RGB", (160, 120), (i * 5, 255 - i * 5, 90))
+        ImageDraw.Draw(image).ellipse((i, 2 * i, 60 + i, 50 + i), fill=(200, i * 3, 40))
+        image.save(folder / ("below" if i % 3 else ".") / f"{i:02}.{'jpg' if i % 2 else 'png'}")
+    for i in range(5):
+        shutil.copy(folder / "00.png", folder / f"copy{i}.png")
+    (folder / "broken.png").write_text("hello")
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+def index(db, folder, **options):
+    """A process that indexes a folder, by the command line; in a run that ends with 0 nothing is on stderr."""
+    command = [sys.executable, "-m", "alnumpy", "index", folder, "--db", db, "--backend", "numpy", "--batch-size", "2"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(db, folder):
+    """Indexes without disturbance. Exit code 1: two pictures cannot be read."""
+    with index(db, folder) as process:
+        message = process.stderr.read()
+    assert (process.returncode, "Traceback" in message) == (1, False), message
+    assert sorted(name for name in os.listdir(db.parent) if name.startswith(db.name)) == [db.name]
+    return dump(db)
+
+
+def kill_at_random(folder: Path, kills: int) -> dict[str, int]:
+    """Kills indexers until that many were killed, and checks what each one left; counts what happened."""
+    pictures = draw(folder / "pictures")
+    expected = finish(folder / "undisturbed.db", pictures)
+    db = folder / "gallery.db"
+    rng = random.Random(0)
+    start = time.monotonic()
+    with index(db, pictures) as process:
+        while not os.path.exists(db):
+            time.sleep(0.001)
+        opened = time.monotonic() - start
+    lasted = time.monotonic() - start
+    assert dump(db) == expected
+    db.unlink()
+    happened = {"killed": 0, "while storing": 0, "log left": 0, "ended first": 0, "runs compared": 0}
+    while happened["killed"] < kills:
+        with index(db, pictures) as process:
+            time.sleep(rng.uniform(0.9 * opened, opened + (lasted - opened) * rng.random()))
+            process.kill()
+        if process.returncode == 1:  # it ended before it was killed
+            happened["ended first"] += 1
+            assert dump(db) == expected
+            db.unlink()
+            happened["runs compared"] += 1
+            continue
+        happened["killed"] += 1
+        happened["log left"] += os.path.exists(f"{db}-wal")
+        if not os.path.exists(db) or not os.path.getsize(db):
+            continue
+        rows, contents, meta = dump(db)  # which checks integrity
+        assert set(rows) <= set(expected[0])
+        assert set(contents) <= set(expected[1])
+        if not meta:
+            continue
+        happened["while storing"] += 0 < len(rows) < len(expected[0])
+        with Gallery(db) as reader:  # a reader needs no repair by a writer
+            assert len(reader.search(np.ones(reader.dimension), 100)[0]) == sum(row[3] is not None for row in rows)
+    assert finish(db, pictures) == expected
+    happened["runs compared"] += 1
+    return happened
+
+
+def test_killed_at_random_moments_nothing_is_lost(tmp_path):
+    happened = kill_at_random(tmp_path, 5)
+    assert happened["while storing"]  # else this machine is too fast for the test
+
+
+def private_mounts(script, *arguments):
+    """Runs a shell script that may mount file systems, which only it sees. Skips the test where that is not allowed."""
+    unshare = shutil.which("unshare")
+    allowed = [unshare, "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
+    if unshare is None or subprocess.run(allowed, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    command = [unshare, "-m", "sh", "-euc", script, "sh", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# $1 Python, $2 pictures, $3 where to mount, $4 where to copy to
+FULL = """
+run() {
+    "$1" -m alnumpy index "$2" --db "$3/gallery.db" --backend numpy --batch-size 2 2>"$4/$5.txt" >"$4/o.txt" || echo $?
+}
+mount -t tmpfs -o size=SIZEk none "$3"
+run "$@" full
+mkdir "$4/then"; cp "$3"/gallery.db* "$4/then" 2>/dev/null || true
+mount -o remount,size=64m "$3"
+run "$@" room
+cp "$3"/* "$4"
+"""
+
+
+@pytest.mark.parametrize("size", [4, 64, 300])
+def test_a_full_disk_loses_nothing(tmp_path, size):
+    """Kilobytes: at 4 there is no room for an empty data base, at 300 for some batches."""
+    pictures = draw(tmp_path / "pictures")
+    expected = finish(tmp_path / "undisturbed.db", pictures)
+    for name in ("disk", "out"):
+        (tmp_path / name).mkdir()
+    script = FULL.replace("SIZE", str(size))
+    done = private_mounts(script, sys.executable, pictures, tmp_path / "disk", tmp_path / "out")
+    message = (tmp_path / "out" / "full.txt").read_text()
+    assert (done.returncode, done.stdout.split(), "Traceback" in message) == (0, ["1", "1"], False), (done, message)
+    assert f"alnumpy: {tmp_path}/disk/gallery.db: d" in message  # "database or disk is full", "disk I/O error"
+    then = tmp_path / "out" / "then" / "gallery.db"
+    stored = []
+    if then.exists() and then.stat().st_size:
+        stored, contents, _ = dump(then)
+        assert set(stored) <= set(expected[0])
+        assert set(contents) <= set(expected[1])
+    assert (len(stored) > 0) == (size == 300)
+    assert dump(tmp_path / "out" / "gallery.db") == expected
+
+
+# $1 Python, $2 pictures, $3 where to mount, $4 where to copy to
+READ_ONLY = """
+alnumpy() { "$python" -m alnumpy "$@" --backend numpy 2>>"$out/err.txt" >>"$out/out.txt" || echo $?; }
+python=$1 out=$4
+mount -t tmpfs none "$3"
+cp -r "$2" "$3/pictures"
+alnumpy index "$3/pictures" --db "$3/gallery.db"
+alnumpy search "$3/pictures/00.png" --db "$3/gallery.db"
+mount -o remount,ro "$3"
+alnumpy search "$3/pictures/00.png" --db "$3/gallery.db"
+alnumpy index "$3/pictures" --db "$3/gallery.db"
+alnumpy index "$3/pictures" --db "$3/new.db"
+cp "$3/gallery.db" "$4"
+"""
+
+
+def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path):
+    pictures = draw(tmp_path / "pictures")
+    for name in ("disk", "out"):
+        (tmp_path / name).mkdir()
+    done = private_mounts(READ_ONLY, sys.executable, pictures, tmp_path / "disk", tmp_path / "out")
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1", "1"]), done.stderr  # the three runs of index
+    found = [line for line in (tmp_path / "out" / "out.txt").read_text().splitlines() if line.startswith("0.0000")]
+    assert len(found) == 12  # itself and five copies, before and after
+    assert found[:6] == found[6:]
+    errors = [line for line in (tmp_path / "out" / "err.txt").read_text().splitlines() if "picture" not in line]
+    for line, name in zip(errors, ("gallery.db", "new.db"), strict=True):
+        assert line.startswith(f"alnumpy: {tmp_path}/disk/{name}: ")
+    assert len(dump(tmp_path / "out" / "gallery.db")[0]) == COUNT + 7
+
+
+def test_of_two_indexers_one_works_and_one_is_told(tmp_path):
+    pictures = draw(tmp_path / "pictures")
+    db = tmp_path / "gallery.db"
+    with index(db, pictures) as first, index(db, pictures) as second:
+        messages = [process.stderr.read() for process in (first, second)]
+    refused = [message for message in messages if "another alnumpy is writing to it; try again" in message]
+    assert len(refused) == 1
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "Traceback" not in "".join(messages)
+    stored = dump(db)
+    assert finish(tmp_path / "alone.db", pictures) == stored
+
+
+def test_readers_in_other_processes_see_whole_batches(tmp_path):
+    pictures = draw(tmp_path / "pictures")
+    expected = finish(tmp_path / "undisturbed.db", pictures)
+    with Gallery(tmp_path / "undisturbed.db") as reader:
+        query = np.ones(reader.dimension)
+        distances = {match.path: match.distance for match in reader.search(query, 100)[0]}
+    db = tmp_path / "gallery.db"
+    stored: list[int] = []
+    refused = []
+    with index(db, pictures) as process:
+        while process.poll() is None:
+            try:
+                with Gallery(db) as reader:
+                    stored.append(len(list(reader)))
+                    found = {match.path: match.distance for match in reader.search(query, 100)[0]}
+            except GalleryError as error:
+                refused.append((len(stored), str(error)))
+            else:
+                assert found.items() <= distances.items()
+    assert stored == sorted(stored)
+    assert len(set(stored)) > 2
+    assert all(number % 2 == 0 or number == COUNT + 7 for number in stored)
+    for before, message in refused:  # there was none yet, or it had just been made
+        assert before == 0
+        assert any(text in message for text in ("no such", "not an alnumpy", "an empty", "writing to it")), message
+    assert dump(db) == expected
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        print(kill_at_random(Path(folder), int(sys.argv[1])))
