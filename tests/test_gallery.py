@@ -29,7 +29,7 @@ from alnumpy import Embedder, GalleryError, ImageError, gallery, images, packed,
 from alnumpy.database import migrate
 from alnumpy.gallery import Gallery, Match
 from alnumpy.images import Preprocessing
-from alnumpy.packed import decode, encode, row_length, squared_norms
+from alnumpy.packed import Packed, decode, encode, row_length, squared_norms
 from alnumpy.postprocess import learn_whitening, whiten
 from alnumpy.spec import Block, Spec
 
@@ -749,6 +749,15 @@ def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeyp
             assert (first.distance, first.same) == (0, True)
     with Gallery(path, embedder) as opened:
         assert opened.search(queries, 12) == found
+
+
+def test_embeddings_far_from_the_origin_are_ranked_exactly():
+    vectors = (np.random.default_rng(0).normal(size=(500, 24)) + 3000).astype(np.float32)
+    rows = encode(vectors, "float32")
+    ((indices, distances),) = Packed(rows, squared_norms(rows, "float32"), "float32").nearest(vectors[7:8], 20)
+    wanted = np.linalg.norm(vectors.astype(np.float64) - vectors[7], axis=1)
+    np.testing.assert_array_equal(indices, np.argsort(wanted)[:20])
+    np.testing.assert_allclose(distances, np.sort(wanted)[:20], rtol=1e-6)
 
 
 def test_ties_go_by_path_and_the_query_itself_is_marked(folder, path, embedder, tmp_path):
