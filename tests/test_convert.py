@@ -670,6 +670,30 @@ def test_a_table_that_points_outside_the_archive_is_damage(tmp_path, where):
         read_checkpoint(path)
 
 
+def test_numbers_and_sizes_have_limits(tmp_path):
+    scalar = tensor_pickle(size=1, shape=(), stride=())
+    start, end = scalar.index(b"ctorch._utils"), scalar.rindex(b"s.")
+    many = b"\x80\x02}" + scalar[start:end] + b"q\x050("  # the tensor is memo 5
+    many += b"".join(b"J" + i.to_bytes(4, "little") + b"h\x05" for i in range(10_001)) + b"u."
+    archive(tmp_path / "c.pt", many, data__0=DATA[:4])
+    with pytest.raises(CheckpointError, match="more than 10000 tensors"):
+        read_checkpoint(tmp_path / "c.pt")
+    for name in ("huge.pt", "huge.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(10**13)  # takes no room
+        with pytest.raises(CheckpointError, match="10000000000000 bytes, more than the 268435456 that are read"):
+            read_checkpoint(tmp_path / name)
+
+
+def test_what_is_not_a_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "c.pt")  # opening it would wait for ever
+    for path, message in ((tmp_path / "c.pt", "not a regular file"), (tmp_path, "not a regular file")):
+        code, out, err = convert(path, tmp_path / "w.h5")
+        assert (code, out, err) == (1, "", f"convert_weights.py: {path}: {message}\n")
+    code, _, err = convert(tmp_path / "missing.pt", tmp_path / "w.h5")
+    assert (code, err) == (1, f"convert_weights.py: {tmp_path}/missing.pt: No such file or directory\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["data.pkl", "data/0"])
 def test_a_deflated_bomb_takes_no_memory(tmp_path, name):

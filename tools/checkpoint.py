@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import stat
 import zipfile
 from dataclasses import dataclass, field
 from math import prod
@@ -24,8 +25,8 @@ MAX_PICKLE = 1 << 20  # bytes; ALNet's is 40 kB
 MAX_DEPTH = 64  # of dictionaries and modules in each other
 MAX_NAME = 1000  # characters of one tensor's name
 MAX_INDEX = 1 << 40  # for sizes, offsets and strides, so that their products are exact
-MAX_TENSORS = 1 << 28  # bytes of all storages together
-MAX_ENTRIES = 10_000
+MAX_TENSORS = 1 << 28  # bytes of all storages together, and of the file
+MAX_ENTRIES = 10_000  # of an archive, and tensors
 ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
 
 # Storage types of torch, by the name in the pickle: element type in NumPy. bfloat16 is the high half of a float32.
@@ -58,12 +59,17 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a .pt, .pth, TorchScript or safetensors file. Raises CheckpointError or OSError."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
+        raise CheckpointError("not a regular file")
+    if found.st_size > MAX_TENSORS:
+        raise CheckpointError(f"{found.st_size} bytes, more than the {MAX_TENSORS} that are read; {ADVICE}")
     with open(path, "rb") as file:
         head = file.read(16)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return _read_archive(archive, path.stat().st_size)
+                return _read_archive(archive, found.st_size)
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # zipfile meets damage with BadZipFile, OSError, RuntimeError, struct.error and others
@@ -283,6 +289,8 @@ def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
                 continue
             tensors.add(value)
             result.append((name, value))
+            if len(result) > MAX_ENTRIES:
+                raise CheckpointError(f"more than {MAX_ENTRIES} tensors")
         elif isinstance(value, (dict, _Inert)) and id(value) not in seen:
             seen.add(id(value))
             members = value if isinstance(value, dict) else vars(value)
