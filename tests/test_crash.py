@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -50,15 +51,32 @@ def finish(db, folder):
     with index(db, folder) as process:
         message = process.stderr.read()
     assert (process.returncode, "Traceback" in message) == (1, False), message
-    assert sorted(name for name in os.listdir(db.parent) if name.startswith(db.name)) == [db.name]
+    left = sorted(name for name in os.listdir(db.parent) if name.startswith(db.name))
+    assert left == [db.name], message
     return dump(db)
 
 
-def kill_at_random(folder: Path, kills: int) -> dict[str, int]:
+class Undisturbed(NamedTuple):
+    """Pictures, and the gallery that a run over them leaves when nothing disturbs it."""
+
+    pictures: Path
+    db: Path
+    stored: list
+
+
+def undisturbed_in(folder: Path) -> Undisturbed:
+    pictures, db = draw(folder / "pictures"), folder / "undisturbed.db"
+    return Undisturbed(pictures, db, finish(db, pictures))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return undisturbed_in(tmp_path_factory.mktemp("undisturbed"))
+
+
+def kill_at_random(undisturbed: Undisturbed, db: Path, kills: int) -> dict[str, int]:
     """Kills indexers until that many were killed, and checks what each one left; counts what happened."""
-    pictures = draw(folder / "pictures")
-    expected = finish(folder / "undisturbed.db", pictures)
-    db = folder / "gallery.db"
+    pictures, _, expected = undisturbed
     rng = random.Random(0)
     start = time.monotonic()
     with index(db, pictures) as process:
@@ -96,8 +114,8 @@ def kill_at_random(folder: Path, kills: int) -> dict[str, int]:
     return happened
 
 
-def test_killed_at_random_moments_nothing_is_lost(tmp_path):
-    happened = kill_at_random(tmp_path, 5)
+def test_killed_at_random_moments_nothing_is_lost(tmp_path, undisturbed):
+    happened = kill_at_random(undisturbed, tmp_path / "gallery.db", 5)
     assert happened["while storing"]  # else this machine is too fast for the test
 
 
@@ -125,11 +143,10 @@ cp "$3"/* "$4"
 """
 
 
-@pytest.mark.parametrize("size", [4, 64, 300])
-def test_a_full_disk_loses_nothing(tmp_path, size):
-    """Kilobytes: at 4 there is no room for an empty data base, at 300 for some batches."""
-    pictures = draw(tmp_path / "pictures")
-    expected = finish(tmp_path / "undisturbed.db", pictures)
+@pytest.mark.parametrize("size", [64, 300])
+def test_a_full_disk_loses_nothing(tmp_path, undisturbed, size):
+    """Kilobytes: at 64 there is no room to begin, at 300 for some batches."""
+    pictures, _, expected = undisturbed
     for name in ("disk", "out"):
         (tmp_path / name).mkdir()
     script = FULL.replace("SIZE", str(size))
@@ -163,11 +180,10 @@ cp "$3/gallery.db" "$4"
 """
 
 
-def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path):
-    pictures = draw(tmp_path / "pictures")
+def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path, undisturbed):
     for name in ("disk", "out"):
         (tmp_path / name).mkdir()
-    done = private_mounts(READ_ONLY, sys.executable, pictures, tmp_path / "disk", tmp_path / "out")
+    done = private_mounts(READ_ONLY, sys.executable, undisturbed.pictures, tmp_path / "disk", tmp_path / "out")
     assert (done.returncode, done.stdout.split()) == (0, ["1", "1", "1"]), done.stderr  # the three runs of index
     found = [line for line in (tmp_path / "out" / "out.txt").read_text().splitlines() if line.startswith("0.0000")]
     assert len(found) == 12  # itself and five copies, before and after
@@ -178,29 +194,25 @@ def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path):
     assert len(dump(tmp_path / "out" / "gallery.db")[0]) == COUNT + 7
 
 
-def test_of_two_indexers_one_works_and_one_is_told(tmp_path):
-    pictures = draw(tmp_path / "pictures")
+def test_of_two_indexers_one_works_and_one_is_told(tmp_path, undisturbed):
     db = tmp_path / "gallery.db"
-    with index(db, pictures) as first, index(db, pictures) as second:
+    with index(db, undisturbed.pictures) as first, index(db, undisturbed.pictures) as second:
         messages = [process.stderr.read() for process in (first, second)]
     refused = [message for message in messages if "another alnumpy is writing to it; try again" in message]
     assert len(refused) == 1
     assert (first.returncode, second.returncode) == (1, 1)
     assert "Traceback" not in "".join(messages)
-    stored = dump(db)
-    assert finish(tmp_path / "alone.db", pictures) == stored
+    assert dump(db) == undisturbed.stored
 
 
-def test_readers_in_other_processes_see_whole_batches(tmp_path):
-    pictures = draw(tmp_path / "pictures")
-    expected = finish(tmp_path / "undisturbed.db", pictures)
-    with Gallery(tmp_path / "undisturbed.db") as reader:
+def test_readers_in_other_processes_see_whole_batches(tmp_path, undisturbed):
+    with Gallery(undisturbed.db) as reader:
         query = np.ones(reader.dimension)
         distances = {match.path: match.distance for match in reader.search(query, 100)[0]}
     db = tmp_path / "gallery.db"
     stored: list[int] = []
     refused = []
-    with index(db, pictures) as process:
+    with index(db, undisturbed.pictures) as process:
         while process.poll() is None:
             try:
                 with Gallery(db) as reader:
@@ -216,9 +228,9 @@ def test_readers_in_other_processes_see_whole_batches(tmp_path):
     for before, message in refused:  # there was none yet, or it had just been made
         assert before == 0
         assert any(text in message for text in ("no such", "not an alnumpy", "an empty", "writing to it")), message
-    assert dump(db) == expected
+    assert dump(db) == undisturbed.stored
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        print(kill_at_random(Path(folder), int(sys.argv[1])))
+        print(kill_at_random(undisturbed_in(Path(folder)), Path(folder, "gallery.db"), int(sys.argv[1])))
