@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from math import isfinite
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from .files import replacing
 from .spec import SPECS, Spec
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation, LandmarkScores
     from .gallery import Match
 
 SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
@@ -35,6 +36,8 @@ EXAMPLES = {
     "search": "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
     "duplicates": "alnumpy duplicates --db gallery.db --threshold 0.5",
     "stats": "alnumpy stats --db gallery.db",
+    "reduce": "alnumpy reduce --db gallery.db --dimensions 128 --out small.db",
+    "eval": "alnumpy eval --db gallery.db --labels labels.csv",
     "info": "alnumpy info --size 160",
     "verify": "alnumpy verify weights/alnet-mnist.h5",
     "warmup": "alnumpy warmup",
@@ -164,6 +167,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="of a new gallery: divide each embedding by its L2 norm",
     )
+    index.add_argument(
+        "--flip",
+        action="store_true",
+        default=None,
+        help="of a new gallery: average each embedding with the mirrored picture's, in twice the time of the network",
+    )
     index.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
     add_max_pixels(index)
     add_backend(index)
@@ -191,8 +200,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     duplicates.add_argument("--json", action="store_true", help="print JSON: a list of groups")
 
+    reduce = command(
+        "reduce", run_reduce, "write a smaller gallery of the same pictures: PCA-whitened embeddings of norm 1"
+    )
+    add_gallery(reduce)
+    reduce.add_argument(
+        "--dimensions", type=positive_int, required=True, metavar="N", help="of the embeddings, as 128 or 256"
+    )
+    reduce.add_argument("--out", required=True, metavar="FILE", help="the new gallery, to be indexed into and searched")
+
     stats = command("stats", run_stats, "print what a gallery holds, how it was made, and what could not be read")
     add_gallery(stats)
+
+    evaluate = command("eval", run_eval, "measure how well a gallery finds the pictures that belong together")
+    add_gallery(evaluate)
+    relevant = evaluate.add_mutually_exclusive_group()
+    relevant.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="CSV with the header path,label, paths relative to it (default: the names of the pictures' folders)",
+    )
+    relevant.add_argument(
+        "--groundtruth", metavar="FOLDER", help="ground-truth files of Oxford5k or Paris6k: measure by their rule"
+    )
+    evaluate.add_argument(
+        "--queries", metavar="FILE", help="another gallery, whose pictures are the queries (default: each picture)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     info = command("info", run_info, "print the layer table: shapes, parameters and FLOPs")
     info.add_argument(
@@ -381,7 +415,7 @@ def run_index(args: argparse.Namespace) -> int:
         recorded = {}  # a new one; what else may be wrong with it shows when it is opened to write
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
     recorded_weights = os.path.abspath(args.weights or weights.default_path())
-    choices = (args.dtype, args.fast_decode, recorded_weights, args.batch_size, args.max_pixels)
+    choices = (args.dtype, args.fast_decode, recorded_weights, args.batch_size, args.max_pixels, args.flip)
     with Gallery(args.db, embedder, "a", *choices) as gallery, progress_line() as show:
         report = gallery.index(args.folders, args.prune, show)
     for path, reason in report.failed:
@@ -511,6 +545,19 @@ def print_groups(groups: Sequence[Sequence[Match]]) -> None:
             print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if match.same and j else ''}")
 
 
+def run_reduce(args: argparse.Namespace) -> int:
+    """``alnumpy reduce``."""
+    from .gallery import Gallery
+
+    with Gallery(args.db) as gallery:
+        kept = gallery.reduce(args.out, args.dimensions)
+        before = gallery.dimension
+    with Gallery(args.out) as small:
+        pictures = small.stats()["pictures"]
+    print(f"{pictures} pictures, {before} dimensions to {args.dimensions}, which hold {kept:.1%} of the variance")
+    return 0
+
+
 def run_stats(args: argparse.Namespace) -> int:
     """``alnumpy stats``."""
     from .gallery import Gallery
@@ -522,6 +569,71 @@ def run_stats(args: argparse.Namespace) -> int:
             if picture.error is not None and not picture.vanished:
                 print(f"unreadable: {printable(picture.path)}: {printable(picture.error)}")
     return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """``alnumpy eval``."""
+    from . import evaluation
+    from .gallery import Gallery
+
+    if args.groundtruth:
+        if args.queries:
+            raise UsageError("--groundtruth names the queries itself: leave out --queries")
+        truth = evaluation.read_ground_truth(args.groundtruth)
+        with Gallery(args.db) as gallery:
+            official = evaluation.evaluate_gallery_landmarks(gallery, truth)
+        print_landmarks(official, args.json)
+        missing = warn_of("not in the gallery, counted as never found", official.missing)
+        return int(warn_of("damaged in the gallery, left out", official.damaged) or missing)
+    labels = evaluation.read_labels(args.labels) if args.labels else None
+    with ExitStack() as opened:
+        gallery = opened.enter_context(Gallery(args.db))
+        queries = opened.enter_context(Gallery(args.queries)) if args.queries else None
+        result = evaluation.evaluate_gallery(gallery, labels, queries)
+    print_evaluation(result, args.labels or "the names of their folders", args.json)
+    warn_of(f"not in {args.labels}, left out", result.unlabelled)
+    unknown = warn_of("labelled, but not in the gallery", result.unknown)
+    return int(warn_of("damaged in the gallery, left out", result.damaged) or unknown)
+
+
+def warn_of(fault: str, paths: Sequence[str]) -> bool:
+    """One line about all pictures that have a fault, and whether there is one."""
+    if paths:
+        warn(f"{paths[0]}: {fault}{f'; and {len(paths) - 1} more' if len(paths) > 1 else ''}")
+    return bool(paths)
+
+
+def print_evaluation(result: Evaluation, labels: str, as_json: bool) -> None:
+    """The measures by labels, and what they were measured on."""
+    scores = result.scores
+    if as_json:
+        print(json.dumps(result._asdict() | {"scores": scores._asdict()}, indent=1))
+        return
+    alone = f"; {scores.without_relevant} more have nothing to find" if scores.without_relevant else ""
+    print(f"data base: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
+    print(f"queries: {scores.queries}{alone}; {result.excluded} are in the data base, left out of their own ranking")
+    print("ties: by path")
+    for name, value in (
+        ("full mAP", scores.full_map),
+        ("AP@5, divided by the hits among 5", scores.ap5_hits),
+        ("AP@5, divided by min(5, relevant)", scores.ap5),
+        ("precision@1", scores.precision1),
+        ("precision@5", scores.precision5),
+    ):
+        print(f"{name:34}{value:.4f}")
+
+
+def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
+    """The official measure of Oxford5k and Paris6k, and what it was measured on."""
+    if as_json:
+        print(json.dumps(result._asdict(), indent=1))
+        return
+    print(f"data base: {result.pictures} pictures")
+    print(f"queries: {len(result.each)}, whole pictures (no boxes), not left out of their own ranking")
+    print("ties: by path")
+    print(f"{'mAP, junk ignored, trapezoid rule':34}{result.mean:.4f}")
+    for name, value in result.each.items():
+        print(f"{printable(name):34}{value:.4f}")
 
 
 def run_info(args: argparse.Namespace) -> int:

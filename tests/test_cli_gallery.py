@@ -128,3 +128,50 @@ def test_damaged_rows_are_named_and_not_ranked(desk):
     code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
     assert (code, out.count("\n")) == (1, 3)
     assert "p/b.png: damaged in the gallery" in err
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder with eight pictures, and a gallery of them."""
+    (tmp_path / "d").mkdir()
+    for digit in DIGITS[:8]:
+        (tmp_path / "d" / digit.name).write_bytes(digit.read_bytes())
+    code, out, _ = run("index", "d", "--db", "g.db", "--normalize", "--flip", cwd=tmp_path)
+    assert (code, out[:10]) == (0, "8 embedded")
+    return tmp_path
+
+
+def test_reduce(digits):
+    code, out, err = run("reduce", "--db", "g.db", "--dimensions", "4", "--out", "small.db", cwd=digits)
+    assert (code, err) == (0, "")
+    start, end = "8 pictures, 1280 dimensions to 4, which hold ", "% of the variance\n"
+    assert (out[: len(start)], out[-len(end) :]) == (start, end)
+    assert 50 < float(out[len(start) : -len(end)]) < 100
+    code, out, _ = run("stats", "--db", "small.db", cwd=digits)
+    assert {"pictures: 8", "dimension: 4", "flip: True", "normalize: True", "reduced: True"} <= set(out.splitlines())
+    (digits / "d" / "new.png").write_bytes(DIGITS[9].read_bytes())
+    code, out, _ = run("index", "d", "--db", "small.db", cwd=digits)
+    assert (code, out[:37]) == (0, "1 embedded, 0 recognised, 8 unchanged")
+    code, out, _ = run("search", "d/new.png", "--db", "small.db", "-k", "3", cwd=digits)
+    assert (code, out.splitlines()[0]) == (0, f"0.0000\t{digits / 'd' / 'new.png'}\tself")
+    assert run("search", DIGITS[10], "--db", "small.db", cwd=digits)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("--dimensions 8 --out small.db", 1, "g.db: 8 embeddings vary along 7 axes, so they cannot be whitened to 8"),
+        ("--dimensions 4 --out g.db", 1, "g.db: exists already; choose another name"),
+        ("--dimensions 4 --out nowhere/s.db", 1, "nowhere/s.db: cannot be written"),
+        ("--dimensions 0 --out small.db", 2, "must be a whole number of at least 1"),
+        ("--out small.db", 2, "--dimensions"),
+        ("--dimensions 4", 2, "--out"),
+    ],
+)
+def test_what_cannot_be_reduced_is_named(digits, arguments, code, message):
+    before = (digits / "g.db").read_bytes()
+    found, out, err = run("reduce", "--db", "g.db", *arguments.split(), cwd=digits)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert sorted(path.name for path in digits.iterdir()) == ["d", "g.db"]
+    assert (digits / "g.db").read_bytes() == before
