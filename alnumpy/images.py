@@ -20,6 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_SIZE = 4096  # side of the network's input
 MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
+MAX_SCANS = 50  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
 
 _open_lock = Lock()  # warnings.catch_warnings, which Image.open needs, changes what all threads share
 
@@ -138,6 +139,8 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
                 "the limit (max_pixels, --max-pixels) where memory allows"
             )
         width, height = image.size
+        if image.format in ("JPEG", "MPO"):
+            _limit_scans(image)
         if draft:
             image.draft(None, (draft, draft))  # of other formats nothing happens
         image.load()
@@ -145,6 +148,22 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
             width, height = height, width
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image), (width, height)
+
+
+def _limit_scans(image: Any) -> None:
+    """Makes the loading of a JPEG fail that has thousands of scans, of a few bytes each, to keep the decoder busy."""
+    read, start, scans = image.load_read, image.fp.tell(), 0  # Pillow has stopped at the first scan
+
+    def counted(size: int) -> bytes:
+        nonlocal scans
+        before = max(0, start - image.fp.tell())  # a thumbnail in the header has scans of its own
+        data: bytes = read(size)
+        scans += data.count(b"\xff\xda", before)  # which pixels never look like
+        if scans > MAX_SCANS:
+            raise ImageError(f"a JPEG of more than {MAX_SCANS} scans, which take for ever to decode; save it again")
+        return data
+
+    image.load_read = counted
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -445,6 +445,39 @@ def test_what_a_header_claims_is_not_believed(tmp_path):
         read(path)
 
 
+def with_scans(path, more, **options):
+    """A progressive JPEG whose last scan comes that many times more."""
+    Image.fromarray(gradient()).save(path, progressive=True, **options)
+    content = path.read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + last * more + content[-2:])
+    return content.count(b"\xff\xda") + more
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    """A thousand scans of 50 bytes over 29 million pixels took three minutes."""
+    path = tmp_path / "a.jpg"
+    scans = with_scans(path, 0)
+    assert 5 < scans < 20
+    with_scans(path, 50 - scans)
+    assert read(path).size == (12, 9)
+    for more in (51 - scans, 5000):
+        with_scans(path, more)
+        for draft in (0, 8):
+            with pytest.raises(ImageError, match=r"a\.jpg: a JPEG of more than 50 scans"):
+                images.read_file(path, draft=draft)
+
+
+def test_scans_outside_of_the_picture_do_not_count(tmp_path):
+    """Phones put thumbnails into the header, and a second picture or a video behind the first."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(gradient(500, 400)).save(path, quality=95, comment=b"\xff\xda" * 100)
+    pixels = np.asarray(read(path))
+    with open(path, "ab") as file:
+        file.write(bytes(200_000) + b"\xff\xda" * 100)
+    np.testing.assert_array_equal(np.asarray(read(path)), pixels)
+
+
 def test_the_limit_can_be_raised_above_pillows_own(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (15, 10)).save(tmp_path / "a.png")
