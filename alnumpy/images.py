@@ -152,7 +152,7 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
 
 def _limit_scans(image: Any) -> None:
     """Makes the loading of a JPEG fail that has thousands of scans, of a few bytes each, to keep the decoder busy."""
-    read, start, scans = image.load_read, image.fp.tell(), 0  # Pillow has stopped at the first scan
+    read, start, scans = image.load_read, image.fp.tell(), 1  # Pillow has stopped within the first scan
 
     def counted(size: int) -> bytes:
         nonlocal scans
