@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_SIZE = 4096  # side of the network's input
 MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
-MAX_SCANS = 50  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
+MAX_SCANS = 30  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
 
 _open_lock = Lock()  # warnings.catch_warnings, which Image.open needs, changes what all threads share
 
