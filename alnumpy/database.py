@@ -138,6 +138,8 @@ class Database:
                 text = "another alnumpy is writing to it; try again when that has ended"
             elif "full" in text:
                 text = f"{text}; make room and run again: what was stored before is safe"
+            elif "disk I/O" in text:
+                text = f"{text}; a full or failing disk; what was stored before is safe, so mend it and run again"
             elif "unable to open" in text:
                 text = f"cannot be opened ({text}); check that its folder exists, and your rights to both"
             elif not isinstance(error, sqlite3.OperationalError):

@@ -607,6 +607,29 @@ def test_missing_and_empty_files(path, embedder):
         opened.stats()
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (sqlite3.OperationalError("database is locked"), "another alnumpy is writing to it; try again"),
+        (sqlite3.OperationalError("database or disk is full"), "make room and run again: what was stored before is"),
+        (sqlite3.OperationalError("disk I/O error"), "a full or failing disk; what was stored before is safe"),
+        (sqlite3.DatabaseError("malformed"), r"damaged, or not a data base \(malformed\); restore it"),
+    ],
+)
+def test_what_sqlite_says_is_told_with_the_remedy(path, embedder, monkeypatch, error, message):
+    class Failing:
+        in_transaction = False
+
+        def execute(self, *_):
+            raise error
+
+    with Gallery(path, embedder, "a") as opened, monkeypatch.context() as patch:
+        patch.setattr(opened._db, "_connection", Failing())
+        for call in (opened.stats, opened.update, lambda: opened.remove("x")):
+            with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
+                call()
+
+
 def test_flipped_bytes_give_named_errors_or_damaged_rows(tmp_path, folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
@@ -751,13 +774,18 @@ def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeyp
         assert opened.search(queries, 12) == found
 
 
-def test_embeddings_far_from_the_origin_are_ranked_exactly():
-    vectors = (np.random.default_rng(0).normal(size=(500, 24)) + 3000).astype(np.float32)
+@pytest.mark.parametrize("k", [1, 5, 7, 8, 20, 500, 600])
+@pytest.mark.parametrize("held", [1, 10_000])
+def test_embeddings_far_from_the_origin_are_ranked_exactly(monkeypatch, k, held):
+    monkeypatch.setattr(packed, "HELD", held)
+    # Whole numbers, whose distances have no rounding, and many ties.
+    vectors = (np.random.default_rng(0).integers(-5, 6, (500, 24)) + 3000).astype(np.float32)
     rows = encode(vectors, "float32")
-    ((indices, distances),) = Packed(rows, squared_norms(rows, "float32"), "float32").nearest(vectors[7:8], 20)
-    wanted = np.linalg.norm(vectors.astype(np.float64) - vectors[7], axis=1)
-    np.testing.assert_array_equal(indices, np.argsort(wanted)[:20])
-    np.testing.assert_allclose(distances, np.sort(wanted)[:20], rtol=1e-6)
+    nearest = Packed(rows, squared_norms(rows, "float32"), "float32").nearest(vectors[7:20], k)
+    for query, (indices, distances) in zip(vectors[7:20], nearest, strict=True):
+        wanted = np.linalg.norm(vectors.astype(np.float64) - query, axis=1)
+        np.testing.assert_array_equal(indices, np.argsort(wanted, kind="stable")[:k])
+        np.testing.assert_allclose(distances, np.sort(wanted)[:k], rtol=1e-6)
 
 
 def test_ties_go_by_path_and_the_query_itself_is_marked(folder, path, embedder, tmp_path):
