@@ -140,6 +140,8 @@ class Database:
                 text = f"{text}; make room and run again: what was stored before is safe"
             elif "disk I/O" in text:
                 text = f"{text}; a full or failing disk; what was stored before is safe, so mend it and run again"
+            elif "readonly" in text and not self.writable:
+                text = "a writer was stopped half way; to put that right takes the right to write the file and its folder"
             elif "unable to open" in text:
                 text = f"cannot be opened ({text}); check that its folder exists, and your rights to both"
             elif not isinstance(error, sqlite3.OperationalError):
@@ -180,12 +182,17 @@ class Database:
         try:
             self._connect("ro")
         except sqlite3.OperationalError:
-            # A writer that was killed leaves the file in a mode that needs two more files beside it, which a read-only
-            # folder cannot get. Where no unfinished log is left, the file itself is whole.
+            # A writer that was killed left a change half done, or the file in a mode that needs two more files beside
+            # it. Where we may write, SQLite puts that right.
             log = self.path + "-wal"
-            if os.access(os.path.dirname(self.path), os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
+            if os.access(os.path.dirname(self.path), os.W_OK):
+                self._connect("rw")
+                self._db.close()
+                self._connect("ro")
+            elif os.path.exists(self.path + "-journal") or (os.path.exists(log) and os.path.getsize(log)):
                 raise
-            self._connect("ro&immutable=1")
+            else:  # the file itself is whole
+                self._connect("ro&immutable=1")
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:

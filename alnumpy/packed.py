@@ -15,6 +15,7 @@ from . import retrieval
 DTYPES = ("float32", "float16", "int8")
 LARGEST = 1e37  # squared norm: then squared distances are finite in float32, too
 BLOCK = 512  # rows converted at once: 2.6 MB, which stays in the cache
+GROUP = 64  # distances whose least one is looked at first
 HELD = 1 << 24  # distances held at once, 64 MB: bounds the memory whatever the number of queries
 
 Array = np.ndarray
@@ -94,23 +95,30 @@ class Packed:
         """For each query of (Q, D) the indices of the k nearest, nearest first, ties by index, and their distances."""
         count = len(self.rows)
         largest = self.norms.max(initial=0)
+        rows = BLOCK if self.dtype != "float32" else 4 * BLOCK  # which need no conversion
         step = max(1, HELD // max(1, count))
         for first in range(0, len(queries), step):
             block = queries[first : first + step]
-            scaled = -2 * block
-            scores = np.empty((len(block), count), np.float32)  # squared distances less the query's squared norm
-            for start in range(0, count, BLOCK):
-                part = slice(start, start + BLOCK)
-                np.matmul(scaled, self[part].T, out=scores[:, part])
-            scores += self.norms
-            for query, row in zip(block, scores, strict=True):
-                # What rounding could place among the first k is compared again, exactly.
-                # The kth least of the minima of 64 each is never below the kth least of all, and fast to find.
-                least = row[: count // 64 * 64].reshape(-1, 64).min(1)
-                least = least if len(least) >= k else row
-                kth = np.partition(least, k - 1)[k - 1] if k < count else np.inf
-                slack = retrieval.ROUNDING * (largest + query @ query)
-                near = np.flatnonzero(row <= kth + slack)
+            scaled = np.ascontiguousarray(-2 * block.T)
+            scores = np.empty((count, len(block)), np.float32)  # squared distances less the query's squared norm
+            for start in range(0, count, rows):
+                part = scores[start : start + rows]
+                np.matmul(self[start : start + rows], scaled, out=part)
+                part += self.norms[start : start + rows, None]
+            whole = count // GROUP
+            least = scores[: whole * GROUP].reshape(whole, GROUP, len(block)).min(1)  # of each group
+            if whole * GROUP < count:
+                least = np.concatenate([least, scores[whole * GROUP :].min(0, keepdims=True)])
+            # The kth least of the groups' minima is never below the kth least of all, and fast to find.
+            among = least if k <= len(least) else scores
+            limits = np.partition(among, k - 1, axis=0)[k - 1] if k < count else np.full(len(block), np.inf)
+            # What rounding could place among the first k is compared again, exactly.
+            limits += retrieval.ROUNDING * (largest + np.einsum("qd,qd->q", block, block))
+            for i, (query, limit) in enumerate(zip(block, limits, strict=True)):
+                groups = np.flatnonzero(least[:, i] <= limit)
+                near = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
+                near = near[near < count]  # the last group may be a part of one
+                near = near[scores[near, i] <= limit]
                 distances = self.distances(query, near)
                 order = np.argsort(distances, kind="stable")[:k]
                 yield near[order], distances[order]

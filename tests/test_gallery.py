@@ -418,6 +418,22 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
     assert not [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")]
 
 
+def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    before = dump(path)
+    killed = (  # in a change that had begun to reach the file, which only its journal can undo
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "db.execute('PRAGMA cache_size = 1'); db.execute('BEGIN'); "
+        "db.executemany('INSERT INTO meta VALUES (?, ?)', ((str(i), 'x' * 3000) for i in range(50))); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, path], check=False).returncode == 9
+    assert os.path.getsize(f"{path}-journal")
+    with Gallery(path, embedder) as reader:
+        assert len(reader.search(folder / "b.png", 1)[0]) == 1
+    assert dump(path) == before
+
+
 def test_a_continued_run_keeps_its_backend(tmp_path, path, monkeypatch):
     monkeypatch.setattr(Embedder, "_run_numba", Embedder._run_numpy)
     monkeypatch.setattr(gallery, "find_spec", lambda name: True)
