@@ -141,7 +141,7 @@ class Database:
             elif "disk I/O" in text:
                 text = f"{text}; a full or failing disk; what was stored before is safe, so mend it and run again"
             elif "readonly" in text and not self.writable:
-                text = "a writer was stopped half way; to put that right takes the right to write the file and its folder"
+                text = "a writer was stopped half way; to put that right, the file and its folder must be writable"
             elif "unable to open" in text:
                 text = f"cannot be opened ({text}); check that its folder exists, and your rights to both"
             elif not isinstance(error, sqlite3.OperationalError):

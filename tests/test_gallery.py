@@ -418,16 +418,21 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
     assert not [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")]
 
 
-def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
-    with Gallery(path, embedder, "a") as opened:
-        opened.index(folder)
-    before = dump(path)
-    killed = (  # in a change that had begun to reach the file, which only its journal can undo
+def kill_a_writer(path):
+    """In a change that has begun to reach the file, which only the journal beside it can undo."""
+    code = (
         "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); "
         "db.execute('PRAGMA cache_size = 1'); db.execute('BEGIN'); "
         "db.executemany('INSERT INTO meta VALUES (?, ?)', ((str(i), 'x' * 3000) for i in range(50))); os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", killed, path], check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 9
+
+
+def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    before = dump(path)
+    kill_a_writer(path)
     assert os.path.getsize(f"{path}-journal")
     with Gallery(path, embedder) as reader:
         assert len(reader.search(folder / "b.png", 1)[0]) == 1
@@ -554,6 +559,13 @@ def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder):
         Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # then the file alone may be incomplete
         os.chmod(Path(name, "gallery.db-wal"), 0o600)
         assert "GalleryError" in search()
+        os.unlink(Path(name, "gallery.db-wal"))
+        change(path, "PRAGMA journal_mode = DELETE")
+        kill_a_writer(path)
+        os.chmod(Path(name, "gallery.db-journal"), 0o644)
+        assert "a writer was stopped half way" in search()
+        with Gallery(path) as opened:
+            assert len(opened.search(np.zeros(24))[0]) == 3
 
 
 # Other files
