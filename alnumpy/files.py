@@ -13,11 +13,11 @@ unfinished: set[str] = set()  # temporary names in use, for whoever ends the pro
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], mode: int = 0o664) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of ``path`` only when the block ends without an error.
 
-    It is written beside ``path`` under a private temporary name, synced to disk, given the mode that the umask allows
-    and renamed: a stop at any moment leaves the old file, or none. Links are followed; what is a device or a pipe is
+    It is written beside ``path`` under a private temporary name, synced to disk, given ``mode`` less the umask, and
+    renamed: a stop at any moment leaves the old file, or none. Links are followed; what is a device or a pipe is
     written to as it is. Raises OSError, which names ``path``, where it cannot be written.
     """
     target = os.path.realpath(path)
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o664 & ~umask)  # never for all the world to write
+        os.chmod(temporary, mode & ~umask)
         os.replace(temporary, target)
     except OSError as error:
         if error.errno is None or error.filename not in (None, temporary):

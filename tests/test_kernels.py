@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -393,3 +397,37 @@ def test_run_refuses_what_the_kernels_cannot_read() -> None:
         with pytest.raises(ValueError, match="C-contiguous float32"):
             kernels.run(program, x)
     assert kernels.run(program, np.zeros((0, 3, 8, 8), np.float32)).shape == (0, 8)
+
+
+def test_an_interrupted_run_frees_nothing_that_a_thread_still_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = kernels._take_arena
+    arenas: list[weakref.ref] = []
+    calls: list[tuple[int, ...]] = []
+    alive: list[bool] = []
+    unwound, looked = threading.Event(), threading.Event()
+
+    def taken(layout):  # type: ignore[no-untyped-def]
+        arena, at = take(layout)
+        arenas.append(weakref.ref(arena))
+        return arena, at
+
+    def run_program(*arguments: int) -> None:
+        calls.append(arguments)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        assert unwound.wait(10)
+        gc.collect()
+        alive.append(arenas[1]() is not None)
+        looked.set()
+
+    monkeypatch.setattr(kernels, "_load", lambda: run_program)
+    monkeypatch.setattr(kernels, "_arenas", [])
+    monkeypatch.setattr(kernels, "_take_arena", taken)
+    spec = Spec("small", 4, True, (Block(1, 4, 1),), embedding=24, groups=2, cbam="")
+    with pytest.raises(KeyboardInterrupt):
+        kernels.run(prg.compile_program(spec, random_params(spec)), np.zeros((40, 3, 8, 8), np.float32), 2)
+    unwound.set()
+    assert looked.wait(10)
+    assert alive == [True]
+    time.sleep(0.05)
+    assert len(calls) == 2  # and no other chunk was begun

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import tempfile
 import threading
 import time
 import warnings
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..files import replacing
 from .abi import address
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def _digest() -> str:
 
 def _cpu() -> str:
     """The CPU's name and features, without importing llvmlite; LLVM's own view of them is checked on loading."""
-    lines = [platform.machine(), platform.processor()]
+    lines = [platform.machine()]
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             first = file.read().split("\n\n")[0].splitlines()
         keys = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "isa")
         lines += [line for line in first if line.startswith(keys)]
-    except OSError:
-        pass  # not Linux
+    except OSError:  # not Linux, where asking for the processor's name starts another process
+        lines.append(platform.processor())
     return "\n".join(lines)
 
 
@@ -130,9 +130,8 @@ def _write(path: Path, content: bytes) -> bool:
     """Writes a file at once, so that other processes see all of it or none; returns whether that was possible."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with replacing(path, 0o600) as file:
             file.write(content)
-        os.replace(file.name, path)
     except OSError:
         return False
     return True
@@ -171,7 +170,7 @@ def run(program: Program, x: np.ndarray, threads: int = 1) -> np.ndarray:
     starts = deque(range(0, count, chunk))
     arenas = [_take_arena(layout) for _ in range(threads)]  # here, so that a thread can no longer fail
 
-    def work(arena_address: int) -> None:
+    def work(arena_address: int, *in_use: object) -> None:
         while starts:
             try:
                 start = starts.popleft()
@@ -183,11 +182,15 @@ def run(program: Program, x: np.ndarray, threads: int = 1) -> np.ndarray:
                 *program.addresses, layout.steps_address, len(layout.steps), arena_address,
             )  # fmt: skip
 
-    helpers = [threading.Thread(target=work, args=(at,)) for _, at in arenas[1:]]
-    for helper in helpers:
-        helper.start()
-    work(arenas[0][1])
-    for helper in helpers:
-        helper.join()
+    # An exception here, as Ctrl-C, must not free what a helper is still working with, nor let it work on for long.
+    helpers = [threading.Thread(target=work, args=(at, x, output, arena, layout, program)) for arena, at in arenas[1:]]
+    try:
+        for helper in helpers:
+            helper.start()
+        work(arenas[0][1])
+        for helper in helpers:
+            helper.join()
+    finally:
+        starts.clear()
     _arenas.extend(arenas)
     return output
