@@ -39,7 +39,7 @@ EXAMPLES = {
     "reduce": "alnumpy reduce --db gallery.db --dimensions 128 --out small.db",
     "eval": "alnumpy eval --db gallery.db --labels labels.csv",
     "info": "alnumpy info --size 160",
-    "verify": "alnumpy verify weights/alnet-mnist.h5",
+    "verify": "alnumpy verify weights/alnet-photo.h5",
     "warmup": "alnumpy warmup",
 }
 

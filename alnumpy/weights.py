@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = "alnumpy weights"
 VERSION = 1
-DEFAULT = "alnet-mnist.h5"
+DEFAULT = "alnet-photo.h5"
 MAX_METADATA = 60_000  # bytes; an HDF5 attribute holds 64 KiB
 MAX_BYTES = 256_000_000  # of parameters: three hundred ALNets
 METADATA_FIELDS = {"spec", "preprocessing", "source", "source_sha256", "self_test_by", "card"}

@@ -307,7 +307,7 @@ def test_without_numba_the_extra_is_named(command):
 def test_verify_passes_and_fails(tmp_path):
     code, out, _ = run("verify")
     assert code == 0
-    assert re.match(r"ok: .*alnet-mnist.h5: relative error \d\.\d\de-\d\d \(at most 1e-05\), largest ", out)
+    assert re.match(r"ok: .*alnet-photo.h5: relative error \d\.\d\de-\d\d \(at most 1e-05\), largest ", out)
     good = weights.read(weights.default_path())
     wrong = good.self_test_embedding.copy()
     wrong[0, 7] += 0.01 * np.linalg.norm(wrong)

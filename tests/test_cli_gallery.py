@@ -40,7 +40,7 @@ def test_index_again(desk):
     )
     code, out, _ = run("stats", "--db", "g.db", cwd=desk)
     assert code == 0
-    assert {"pictures: 3", "unreadable: 1", "vanished: 0", "contents: 3", "dtype: float32", "size: 28"} <= set(
+    assert {"pictures: 3", "unreadable: 1", "vanished: 0", "contents: 3", "dtype: float32", "size: 32"} <= set(
         out.splitlines()
     )
     assert re.search(r"^unreadable: .*/p/bad.png: not a picture", out, re.M)

@@ -80,12 +80,13 @@ def record() -> dict[str, np.ndarray]:
         arrays |= {f"{prefix}/params/{name}": array for name, array in to_arrays(model).items()}
         arrays |= {f"{prefix}/input/0": x.numpy(), f"{prefix}/output": model(x).numpy()}
         contents.append({"network": spec.to_dict()})
-    shipped = weights.read(weights.default_path())
-    for size in ((28, 28), (37, 53)):
-        prefix, x = str(len(contents)), torch.randn(1, 3, *size)
+    for path in sorted(weights.default_path().parent.glob("*.h5")):
+        shipped = weights.read(path)
         model = from_arrays(shipped.spec, dict(shipped.parameters))
-        arrays |= {f"{prefix}/input/0": x.numpy(), f"{prefix}/output": model(x).numpy()}
-        contents.append({"weights": weights.DEFAULT})
+        for size in ((shipped.preprocessing.size,) * 2, (37, 53)):
+            prefix, x = str(len(contents)), torch.randn(1, 3, *size)
+            arrays |= {f"{prefix}/input/0": x.numpy(), f"{prefix}/output": model(x).numpy()}
+            contents.append({"weights": path.name})
     arrays["contents"] = np.frombuffer(json.dumps({"torch": torch.__version__, "cases": contents}).encode(), np.uint8)
     return arrays
 
