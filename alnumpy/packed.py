@@ -103,7 +103,11 @@ class Packed:
             scores = np.empty((count, len(block)), np.float32)  # squared distances less the query's squared norm
             for start in range(0, count, rows):
                 part = scores[start : start + rows]
-                np.matmul(self[start : start + rows], scaled, out=part)
+                vectors = self[start : start + rows]
+                if len(block) == 1:  # a dot product a row reads the memory faster than a matrix-vector product
+                    np.matmul(vectors[:, None], scaled, out=part[:, None])
+                else:
+                    np.matmul(vectors, scaled, out=part)
                 part += self.norms[start : start + rows, None]
             whole = count // GROUP
             least = scores[: whole * GROUP].reshape(whole, GROUP, len(block)).min(1)  # of each group

@@ -12,6 +12,10 @@ import pytest
 from conftest import DIGITS
 from test_cli import run
 
+from alnumpy.weights import default_path
+
+MNIST = default_path().with_name("alnet-mnist.h5")  # which tells digits apart
+
 
 @pytest.fixture
 def desk(tmp_path):
@@ -19,7 +23,7 @@ def desk(tmp_path):
     for i, name in ((0, "0/a"), (1, "0/b"), (2, "0/c"), (5, "5/d"), (6, "5/e"), (9, "alone/f")):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(DIGITS[i], tmp_path / "p" / f"{name}.png")
-    assert run("index", "p", "--db", "g.db", cwd=tmp_path)[0] == 0
+    assert run("index", "p", "--db", "g.db", "--weights", MNIST, cwd=tmp_path)[0] == 0
     return tmp_path
 
 
@@ -66,7 +70,7 @@ def test_labels(desk):
 
 
 def test_queries_of_another_gallery(desk):
-    assert run("index", "p/0", "--db", "q.db", cwd=desk)[0] == 0
+    assert run("index", "p/0", "--db", "q.db", "--weights", MNIST, cwd=desk)[0] == 0
     code, out, err = run("eval", "--db", "g.db", "--queries", "q.db", cwd=desk)
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == "queries: 3; 3 are in the data base, left out of their own ranking"

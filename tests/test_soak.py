@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import soak
@@ -51,7 +51,8 @@ def test_growth_is_noticed(quiet, monkeypatch):
 
     def leak(self):
         indexed(self)
-        kept.append(np.ones(2_000_000, np.uint8))
+        kept.append(mmap.mmap(-1, 2_000_000))  # not from the heap, where earlier tests may have left room
+        kept[-1].write(bytes([1]) * 2_000_000)
         kept.append(open(os.devnull))  # noqa: SIM115
         kept.append(threading.Thread(target=stop.wait))
         kept[-1].start()
@@ -61,13 +62,13 @@ def test_growth_is_noticed(quiet, monkeypatch):
         violations = quiet.run(rounds=9)["violations"]
     finally:
         stop.set()
+        for memory, file, thread in zip(kept[::3], kept[1::3], kept[2::3], strict=True):
+            memory.close()
+            file.close()
+            thread.join()
     assert [violation.split(" have ")[0].split(" has ")[0] for violation in violations] == [
         "round 9: memory", "round 9: file handles", "round 9: threads"
     ]  # fmt: skip
-    for thread in kept[2::3]:
-        thread.join()
-    for file in kept[1::3]:
-        file.close()
 
 
 def further(match):
