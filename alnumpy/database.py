@@ -153,7 +153,7 @@ class Database:
             raise GalleryError(f"{self.path}: not a file")
         if self.writable:
             # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
-            self._lock = _connect(self.path + "-lock", 0, "BEGIN EXCLUSIVE")
+            self._lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
             self._connect("rwc")
         elif os.path.exists(self.path):
             self._connect_to_read()

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -26,7 +27,7 @@ from PIL import Image
 
 import alnumpy
 from alnumpy import Embedder, GalleryError, ImageError, gallery, images, packed, weights
-from alnumpy.database import migrate
+from alnumpy.database import Database, migrate
 from alnumpy.gallery import Gallery, Match
 from alnumpy.images import Preprocessing
 from alnumpy.packed import Packed, decode, encode, row_length, squared_norms
@@ -475,6 +476,29 @@ def test_readers_see_whole_batches_while_one_writes(tmp_path, path, embedder):
             reader.remove(tmp_path)
     with Gallery(path) as reader:
         assert len(reader.search(query)[0]) == 8
+
+
+def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
+    together = threading.Barrier(2)
+
+    def open_often():
+        let_in = []
+        for _ in range(100):
+            together.wait()
+            try:
+                opened = Database(path, writable=True)
+            except GalleryError:
+                opened = None
+            let_in.append(opened is not None)
+            together.wait()
+            if opened:
+                opened.close()
+        return let_in
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(open_often) for _ in range(2))
+        pairs = list(zip(first.result(), second.result(), strict=True))
+    assert pairs.count((True, False)) + pairs.count((False, True)) == 100
 
 
 def test_a_second_writer_is_refused(path, embedder):
