@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +14,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -478,27 +478,29 @@ def test_readers_see_whole_batches_while_one_writes(tmp_path, path, embedder):
         assert len(reader.search(query)[0]) == 8
 
 
+def open_often(path, together, let_in):
+    for _ in range(200):
+        together.wait()
+        try:
+            opened = Database(path, writable=True)
+        except GalleryError:
+            opened = None
+        together.wait()
+        if opened:
+            with let_in.get_lock():
+                let_in.value += 1
+            opened.close()
+
+
 def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
-    together = threading.Barrier(2)
-
-    def open_often():
-        let_in = []
-        for _ in range(100):
-            together.wait()
-            try:
-                opened = Database(path, writable=True)
-            except GalleryError:
-                opened = None
-            let_in.append(opened is not None)
-            together.wait()
-            if opened:
-                opened.close()
-        return let_in
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(open_often) for _ in range(2))
-        pairs = list(zip(first.result(), second.result(), strict=True))
-    assert pairs.count((True, False)) + pairs.count((False, True)) == 100
+    processes = multiprocessing.get_context("spawn")
+    together, let_in = processes.Barrier(2), processes.Value("i", 0)
+    both = [processes.Process(target=open_often, args=(path, together, let_in)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert let_in.value == 200
 
 
 def test_a_second_writer_is_refused(path, embedder):
