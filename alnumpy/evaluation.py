@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,8 +64,12 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, str]:
             if next(rows, None) != ["path", "label"]:
                 raise AlnumpyError(f"{path}: the first line must be path,label")
             for row in rows:
+                if not row:  # an empty line
+                    continue
                 if len(row) != 2:
                     raise AlnumpyError(f"{path}: line {rows.line_num}: {len(row)} fields instead of a path and a label")
+                if not row[1]:
+                    raise AlnumpyError(f"{path}: line {rows.line_num}: {row[0]} has an empty label; leave the line out")
                 name = os.path.abspath(os.path.join(folder, row[0]))
                 if labels.setdefault(name, row[1]) != row[1]:
                     raise AlnumpyError(f"{path}: line {rows.line_num}: {row[0]} has another label in a line above")
@@ -85,7 +89,7 @@ def evaluate_gallery(
 
     Raises GalleryError for galleries of two models, AlnumpyError where no picture is relevant to any query.
     """
-    if queries is not None and queries.settings["identity"] != gallery.settings["identity"]:
+    if queries is not None and _space(queries) != _space(gallery):
         raise GalleryError(f"{queries.path}: made by another model or with other settings than {gallery.path}")
     paths, vectors, damaged = _read(gallery)
     all_paths = set(paths)
@@ -113,6 +117,15 @@ def evaluate_gallery(
             f"of {len(paths)} labelled pictures"
         )
     return Evaluation(scores, len(paths), len(np.unique(y)), int((itself >= 0).sum()), unlabelled, unknown, damaged)
+
+
+def _space(gallery: Gallery) -> list[Any]:
+    """What two galleries have in common whose embeddings can be compared."""
+    settings = gallery.settings
+    space = [settings[key] for key in ("identity", "flip", "reduced", "dimension")]
+    if settings["reduced"]:
+        space += gallery._db.rows("SELECT mean, projection FROM whitening")
+    return space
 
 
 def _label(path: str, labels: Mapping[str, str] | None) -> str:
@@ -168,7 +181,8 @@ def parse_ground_truth(texts: Mapping[str, str]) -> list[LandmarkQuery]:
                 raise AlnumpyError(f"{name}_{kind}.txt is missing")
             lists.append(texts[f"{name}_{kind}.txt"].split())
         good, ok, junk = lists
-        if not good and not ok:
+        positive = list(dict.fromkeys(good + ok))  # a picture counts once, as in the benchmark's own program
+        if not positive:
             raise AlnumpyError(f"{name}_good.txt and {name}_ok.txt are empty: the query has no positive picture")
         try:
             picture, *numbers = texts[f"{name}_query.txt"].split()
@@ -178,7 +192,7 @@ def parse_ground_truth(texts: Mapping[str, str]) -> list[LandmarkQuery]:
         if not (isfinite(left + top + right + bottom) and left < right and top < bottom):
             raise AlnumpyError(f"{name}_query.txt: the box is empty or not finite")
         # Oxford's files put a prefix before the picture's name here, and nowhere else.
-        queries.append(LandmarkQuery(name, picture.removeprefix("oxc1_"), (left, top, right, bottom), good + ok, junk))
+        queries.append(LandmarkQuery(name, picture.removeprefix("oxc1_"), (left, top, right, bottom), positive, junk))
     return queries
 
 

@@ -7,6 +7,7 @@ code computes in their place; Philbin et al., CVPR 2007, for the Oxford and Pari
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,20 @@ def search(queries: Array, gallery: Array, k: int, gallery_norms: Array | None =
 def rankings(queries: Array, gallery: Array, itself: Array | None = None) -> Iterator[tuple[slice, Array]]:
     """All gallery indices by distance, in blocks of queries: (slice of the queries, int64 (B, N)).
 
+    Equal rows of the gallery are ties, which go by index.
+
     ``itself``: the gallery index of each query, ranked last whatever its distance, or -1 for one not in the gallery.
     """
     norms = np.einsum("nd,nd->n", gallery, gallery)
+    # A matrix product rounds equal pictures differently, by where they stand: one distance serves them all.
+    seen: dict[bytes, int] = {}
+    firsts = np.array([seen.setdefault(sha256(row.tobytes()).digest(), i) for i, row in enumerate(gallery)], np.int64)
+    copies = np.flatnonzero(firsts != np.arange(len(gallery)))
     step = max(1, BLOCK // max(1, len(gallery)))
     for start in range(0, len(queries), step):
         part = slice(start, min(start + step, len(queries)))
         d = squared_distances(queries[part], gallery, norms)
+        d[:, copies] = d[:, firsts[copies]]
         if itself is not None:
             rows = np.flatnonzero(itself[part] >= 0)
             d[rows, itself[part][rows]] = np.inf

@@ -80,6 +80,26 @@ def test_queries_of_another_gallery(make, tmp_path):
         evaluate_gallery(queries, queries=make("other", {"cat/0": 0}, seed=1))
 
 
+def test_galleries_of_different_settings_cannot_be_compared(make, tmp_path):
+    gallery, queries = make("a", PLACES), tmp_path / "flipped.db"
+    with Gallery(queries, Embedder(small_weights(0), backend="numpy"), "a", flip=True) as flipped:
+        flipped.index(tmp_path / "a")
+        with pytest.raises(GalleryError, match=r"flipped.db: made by another model or with other settings"):
+            evaluate_gallery(gallery, queries=flipped)
+    for name, count in ("one", 5), ("two", 6):
+        for i in range(count):
+            (tmp_path / name).mkdir(exist_ok=True)
+            noise(tmp_path / name / f"{i}.png", i)
+        with Gallery(tmp_path / f"{name}.db", Embedder(small_weights(0), backend="numpy"), "a") as whole:
+            whole.index(tmp_path / name)
+            whole.reduce(tmp_path / f"{name}-small.db", 2)
+    with Gallery(tmp_path / "one-small.db") as one, Gallery(tmp_path / "two-small.db") as two:
+        evaluate_gallery(one, queries=one)
+        for pair in (one, two), (gallery, one), (one, gallery):
+            with pytest.raises(GalleryError, match="made by another model or with other settings"):
+                evaluate_gallery(pair[0], queries=pair[1])
+
+
 def test_labels_from_a_csv(make, tmp_path):
     gallery = make("a", PLACES)
     (tmp_path / "labels.csv").write_text(
@@ -100,7 +120,7 @@ def test_labels_from_a_csv(make, tmp_path):
         ("", "the first line must be path,label"),
         ("a.png,cat\n", "the first line must be path,label"),
         ("path,label\na.png\n", "line 2: 1 fields"),
-        ("path,label\na.png,cat\n\n", "line 3: 0 fields"),
+        ("path,label\na.png,cat\n\nb.png,\n", "line 4: b.png has an empty label"),
         ("path,label\na.png,cat\nb.png,cat,3\n", "line 3: 3 fields"),
         ("path,label\na.png,cat\n./a.png,dog\n", r"line 3: ./a.png has another label"),
         ('path,label\n"' + "x" * 200_000 + '",cat\n', "line 2: not CSV"),

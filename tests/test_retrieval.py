@@ -124,6 +124,17 @@ def test_rankings_put_ties_in_order_of_position():
     np.testing.assert_array_equal(order, np.argsort(exact, axis=1, kind="stable"))
 
 
+def test_rankings_put_equal_pictures_in_order_of_position():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(500, 1280)).astype(np.float32)[rng.integers(0, 200, 500)]
+    equal = x[:, None, 0] == x[None, :, 0]
+    first, second = np.nonzero(np.triu(equal, 1))
+    ((_, order),) = rankings(x[:100], x)
+    places = np.argsort(order, axis=1)  # where each picture of the gallery is ranked
+    assert (places[:, first] < places[:, second]).all()
+    assert (order[:, 0] == equal[:100].argmax(1)).all()  # the first copy of the query itself
+
+
 def test_evaluate_in_blocks(monkeypatch):
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 6, 50)

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 import sys
 
 import numpy as np
@@ -87,10 +88,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monk
     run(monkeypatch, *arguments(pictures, halves, recipe=recipe, crop=0.5), "--flip", "--resume")
 
     ends = [torch.load(folder / "last.pt", weights_only=True) for folder in (whole, halves)]
-    assert ends[0]["epoch"] == ends[1]["epoch"] == 3
+    assert len(ends[0]["log"]) == len(ends[1]["log"]) == 3
     for name, tensor in ends[0]["model"].items():
         assert torch.equal(tensor, ends[1]["model"][name]), name
-    lines = [[row.split(",")[:4] for row in (folder / "log.csv").read_text().split()] for folder in (whole, halves)]
+    lines = [[row.split(",")[:-1] for row in (folder / "log.csv").read_text().split()] for folder in (whole, halves)]
     assert lines[0] == lines[1]  # all but the seconds
 
 
@@ -98,6 +99,17 @@ def test_the_papers_rate_falls_at_a_half_and_at_three_quarters(pictures, tmp_pat
     run(monkeypatch, *arguments(pictures, tmp_path, epochs=4, lr=0.1))
     with open(tmp_path / "log.csv", newline="") as file:
         assert [row["lr"] for row in csv.DictReader(file)] == ["0.1", "0.1", "0.01", "0.001"]
+
+
+def test_trains_at_one_size_after_the_other(pictures, tmp_path, monkeypatch):
+    whole, halves = ([*arguments(pictures, tmp_path / name)] for name in ("whole", "halves"))
+    sizes = ["--size", "8", "16", "--epochs", "2", "1", "--recipe", "modern"]
+    run(monkeypatch, *whole, *sizes)
+    with open(tmp_path / "whole" / "log.csv", newline="") as file:
+        assert [row["size"] for row in csv.DictReader(file)] == ["8", "8", "16"]
+    assert torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["settings"]["--load-size"] == 16
+    with pytest.raises(SystemExit, match="--size has 2 numbers and --epochs 1"):
+        run(monkeypatch, *halves, "--size", "8", "16")
 
 
 def test_starts_from_a_weights_file(pictures, tmp_path, monkeypatch):
@@ -131,6 +143,56 @@ def test_the_moving_average_starts_fast_and_ends_slow():
     assert average.item() == pytest.approx(0.5)  # 1 - 9 / 18
     train.moving_average([average], [torch.zeros(1)], 10**6)
     assert average.item() == pytest.approx(0.5 * train.EMA_DECAY)
+
+
+def test_the_modern_rate_rises_for_a_tenth_and_falls_to_zero():
+    rates = [train.rise_and_fall(step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+    assert train.rise_and_fall(0, 1) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 20, 3), (2, 3, 20), (5, 1, 9)])
+def test_orthogonal_keeps_the_singular_vectors(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    core = u.mT @ train.orthogonal(matrices) @ v.mT
+    values = torch.diagonal(core, dim1=1, dim2=2)
+    assert 0.3 < values.min() <= values.max() < 1.3  # very small singular values have not come up to 0.6 yet
+    assert (core - torch.diag_embed(values)).abs().max() < 1e-4
+
+
+def test_muon_steps_on_each_group_as_torch_does_on_a_matrix():
+    generator = torch.Generator().manual_seed(1)
+    conv = torch.nn.Conv2d(12, 16, 1, groups=4, bias=False)
+    parts = [torch.nn.Parameter(part.flatten(1).clone()) for part in conv.weight.detach().chunk(4)]
+    ours = train.Muon([(conv.weight, 4)], lr=0.02, momentum=0.95, weight_decay=0.1)
+    torchs = torch.optim.Muon(parts, lr=0.02, momentum=0.95, weight_decay=0.1)
+    for _ in range(5):
+        conv.weight.grad = torch.randn(conv.weight.shape, generator=generator)
+        for part, gradient in zip(parts, conv.weight.grad.chunk(4), strict=True):
+            part.grad = gradient.flatten(1)
+        ours.step()
+        torchs.step()
+    # torch iterates in bfloat16
+    assert torch.allclose(conv.weight.detach().flatten(1), torch.cat(parts).detach(), atol=0.02 * 5 * 0.02)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_is_torchs_convolution_forwards_and_backwards(stride):
+    plain = torch.nn.Conv2d(6, 6, 3, stride, 1, groups=6, bias=False)
+    ours = train.DepthwiseConv2d(6, 6, 3, stride, 1, groups=6, bias=False)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    results = []
+    for conv in plain, ours:
+        start = x.clone().requires_grad_()
+        y = conv(start)
+        (y**2).sum().backward()
+        results.append((y, start.grad, conv.weight.grad))
+    for expected, got in zip(*results, strict=True):
+        assert torch.allclose(expected, got, atol=1e-5)
 
 
 def test_cut_takes_each_pictures_own_square():
@@ -172,11 +234,70 @@ def test_pictures_are_resized_as_on_the_device():
         (["--init", "missing.h5"], "missing.h5"),
         (["--resume"], "last.pt"),
         (["--spec", "lnet", "--init", str(alnumpy.weights.default_path())], "not lnet"),
+        (["--batch-size", "1000"], "--batch-size 1000 is more than the 128 training pictures"),
+        (["--lr", "1000", "--recipe", "modern", "--batch-size", "8"], "the loss is not finite"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(pictures, tmp_path, monkeypatch, wrong, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, *arguments(pictures, tmp_path), *wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--epochs", "0"], ["--crop", "60"], ["--crop", "0"], ["--lr", "nan"], ["--shift", "-3"], ["--threads", "0"]],
+)
+def test_numbers_out_of_range_are_wrong_usage(pictures, tmp_path, monkeypatch, capsys, wrong):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments(pictures, tmp_path), *wrong)
+    assert f"argument {wrong[0]}: {wrong[1]} is not from" in capsys.readouterr().err
+
+
+def test_a_run_is_neither_replaced_nor_continued_as_another(pictures, tmp_path, monkeypatch):
+    run(monkeypatch, *arguments(pictures, tmp_path, epochs=1))
+    before = (tmp_path / "best.pt").read_bytes()
+    for wrong, message in (
+        ([], "last.pt is there: --resume"),
+        (["--resume", "--epochs", "2"], "last.pt: its run has another --epochs"),
+        (["--resume", "--seed", "1"], "last.pt: its run has another --seed"),
+        (["--resume", "--recipe", "modern"], "last.pt: its run has another --recipe"),
+        (["--resume", "--load-size", "20"], "last.pt: its run has another --load-size"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, *arguments(pictures, tmp_path, epochs=1), *wrong)
+    with pytest.raises(SystemExit, match=r"last.pt: its run has another data"):
+        run(monkeypatch, *arguments(pictures / "train", tmp_path, epochs=1), "--resume")
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+    whole = (tmp_path / "last.pt").read_bytes()
+    for damaged in b"", b"not a checkpoint", whole[: len(whole) // 2], before:
+        (tmp_path / "last.pt").write_bytes(damaged)
+        with pytest.raises(SystemExit, match=r"last.pt: not a checkpoint of train.py to go on from, or damaged"):
+            run(monkeypatch, *arguments(pictures, tmp_path, epochs=1), "--resume")
+
+
+def test_every_tenth_picture_is_held_out_where_there_is_no_split(pictures):
+    training, test = (train.gather([pictures / "train"], split, SIZE) for split in ("train", "test"))
+    assert training.classes == test.classes == ["ground", "sky"]
+    assert (len(training.labels), len(test.labels)) == (116, 12)
+    every, _, _ = train.load_class_folders(pictures / "train", "", SIZE)
+    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), every[9::10])
+
+
+def test_sun397_is_read_by_its_lists(pictures, tmp_path):
+    for letter, name in ("g", "ground"), ("s", "sky"):
+        shutil.copytree(pictures / "train" / name, tmp_path / letter / name)
+    lists = {
+        "ClassName": "/g/ground /s/sky",
+        "Training_01": "/s/sky/0.png /g/ground/1.png",
+        "Testing_01": "/s/sky/2.png",
+    }
+    (tmp_path / "Partitions").mkdir()
+    for name, lines in lists.items():
+        (tmp_path / "Partitions" / f"{name}.txt").write_text(lines.replace(" ", "\n"))
+    training, test = (train.gather([tmp_path], split, SIZE) for split in ("train", "test"))
+    assert training.classes == test.classes == ["ground", "sky"]
+    assert (training.labels.tolist(), test.labels.tolist()) == ([1, 0], [1])
 
 
 def test_a_source_that_is_not_there(tmp_path, monkeypatch):

@@ -108,16 +108,17 @@ def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
     return evaluate(vectors, labels, vectors, labels, np.arange(len(labels)))
 
 
-def measure_networks(data: str, source: Path, epochs: int, runs: Path) -> dict[str, Any]:
+def measure_networks(data: str, source: Path, epochs: int, runs: Path, speed: list[str]) -> dict[str, Any]:
     """Trains ALNet and its ablations by one recipe and measures each on the test pictures."""
     size = DATA_SIZES[data]
     images, labels, _ = train.load(source, "test", size)
     rows = {}
-    recipe = f"--recipe modern --size {size} --epochs {epochs} --lr 0.1 --seed 0 {AUGMENTATION[data]}"
+    recipe = f"--recipe modern --size {size} --epochs {epochs} --seed 0 {AUGMENTATION[data]}"
     for spec in ABLATIONS:
         out = runs / data / spec
         resume = ["--resume"] if (out / "last.pt").exists() else []
-        command = [str(TOOLS / "train.py"), str(source), "--spec", spec, *recipe.split(), "--out", str(out), *resume]
+        command = [str(TOOLS / "train.py"), str(source), "--spec", spec, *recipe.split(), "--out", str(out)]
+        command += [*resume, *speed]
         subprocess.run([sys.executable, *command], check=True)
         convert = [str(TOOLS / "convert_weights.py"), str(out / "best.pt"), "-o", str(out / "weights.h5")]
         subprocess.run([sys.executable, *convert], check=True)
@@ -246,6 +247,8 @@ def main() -> None:
     part = parts.add_parser("networks", help="train ALNet and its ablations on a data set, and measure each")
     part.add_argument("data", choices=AUGMENTATION, help="which one: sets size and augmentation")
     part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
+    part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
+    part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
     part.add_argument("--epochs", type=int, default=12, help="of each network (default: %(default)s)")
     part.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; goes on if stopped")
     part = parts.add_parser("photos", help="measure the default weights on pictures they were not trained on")
@@ -260,7 +263,8 @@ def main() -> None:
     try:
         results = json.loads(stored.read_text()) if stored.exists() else {}
         if args.part == "networks":
-            results[args.data] = measure_networks(args.data, args.source, args.epochs, args.runs)
+            speed = ["--threads", str(args.threads)] + ["--compile"] * args.compile
+            results[args.data] = measure_networks(args.data, args.source, args.epochs, args.runs, speed)
         if args.part == "photos":
             results["photos"] = measure_photos(args.weights, args.classes, args.landmarks, args.sizes)
         page = args.docs / "RESULTS.md"
