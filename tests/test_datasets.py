@@ -277,3 +277,19 @@ def test_landmarks(store):
 def test_landmarks_name_what_does_not_fit(store, change, message):
     with pytest.raises(ValueError, match=message):
         datasets.landmarks(store(landmark_files() | change), 8)
+
+
+def test_landmarks_as_classes_by_name(store):
+    members = {f"jpg/all_souls_{i:06}.jpg": encoded((200 + i, 0, 0), format="JPEG") for i in range(7)}
+    members |= {f"jpg/magdalen_{i:06}.jpg": encoded((0, 200, 0), format="JPEG") for i in range(3)}
+    members |= {"all_souls_1_query.txt": b"oxc1_all_souls_000000 0 0 5 5", "jpg/magdalen_000001.jpg": b"damaged"}
+    source = store(members)
+    with pytest.warns(UserWarning, match=r"magdalen_000001.jpg: .*; left out"):
+        images, labels, names = datasets.landmark_classes(source, "train", 4)
+    assert names == ["all_souls", "magdalen"]
+    assert labels.tolist() == [0] * 6 + [1]  # the fifth and the tenth are held out, the ninth is damaged
+    assert images.shape == (7, 4, 4, 3)
+    assert (images[-1, :, :, 1] > 190).all()
+    images, labels, names = datasets.landmark_classes(source, "test", 4)
+    assert (names, labels.tolist()) == (["all_souls", "magdalen"], [0, 1])
+    assert abs(int(images[0, 0, 0, 0]) - 204) < 4

@@ -21,6 +21,23 @@ def test_the_page_shows_what_was_measured():
     assert reproduce.fill(page, reproduce.tables(results)) == page
 
 
+def test_the_figures_are_of_the_weights_that_ship():
+    results = json.loads((reproduce.DOCS / "results.json").read_text())
+    shipped = alnumpy.weights.default_path().parent
+    assert results["photos"]["weights"] == reproduce.sha256(shipped / "alnet-photo.h5")
+    assert results["MNIST"]["networks"]["alnet"]["weights"] == reproduce.sha256(shipped / "alnet-mnist.h5")
+
+
+def test_every_data_set_of_the_paper_can_be_trained_on():
+    assert set(reproduce.RECIPES) == set(reproduce.DATA_SIZES) == set(reproduce.PAPER)
+
+
+def test_table_1_by_hand():
+    first, second = list(reproduce.blocks(32))[:2]
+    assert first == ["1", "1,824", "480", "0.263", "1,867,776", "491,520", "0.263"]  # 32 (32 + 16 + 9) and so on
+    assert second[1:3] == [f"{96 * (16 + 24 + 9):,}", f"{96 * (40 // 8 + 9):,}"]
+
+
 def test_the_papers_tables_agree_with_each_other():
     *_, last = reproduce.ABLATIONS.values()
     assert list(last[1:]) == [systems["ALNet"][2] for systems in reproduce.PAPER.values()]
@@ -97,7 +114,8 @@ def test_networks(tmp_path, monkeypatch):
             (digits / f"{prefix}-{name}-ubyte").write_bytes(header + content.tobytes())
     (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
     monkeypatch.setattr(reproduce, "ABLATIONS", {"lnet": reproduce.ABLATIONS["lnet"]})
-    arguments = ["networks", "MNIST", digits, "--epochs", "1", "--runs", tmp_path / "runs"]
+    monkeypatch.setitem(reproduce.RECIPES, "MNIST", "--size 28 --epochs 1")
+    arguments = ["networks", "MNIST", digits, "--runs", tmp_path / "runs"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
     reproduce.main()
 

@@ -282,3 +282,26 @@ def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
     good = [i for i, name in enumerate(names) if pictures[name] not in failed]
     unreadable = {name: failed[path] for name, path in pictures.items() if path in failed}
     return Landmarks([names[i] for i in good], pixels[good], queries, query_pixels, unreadable)
+
+
+def landmark_classes(
+    source: str | Path, split: str, size: int, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Oxford5k or Paris6k as data to train a classifier on, returned as by ``load_class_folders``.
+
+    The paper's code reads labels from the pictures' names: a class is a name without its number. Every fifth picture by
+    name is the "test" split, the others are "train". Pictures that cannot be read are left out with a warning. Raises
+    FileNotFoundError, or ValueError where there is no picture.
+    """
+    pictures = sorted((name for name in files(source) if name.lower().endswith(images.SUFFIXES)), key=natural)
+    if not pictures:
+        raise ValueError(f"{source}: no pictures")
+    labels = [re.sub(r"_?\d+$", "", PurePosixPath(name).stem) for name in pictures]
+    class_names = sorted(set(labels))
+    chosen = [i for i in range(len(pictures)) if (i % 5 == 4) == (split == "test")]
+    pixels, failed = load_pictures(files(source), [pictures[i] for i in chosen], size, threads)
+    for name, reason in failed.items():
+        warnings.warn(f"{source}: {name}: {reason}; left out", stacklevel=2)
+    good = [row for row, i in enumerate(chosen) if pictures[i] not in failed]
+    index = np.array([class_names.index(labels[chosen[row]]) for row in good], np.int64)
+    return pixels[good], index, class_names

@@ -11,10 +11,12 @@ Needs the extras: pip install 'alnumpy[train,numba]'.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from alnumpy import postprocess
 from alnumpy.errors import AlnumpyError
 from alnumpy.evaluation import evaluate_landmarks
 from alnumpy.retrieval import Scores, evaluate
-from alnumpy.spec import SPECS, Spec, total_flops, total_params
+from alnumpy.spec import SPECS, Spec, alblock_ratios, bottleneck_cost, total_flops, total_params
 from baselines import BASELINES
 from datasets import landmarks, load_class_folders
 
@@ -80,7 +82,14 @@ PAPER = {
         "ALNet": (404.31, 0.77, 24.87, 91.58),
     },
 }
-AUGMENTATION = {"MNIST": "--shift 2", "SVHN": "--shift 2", "SUN397": "--crop 0.5 --flip"}
+LANDMARKS = "--size 80 160 --epochs 40 20 --crop 0.5 --flip"
+RECIPES = {  # of tools/train.py; the last size is the paper's
+    "MNIST": "--size 20 28 --epochs 6 4 --shift 1 --rotate 15 --crop 0.85",
+    "SVHN": "--size 24 32 --epochs 8 4 --shift 2",
+    "SUN397": "--size 64 128 --epochs 20 10 --crop 0.5 --flip",
+    "Oxbuild5k": LANDMARKS,
+    "Paris6k": LANDMARKS,
+}
 DATA_SIZES = {"MNIST": 28, "SVHN": 32, "SUN397": 128, "Oxbuild5k": 160, "Paris6k": 160}
 ABLATIONS = {  # table 7, "mAP@1" on the five data sets
     "lnet": ("LNet", 81.28, 49.47, 30.29, 18.77, 18.94),
@@ -108,12 +117,16 @@ def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
     return evaluate(vectors, labels, vectors, labels, np.arange(len(labels)))
 
 
-def measure_networks(data: str, source: Path, epochs: int, runs: Path, speed: list[str]) -> dict[str, Any]:
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> dict[str, Any]:
     """Trains ALNet and its ablations by one recipe and measures each on the test pictures."""
     size = DATA_SIZES[data]
     images, labels, _ = train.load(source, "test", size)
     rows = {}
-    recipe = f"--recipe modern --size {size} --epochs {epochs} --seed 0 {AUGMENTATION[data]}"
+    recipe = f"--recipe modern --seed 0 {RECIPES[data]}"
     for spec in ABLATIONS:
         out = runs / data / spec
         resume = ["--resume"] if (out / "last.pt").exists() else []
@@ -126,6 +139,7 @@ def measure_networks(data: str, source: Path, epochs: int, runs: Path, speed: li
         scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
         accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
         rows[spec] = {"accuracy": accuracy, **scores._asdict(), "full_map_l2": normalised.full_map}
+        rows[spec]["weights"] = sha256(out / "weights.h5")
     return {"recipe": recipe, "pictures": len(labels), "networks": rows}
 
 
@@ -161,7 +175,8 @@ def measure_photos(weights: Path | None, classes: Path, landmark_data: Path, siz
             print(
                 f"{size:4} {name:45} P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f} official {official.mean:.3f}"
             )
-    return {"classes": by_class, "landmarks": by_landmark}
+    path = weights or alnumpy.weights.default_path()
+    return {"weights": sha256(Path(path)), "classes": by_class, "landmarks": by_landmark}
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -182,6 +197,26 @@ def counts(spec: Spec, size: int) -> tuple[str, str]:
     return f"{flops / 1e6:.2f}", f"{total_params(spec, classes=10) / 1e6:.2f}"
 
 
+def blocks(size: int) -> Iterator[list[str]]:
+    """Table 1 for the seven blocks of ALNet at an input of ``size``: MobileNetV2's bottleneck, the ALBlock, ratios."""
+    spec = SPECS["alnet"]
+    cin = spec.stem
+    for i, (t, c, s) in enumerate(spec.blocks, 1):
+        after = (size - 1) // s + 1
+        areas = (size, size), (after, after)
+        plain, grouped = (bottleneck_cost(cin, c, t, *areas, groups) for groups in (1, spec.groups))
+        ratios = alblock_ratios(cin, c, *areas, spec.groups)
+        yield [
+            str(i),
+            *(
+                f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+                for pair in zip(plain, grouped, ratios, strict=True)
+                for value in pair
+            ),
+        ]
+        cin, size = c, after
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """The page's tables by the names of their markers."""
     pages = {}
@@ -191,25 +226,20 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         own = [percent(measured["full_map"]), percent(measured["ap5_hits"])] if measured else ["not run", "not run"]
         rows.append(["**ALNet, alnumpy**", *counts(SPECS["alnet"], DATA_SIZES[data]), *own])
         pages[data.lower()] = table(["", "MFLOPs", "M parameters", '"mAP@1"', '"mAP@5"'], rows)
-    rows = []
+    pages["blocks"] = table(["block", "parameters", "ALBlock", "R1", "FLOPs", "ALBlock", "R2"], list(blocks(32)))
+    rows, details = [], []
     for spec, (name, *paper) in ABLATIONS.items():
-        own = results.get("MNIST", {}).get("networks", {}).get(spec)
-        ours = (
-            [
-                f"{own['accuracy']:.2f}",
-                percent(own["full_map"]),
-                percent(own["full_map_l2"]),
-                percent(own["ap5_hits"]),
-                percent(own["ap5"]),
-            ]
-            if own
-            else ["not run"] * 5
-        )
-        rows.append(
-            [name, f"{total_params(SPECS[spec], classes=10) / 1e6:.2f}", *(f"{value:.2f}" for value in paper), *ours]
-        )
-    header = ["", "M parameters", *PAPER, "ours: accuracy", "full mAP", "full mAP, L2", "AP@5 of hits", "AP@5"]
-    pages["ablations"] = table(header, rows)
+        row = [name, f"{total_params(SPECS[spec], classes=10) / 1e6:.2f}"]
+        for data, value in zip(PAPER, paper, strict=True):
+            own = results.get(data, {}).get("networks", {}).get(spec)
+            row += [f"{value:.2f}", percent(own["full_map"]) if own else "not run"]
+            if own:
+                keys = ("full_map", "full_map_l2", "ap5_hits", "ap5", "precision1")
+                details.append([data, name, f"{own['accuracy']:.2f}", *(percent(own[key]) for key in keys)])
+        rows.append(row)
+    pages["ablations"] = table(["", "M parameters", *(column for data in PAPER for column in (data, "ours"))], rows)
+    header = ["", "", "accuracy", "full mAP", "full mAP, L2", "AP@5 of hits", "AP@5", "P@1"]
+    pages["networks"] = table(header, details)
     photos = results.get("photos", {"classes": [], "landmarks": []})
     pages["classes"] = table(
         ["", "pixels", "P@1", "P@5", "full mAP", "AP@5 of hits", "AP@5"],
@@ -245,11 +275,10 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md and results.json (default: docs)")
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("networks", help="train ALNet and its ablations on a data set, and measure each")
-    part.add_argument("data", choices=AUGMENTATION, help="which one: sets size and augmentation")
+    part.add_argument("data", choices=RECIPES, help="which one: sets the recipe")
     part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
     part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
     part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
-    part.add_argument("--epochs", type=int, default=12, help="of each network (default: %(default)s)")
     part.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; goes on if stopped")
     part = parts.add_parser("photos", help="measure the default weights on pictures they were not trained on")
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
@@ -264,7 +293,7 @@ def main() -> None:
         results = json.loads(stored.read_text()) if stored.exists() else {}
         if args.part == "networks":
             speed = ["--threads", str(args.threads)] + ["--compile"] * args.compile
-            results[args.data] = measure_networks(args.data, args.source, args.epochs, args.runs, speed)
+            results[args.data] = measure_networks(args.data, args.source, args.runs, speed)
         if args.part == "photos":
             results["photos"] = measure_photos(args.weights, args.classes, args.landmarks, args.sizes)
         page = args.docs / "RESULTS.md"

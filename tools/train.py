@@ -5,8 +5,9 @@
     python tools/train.py objects64.zip scenes64.zip --recipe modern --size 32 64 --epochs 20 5 --crop 0.6 --flip
 
 A source is the folder of MNIST's four idx files or of SVHN's two .mat files; SUN397 with its partition lists (those of
-partition 1 are used); or a folder or a zip of class folders, below train/ and test/ (or val/), or without these, when
-every tenth picture is held out. Several are trained on together, each with its own classes.
+partition 1 are used); Oxford5k or Paris6k with their ground truth (every fifth picture is held out); or a folder or a
+zip of class folders, below train/ and test/ (or val/), or without these, when every tenth picture is held out. Several
+are trained on together, each with its own classes.
 
 Recipe "paper" is section 4.3: SGD, learning rate 0.1, momentum 0.9, weight decay 1e-4, the rate lowered in steps.
 Recipe "modern" is Muon for the matrices and AdamW for the rest, a rate that rises for a tenth of the steps and then
@@ -42,7 +43,7 @@ from alnet_torch import ALNet
 from alnumpy import weights
 from alnumpy.errors import AlnumpyError
 from alnumpy.spec import SPECS
-from datasets import files, load_class_folders, mnist, sun397, svhn
+from datasets import files, landmark_classes, load_class_folders, mnist, sun397, svhn
 
 MODERN_LR = 0.02  # of Muon
 ADAM_SHARE = 0.2  # of it for what AdamW trains
@@ -71,6 +72,8 @@ def load(source: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray, l
     names = files(source)
     if any(Path(name).name == "ClassName.txt" for name in names):
         return sun397(source, source, split, size)
+    if any(name.endswith("_query.txt") for name in names):
+        return landmark_classes(source, split, size)
     folders = {name.split("/")[0] for name in names}
     if "train" not in folders:
         images, labels, classes = load_class_folders(source, "", size)
@@ -117,6 +120,7 @@ class Augmentation:
 
     size: int
     shift: int  # pixels, black moving in
+    rotate: float  # most degrees, either way, black moving in
     crop: float  # least side of the random square, as a share of the picture's
     flip: bool
 
@@ -129,6 +133,12 @@ class Augmentation:
 
         if self.shift:
             images = cut(F.pad(images, [self.shift] * 4), draw(2 * self.shift), draw(2 * self.shift), stored)
+        if self.rotate:
+            angle = (torch.rand(n, generator=generator) * 2 - 1).to(images.device) * math.radians(self.rotate)
+            cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+            turns = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(n, 2, 3)
+            grid = F.affine_grid(turns, list(images.shape), align_corners=False)
+            images = F.grid_sample(images.float(), grid, align_corners=False)
         if self.crop < 1:
             side = int(torch.randint(round(self.crop * stored), stored + 1, (), generator=generator))
             images = cut(images, draw(stored - side), draw(stored - side), side)
@@ -138,7 +148,7 @@ class Augmentation:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (N, 3, S, S) -> float32 (N, 3, size, size) in 0..255, as Pillow's bilinear filter does it on the device."""
+    """uint8 or float (N, 3, S, S) -> float32 (N, 3, size, size), in 0..255, as by Pillow's bilinear filter."""
     if images.shape[2] == size:
         return images.float()
     return F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
@@ -410,6 +420,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=within(int, 2), default=128, help="pictures a step (default: %(default)s)")
     shift = "random shift, in pixels of --load-size (default: none, as the paper)"
     add("--shift", type=within(int, 0, 64), default=0, help=shift)
+    rotate = "random rotation of at most so many degrees either way (default: none)"
+    add("--rotate", type=within(float, 0, 180), default=0.0, help=rotate)
     crop = "random square of at least this share of the side (default: none)"
     add("--crop", type=within(float, 0.1, 1), default=1.0, help=crop)
     add("--flip", action="store_true", help="mirror half of the pictures")
@@ -448,7 +460,20 @@ def train(args: argparse.Namespace) -> None:
     normalise = Normalise(mean, std, device)
     trainer = Trainer(args, len(training.classes), steps * sum(args.epochs), device)
 
-    kept = ("spec", "recipe", "size", "epochs", "load_size", "lr", "batch_size", "shift", "crop", "flip", "seed")
+    kept = (
+        "spec",
+        "recipe",
+        "size",
+        "epochs",
+        "load_size",
+        "lr",
+        "batch_size",
+        "shift",
+        "rotate",
+        "crop",
+        "flip",
+        "seed",
+    )
     settings = {f"--{name.replace('_', '-')}": getattr(args, name) for name in kept}
     settings |= {"--init": str(args.init), "data": [mean, std, len(training.labels), training.classes]}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -461,7 +486,7 @@ def train(args: argparse.Namespace) -> None:
 
     sizes = [size for size, epochs in zip(args.size, args.epochs, strict=True) for _ in range(epochs)]
     for epoch, size in list(enumerate(sizes, 1))[len(rows) :]:
-        augment = Augmentation(size, args.shift, args.crop, args.flip)
+        augment = Augmentation(size, args.shift, args.rotate, args.crop, args.flip)
         generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
         begin, lr = time.monotonic(), trainer.schedulers[0].get_last_lr()[0]
         total = torch.zeros((), device=device)
