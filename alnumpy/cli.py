@@ -36,6 +36,7 @@ EXAMPLES = {
     "search": "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
     "duplicates": "alnumpy duplicates --db gallery.db --threshold 0.5",
     "stats": "alnumpy stats --db gallery.db",
+    "remove": "alnumpy remove ~/Pictures/old --db gallery.db",
     "reduce": "alnumpy reduce --db gallery.db --dimensions 128 --out small.db",
     "eval": "alnumpy eval --db gallery.db --labels labels.csv",
     "info": "alnumpy info --size 160",
@@ -131,7 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "paths", nargs="+", metavar="PATH", help="picture, folder of pictures, or - for a list of paths on stdin"
     )
-    embed.add_argument("--recursive", action="store_true", help="take the folders below a folder too")
+    embed.add_argument(
+        "--recursive", action="store_true", help="take the folders below a folder too, but no links to folders"
+    )
     embed.add_argument("--weights", metavar="FILE", help="weights file (default: the one that ships with alnumpy)")
     embed.add_argument("--format", choices=FORMATS, default="jsonl", help="default: %(default)s")
     embed.add_argument("--output", metavar="FILE", help="write there instead of to stdout; npy needs it")
@@ -145,13 +148,19 @@ def build_parser() -> argparse.ArgumentParser:
     index = command(
         "index", run_index, "keep a gallery up to date: a file with the embeddings of the pictures in folders"
     )
-    index.add_argument("folders", nargs="+", metavar="FOLDER", help="folder, with all below it, or picture")
+    index.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="folder, with all below it but links to folders, or picture"
+    )
     add_gallery(index)
-    index.add_argument("--prune", action="store_true", help="remove pictures that are gone instead of marking them")
+    index.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove pictures that are gone instead of marking them, but none of an empty folder: its disk may be away",
+    )
     index.add_argument(
         "--dtype",
         choices=("float32", "float16", "int8"),
-        help="of the embeddings of a new gallery: float16 takes a half, int8 a quarter of the space (default: float32)",
+        help="of the embeddings of a new gallery: float16 takes a half, int8 a third of the space (default: float32)",
     )
     index.add_argument(
         "--fast-decode",
@@ -178,7 +187,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_backend(index)
     index.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and where time went")
 
-    search = command("search", run_search, "find the pictures of a gallery that look most like others")
+    search = command(
+        "search", run_search, 'find the pictures of a gallery that look most like others; "same" marks equal files'
+    )
     search.add_argument(
         "queries", nargs="+", metavar="QUERY", help="picture, folder of pictures, or - for a list of paths on stdin"
     )
@@ -186,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=positive_int, default=10, help="how many for each query (default: %(default)s)")
     form = search.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
-    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, self")
+    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same")
     search.add_argument("--montage", metavar="FILE", help="write a PNG of queries and results, too")
     search.add_argument("--html", metavar="FILE", help="write a page of queries and results that opens anywhere, too")
     search.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's)")
@@ -208,6 +219,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--dimensions", type=positive_int, required=True, metavar="N", help="of the embeddings, as 128 or 256"
     )
     reduce.add_argument("--out", required=True, metavar="FILE", help="the new gallery, to be indexed into and searched")
+
+    remove = command("remove", run_remove, "take pictures out of a gallery, never off the disk")
+    remove.add_argument(
+        "paths", nargs="+", metavar="PATH", help="picture, or folder with all below it; need not exist any more"
+    )
+    add_gallery(remove)
 
     stats = command("stats", run_stats, "print what a gallery holds, how it was made, and what could not be read")
     add_gallery(stats)
@@ -252,8 +269,11 @@ def warn(message: object) -> None:
     print(f"alnumpy: {printable(message)}", file=sys.stderr)
 
 
-def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
-    """The paths that the arguments stand for, and how many arguments failed (each was reported)."""
+def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[list[str], int]:
+    """The paths that the arguments stand for, and how many arguments failed (each was reported).
+
+    ``hint``: what to do where only the folders below a folder can have pictures.
+    """
     paths: list[str] = []
     failed = 0
     for argument in arguments:
@@ -271,8 +291,7 @@ def collect(arguments: Iterable[str], recursive: bool) -> tuple[list[str], int]:
                 failed += 1
                 continue
             if not found:
-                below = "" if recursive else " itself; --recursive takes the folders below it too"
-                warn(f"{argument}: no pictures in this folder{below}")
+                warn(f"{argument}: no pictures in this folder{'' if recursive else f' itself{hint}'}")
                 failed += 1
             paths += found
         else:
@@ -378,7 +397,7 @@ def run_embed(args: argparse.Namespace) -> int:
     if args.format == "npy" and args.output is None:
         raise UsageError("--format npy needs --output FILE")
     embedder = load(args.weights, args.size, args.normalize, args.backend, args.threads)
-    paths, failed = collect(args.paths, args.recursive)
+    paths, failed = collect(args.paths, args.recursive, "; --recursive takes the folders below it too")
     if args.output and os.path.isfile(args.output) and any(same_file(path, args.output) for path in paths):
         raise UsageError(f"{args.output} is one of the pictures to embed")
 
@@ -410,7 +429,7 @@ def run_index(args: argparse.Namespace) -> int:
 
     try:
         with Gallery(args.db) as made:
-            recorded = made.settings
+            recorded = made.settings if made.bound else {}
     except GalleryError:
         recorded = {}  # a new one; what else may be wrong with it shows when it is opened to write
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
@@ -448,11 +467,14 @@ def run_search(args: argparse.Namespace) -> int:
     from .gallery import Gallery
 
     paths, failed = collect(args.queries, recursive=False)
-    for written in (args.montage, args.html):
-        if written and os.path.isfile(written) and any(same_file(path, written) for path in [args.db, *paths]):
-            raise UsageError(f"{written} is the gallery, or one of the queries")
+    written = [path for path in (args.montage, args.html) if path]
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise UsageError(f"--montage and --html both name {args.html}")
     with Gallery(args.db) as made:
         recorded = made.settings
+        for target in filter(os.path.isfile, written):
+            if made.holds(target) or any(same_file(path, target) for path in [args.db, *paths]):
+                raise UsageError(f"{target} is the gallery, one of its pictures, or one of the queries")
     found: list[tuple[str, list[Match]]] = []
     with Gallery(args.db, gallery_embedder(args, recorded), max_pixels=args.max_pixels) as gallery:
         for path in paths:
@@ -464,30 +486,34 @@ def run_search(args: argparse.Namespace) -> int:
         damaged = gallery.damaged
     for path, reason in damaged:
         warn(f"{path}: damaged in the gallery: {reason}; not ranked")
-    (print_json if args.json else print_csv if args.csv else print_matches)(found)
+    if any(not matches for _, matches in found):
+        warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
+        failed += 1
     if found and args.montage:
         from .montage import write_montage
 
         with replacing(args.montage) as file:
             try:
-                write_montage(file, found)
+                write_montage(file, found, args.max_pixels)
             except ValueError as error:
                 raise UsageError(f"{args.montage}: {error}") from None
     if found and args.html:
         from .montage import write_html
 
         with replacing(args.html) as file:
-            write_html(file, found)
+            write_html(file, found, args.max_pixels)
+    # After the files, which a reader who had enough (| head -1) does not end.
+    (print_json if args.json else print_csv if args.csv else print_matches)(found)
     return 1 if failed or damaged else 0
 
 
 def print_matches(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
-    """Distance and path, one a line, and "self" behind what is the query; several queries each with a heading."""
+    """Distance and path, one a line, and "same" behind equal files; several queries each with a heading."""
     for i, (query, matches) in enumerate(found):
         if len(found) > 1:
             print(f"{chr(10) if i else ''}{printable(query)}:")
         for match in matches:
-            print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'self' if match.same else ''}")
+            print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if match.same else ''}")
 
 
 def print_json(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
@@ -507,7 +533,7 @@ def print_csv(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
     """A line a result, with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "distance", "path", "self"])
+    writer.writerow(["query", "rank", "distance", "path", "same"])
     for query, matches in found:
         for i, match in enumerate(matches, 1):
             row = as_json(match)
@@ -517,7 +543,7 @@ def print_csv(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
 
 def as_json(match: Match) -> dict[str, Any]:
     """A result as plain types; the distance has as many digits as a float32 holds."""
-    return {"distance": float(f"{match.distance:.7g}"), "path": match.path, "self": match.same}
+    return {"distance": float(f"{match.distance:.7g}"), "path": match.path, "same": match.same}
 
 
 def run_duplicates(args: argparse.Namespace) -> int:
@@ -543,6 +569,21 @@ def print_groups(groups: Sequence[Sequence[Match]]) -> None:
             print()
         for j, match in enumerate(group):
             print(f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if match.same and j else ''}")
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """``alnumpy remove``."""
+    from .gallery import Gallery
+
+    with Gallery(args.db):  # which must exist: to open it to write would make it
+        pass
+    with Gallery(args.db, mode="a") as gallery:
+        removed = [gallery.remove(path) for path in args.paths]
+    for path, number in zip(args.paths, removed, strict=True):
+        if not number:
+            warn(f"{path}: not in the gallery, nor anything below it")
+    print(f"{sum(removed)} removed")
+    return 0 if all(removed) else 1
 
 
 def run_reduce(args: argparse.Namespace) -> int:

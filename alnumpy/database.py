@@ -17,7 +17,8 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # contents: a row for each distinct content of a file, with its SHA-256, its size in pixels when upright, and the
 # embedding as packed.encode() makes it.
 # pictures: a row for each file. The path is absolute and in the file system's bytes, since names need not be text; size
-# and mtime_ns are -1 where it could not be read; hash is its content's, or NULL where error tells why there is none.
+# and mtime_ns are -1 where it could not be read; hash is its content's. Where error tells why it has no embedding,
+# hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
 # whitening: one row, float32, where the settings say that embeddings are reduced.
 MIGRATIONS = (
     f"""
@@ -42,6 +43,7 @@ MIGRATIONS = (
     """,
     "CREATE TABLE whitening (mean BLOB NOT NULL, projection BLOB NOT NULL)",
 )
+PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
 WAIT = 30.0  # seconds that one waits for another process's transaction
 
 
@@ -75,9 +77,7 @@ class Database:
                     self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
             self._connection.close()
             self._connection = None
-        if self._lock is not None:
-            with suppress(OSError):
-                os.unlink(self.path + "-lock")
+        if self._lock is not None:  # its file stays: whoever has opened it already would lock what is no longer there
             self._lock.close()
             self._lock = None
 
@@ -155,6 +155,7 @@ class Database:
             # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
             self._lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
             self._connect("rwc")
+            self.run(f"PRAGMA page_size = {PAGE_SIZE}")  # of a new file
         elif os.path.exists(self.path):
             self._connect_to_read()
         else:

@@ -43,6 +43,7 @@ SETTINGS = {
 }  # fmt: skip
 MAX_DIMENSION = 65536
 DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
+EMPTIED = "no pictures there now; is its disk mounted? If they are gone for good: alnumpy remove FOLDER --db FILE"
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
 Array = np.ndarray
@@ -56,7 +57,7 @@ class Picture(NamedTuple):
     path: str
     size: int  # bytes, -1 where it could not be read
     mtime_ns: int
-    hash: str | None  # SHA-256 in hexadecimal
+    hash: str | None  # SHA-256 in hexadecimal; may be that of an earlier content where there is an error
     width: int | None  # pixels, upright
     height: int | None
     embedding: Array | None  # float32 (dimension,)
@@ -70,7 +71,7 @@ class Match(NamedTuple):
 
     path: str
     distance: float
-    same: bool  # whether its file is the query's, byte for byte
+    same: bool  # whether its file has the query's content, byte for byte: the query itself, or a copy
 
 
 @dataclass
@@ -120,8 +121,9 @@ class Gallery:
     one process at a time can have a gallery open in mode "a", and any number in mode "r". ``embedder`` must be the one
     that the gallery was made with; it is needed to index and to search by picture. ``dtype`` ("float32", "float16" or
     "int8"), ``fast_decode`` (JPEG decoded at reduced size) and ``flip`` (embeddings averaged with the mirrored
-    picture's, before the embedder's ``normalize``) are chosen when the gallery is made, and may be None later.
-    ``weights``: the name of the embedder's weights file, for whoever opens the gallery later.
+    picture's, before the embedder's ``normalize``) are chosen when the gallery is made, and may be None later; as long
+    as it has no pictures, each opening in mode "a" makes it anew. ``weights``: the name of the embedder's weights file,
+    for whoever opens the gallery later.
 
     Raises GalleryError where the file is missing, foreign, damaged, of a newer version, in use, or bound to another
     model or other settings.
@@ -183,14 +185,18 @@ class Gallery:
     def _bind(self, dtype: str | None, fast_decode: bool | None, flip: bool | None, weights: str) -> dict[str, Any]:
         """The settings that are recorded, or those to record in a new file; checked against what was asked for."""
         recorded = [value for (value,) in self._db.rows("SELECT value FROM meta WHERE key = 'settings'")]
-        if not recorded:
-            if not self._db.writable or self.embedder is None:
-                raise GalleryError(f"{self.path}: an empty gallery; fill it with: alnumpy index FOLDER --db FILE")
+        settings = _check_settings(recorded[0], self.path) if recorded else {}
+        # Else nothing depends on the settings yet, as after a first run with a mistyped folder.
+        self.bound = bool(recorded) and (
+            settings["reduced"] or bool([*self._db.rows("SELECT 1 FROM pictures LIMIT 1")])
+        )
+        if not self.bound and self._db.writable and self.embedder is not None:
             settings = settings_of(self.embedder, bool(fast_decode), weights)
             settings |= {"dtype": dtype or "float32", "flip": bool(flip), "reduced": False}
             self._set("settings", json.dumps(settings))
             return settings
-        settings = _check_settings(recorded[0], self.path)
+        if not recorded:
+            raise GalleryError(f"{self.path}: an empty gallery; fill it with: alnumpy index FOLDER --db FILE")
         asked: dict[str, Any] = {}
         if self.embedder is not None:
             asked = settings_of(self.embedder, settings["decode"] == "fast")
@@ -231,8 +237,9 @@ class Gallery:
 
         A file whose size and modification time are as recorded is not read; one whose content is known is not embedded
         again. Pictures that are gone from the folders are marked as vanished and found no more; ``prune`` removes them,
-        marked earlier or now. A file without an embedding is recorded with the reason, and tried again when it or the
-        limit of pixels changes; one whose bytes could not even be read is tried each time.
+        marked earlier or now, unless their folder is empty, as that of an unmounted disk: such folders are reported as
+        failed. A file without an embedding is recorded with the reason, and tried again when it or the limit of pixels
+        changes; one whose bytes could not even be read is tried each time, and keeps the embedding that it had.
 
         ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the data
         base cannot be written; what was stored by then stays, and the next call goes on from there.
@@ -283,9 +290,20 @@ class Gallery:
             if path.startswith(roots) and path not in paths:
                 lost = _is_gone(path)
                 if lost:
-                    gone.append([os.fsencode(path)])
+                    gone.append(path)
                 elif lost is False:  # found by another way: named by itself, or below a link to a folder
                     paths.add(path)
+        known = [*paths, *(os.path.join(name, "") for name, _ in failed)]  # what cannot be listed may hold pictures
+        bare = [root for root in roots if root and not any(path.startswith(root) for path in known)]
+        reasons = {os.path.dirname(root): "no pictures in this folder or below it" for root in bare}
+        prunable = []
+        for path in gone:
+            emptied = next((os.path.dirname(root) for root in bare if path.startswith(root)), None) or _emptied(path)
+            if emptied is None:
+                prunable.append([os.fsencode(path)])
+            elif prune or not recorded[path][2]:  # else it was told before
+                reasons[emptied] = EMPTIED
+        failed += reasons.items()
         limit = str(self.max_pixels)
         todo: list[str] = []
         back: list[list[bytes]] = []  # unchanged, but marked as vanished
@@ -308,9 +326,9 @@ class Gallery:
         with self._db.transaction():
             self._db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", back)
             mark = "UPDATE pictures SET vanished = 1 WHERE path = ? AND vanished = 0"
-            report.vanished = self._db.run_each(mark, gone)
+            report.vanished = self._db.run_each(mark, [[os.fsencode(path)] for path in gone])
             if prune:
-                report.pruned = self._db.run_each("DELETE FROM pictures WHERE path = ?", gone)
+                report.pruned = self._db.run_each("DELETE FROM pictures WHERE path = ?", prunable)
             self._drop_unused()
             self._set("max_pixels", limit)
             self._db.run("DELETE FROM meta WHERE key = 'unfinished'")
@@ -377,8 +395,8 @@ class Gallery:
             self._db.run_each("INSERT INTO contents VALUES (?, ?, ?, ?)", contents)
             self._db.run_each(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET "
-                "size = excluded.size, mtime_ns = excluded.mtime_ns, hash = excluded.hash, error = excluded.error, "
-                "vanished = 0",
+                "size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error, vanished = 0, "
+                "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
                 [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, now) for r in batch],
             )
 
@@ -402,13 +420,13 @@ class Gallery:
         start = time.thread_time()
         read = _Read(path)
         try:
-            before = _regular(path)
+            size, mtime_ns = _stamp(_regular(path))
             hash = _hash(path)
-            read = read._replace(size=before.st_size, mtime_ns=before.st_mtime_ns)
+            read = read._replace(size=size, mtime_ns=mtime_ns)
             if hash not in known:
                 x, (width, height) = self._decode(path)
                 read = read._replace(width=width, height=height, x=x)
-            if _size_and_time(path) != (before.st_size, before.st_mtime_ns):
+            if _size_and_time(path) != (size, mtime_ns):
                 raise OSError("it was written to while it was read")
             read = read._replace(hash=hash)
         except ImageError as error:
@@ -455,7 +473,7 @@ class Gallery:
         for path, size, mtime_ns, hash, width, height, blob, added, error, vanished in self._db.rows(
             "SELECT path, size, mtime_ns, pictures.hash, width, height, "
             "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
-            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash ORDER BY path",
+            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL ORDER BY path",
             [self._row_length],
         ):
             embedding = None
@@ -465,6 +483,11 @@ class Gallery:
                     embedding = packed.decode(row, self.dtype)[0]
             digest = hash.hex() if isinstance(hash, bytes) else None
             yield Picture(_name(path), size, mtime_ns, digest, width, height, embedding, added, error, bool(vanished))
+
+    def holds(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file is recorded, under this path or the one that its links lead to."""
+        sql = "SELECT 1 FROM pictures WHERE path IN (?, ?)"
+        return bool([*self._db.rows(sql, [os.fsencode(os.path.abspath(path)), os.fsencode(os.path.realpath(path))])])
 
     def stats(self) -> dict[str, Any]:
         """Numbers of pictures and contents, the size of the file in bytes, and the settings."""
@@ -694,7 +717,8 @@ def _find(folders: Paths) -> tuple[set[str], tuple[str, ...], list[tuple[str, st
         elif os.path.lexists(folder):
             paths.add(folder)
         else:  # perhaps a disk that is not mounted: nothing can be said about what is below
-            failed.append((folder, "No such file or folder"))
+            reason = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"
+            failed.append((folder, reason))
     return paths, tuple(roots), failed
 
 
@@ -703,22 +727,39 @@ def _several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
 
 
 def _is_gone(path: str) -> bool | None:
-    """Whether there is no such file; None where the system does not tell, as of a folder that may not be entered."""
+    """Whether there is no such file; None where the system does not tell, as of a folder that may not be entered.
+
+    A folder in the place of a picture is none.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError):
         return None
-    return False
+    return os.path.isdir(path)
+
+
+def _emptied(path: str) -> str | None:
+    """The folder that a file is gone from with all that lay there, as a disk leaves it that is not mounted, or None."""
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    with suppress(OSError):
+        return None if os.listdir(folder) else folder
+    return None
 
 
 def _size_and_time(path: str) -> tuple[int, int] | None:
     """A file's size and modification time; None where it cannot be reached."""
     with suppress(OSError, ValueError):
-        now = os.stat(path)
-        return now.st_size, now.st_mtime_ns
+        return _stamp(os.stat(path))
     return None
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    """A file's size, and its modification time in nanoseconds as far as SQLite can hold it: from 1677 to 2262."""
+    return found.st_size, min(max(found.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
 def _name(path: object) -> str:

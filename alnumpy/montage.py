@@ -46,24 +46,25 @@ b { font-variant-numeric: tabular-nums; white-space: pre; }
 </head>
 <body>
 <h1>Search results</h1>
-<p>Numbers are L2 distances: the smaller, the more alike. Point at a picture for its path; click to open it.</p>
+<p>Numbers are L2 distances: the smaller, the more alike; "same" marks what has the query's content. Point at a
+picture for its path; click to open it.</p>
 """
 
 
-def thumbnail(path: str) -> Image.Image | None:
+def thumbnail(path: str, max_pixels: int = images.MAX_PIXELS) -> Image.Image | None:
     """A picture upright and in RGB, at most SIDE pixels wide and high; None where it cannot be read any more."""
     try:
-        image, _ = images.read_file(path, draft=SIDE)
+        image, _ = images.read_file(path, max_pixels, SIDE)
     except ImageError:
         return None
     image.thumbnail((SIDE, SIDE))
     return image
 
 
-def write_montage(file: IO[bytes], searches: Sequence[Search]) -> None:
+def write_montage(file: IO[bytes], searches: Sequence[Search], max_pixels: int = images.MAX_PIXELS) -> None:
     """A PNG: for each query a framed thumbnail, followed by the results by rank, with distance and file name.
 
-    Raises ValueError for more results than a picture can hold.
+    Pictures of more than ``max_pixels`` are not shown. Raises ValueError for more results than a picture can hold.
     """
     lines = [-(-max(1, len(matches)) // (COLUMNS - 1)) for _, matches in searches]
     width, height = GAP + COLUMNS * CELL[0], GAP + sum(lines) * CELL[1]
@@ -73,24 +74,30 @@ def write_montage(file: IO[bytes], searches: Sequence[Search]) -> None:
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for (query, matches), count in zip(searches, lines, strict=True):
-        _paste(sheet, draw, (GAP, top), query, "query")
+        _paste(sheet, draw, (GAP, top), thumbnail(query, max_pixels), query, "query")
         draw.rectangle((GAP - 4, top - 4, GAP + SIDE + 3, top + SIDE + 3), outline=MARK, width=3)
         for i, match in enumerate(matches):
             at = (GAP + (1 + i % (COLUMNS - 1)) * CELL[0], top + i // (COLUMNS - 1) * CELL[1])
-            _paste(sheet, draw, at, match.path, caption(i + 1, match))
+            _paste(sheet, draw, at, thumbnail(match.path, max_pixels), match.path, caption(i + 1, match))
         top += count * CELL[1]
     sheet.save(file, "PNG")
 
 
 def caption(rank: int, match: Match) -> str:
     """The first line below a result."""
-    return f"#{rank}  {match.distance:.4f}{'  same file' if match.same else ''}"
+    return f"#{rank}  {match.distance:.4f}{'  same' if match.same else ''}"
 
 
-def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], path: str, text: str) -> None:
+def _paste(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    image: Image.Image | None,
+    path: str,
+    text: str,
+) -> None:
     """A thumbnail in the middle of its square, and two lines of caption below."""
     left, top = at
-    image = thumbnail(path)
     if image is None:
         draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill=PALE)
         draw.text((left + 8, top + SIDE // 2 - 6), "cannot be read", INK)
@@ -113,21 +120,23 @@ def _fit(text: str) -> str:
     return shortened
 
 
-def write_html(file: IO[bytes], searches: Sequence[Search]) -> None:
-    """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file."""
+def write_html(file: IO[bytes], searches: Sequence[Search], max_pixels: int = images.MAX_PIXELS) -> None:
+    """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file.
+
+    Pictures of more than ``max_pixels`` are not shown.
+    """
     file.write(PAGE.encode())
     for query, matches in searches:
         file.write(b"<section>\n")
-        _write_figure(file, query, "query", ' class="query"')
+        _write_figure(file, thumbnail(query, max_pixels), query, "query", ' class="query"')
         for rank, match in enumerate(matches, 1):
-            _write_figure(file, match.path, caption(rank, match))
+            _write_figure(file, thumbnail(match.path, max_pixels), match.path, caption(rank, match))
         file.write(b"</section>\n")
     file.write(b"</body>\n</html>\n")
 
 
-def _write_figure(file: IO[bytes], path: str, text: str, attributes: str = "") -> None:
+def _write_figure(file: IO[bytes], image: Image.Image | None, path: str, text: str, attributes: str = "") -> None:
     name = escape(printable(os.path.basename(path)))
-    image = thumbnail(path)
     shown = "cannot be read"
     if image is not None:
         data = io.BytesIO()

@@ -330,3 +330,8 @@ def test_every_command_has_help_an_example_and_documentation(name):
     assert f"example:\n  alnumpy {name}" in text
     assert all(action.help for action in command._actions)
     assert f"`alnumpy {name}" in (ROOT / "README.md").read_text()
+
+
+def test_help_says_that_links_to_folders_are_not_followed():
+    for name in ("embed", "index"):
+        assert "links to folders" in " ".join(COMMANDS[name].format_help().split())

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from conftest import DIGITS
@@ -34,7 +36,8 @@ def test_index_again(desk):
     code, out, err = run("index", "p", "nowhere", "--db", "g.db", "--prune", "--verbose", cwd=desk)
     assert (code, out) == (1, "0 embedded, 0 recognised, 3 unchanged, 1 vanished, 1 removed, 2 failed\n")
     assert re.fullmatch(
-        r"alnumpy: .*/nowhere: No such file or folder\nalnumpy: .*/p/bad.png: not a picture .*\n"
+        r"alnumpy: .*/nowhere: No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE\n"
+        r"alnumpy: .*/p/bad.png: not a picture .*\n"
         r"alnumpy: backend none, .* s: network 0.00 s, .*\n",
         err,
     )
@@ -50,19 +53,90 @@ def test_search(desk):
     code, out, err = run("search", "p/a.png", "--db", "g.db", "-k", "3", cwd=desk)
     assert (code, err) == (0, "")
     lines = [line.split("\t") for line in out.splitlines()]
-    assert lines[:2] == [["0.0000", str(desk / "p" / name), "self"] for name in ("a.png", "copy.png")]
+    assert lines[:2] == [["0.0000", str(desk / "p" / name), "same"] for name in ("a.png", "copy.png")]
     assert float(lines[2][0]) > 0
     assert len(lines[2]) == 2
     code, out, _ = run("search", "p", "--db", "g.db", "-k", "1", "--csv", cwd=desk)
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["query"] for row in rows] == ["p/a.png", "p/b.png", "p/copy.png"]
-    assert {(row["rank"], row["distance"], row["self"]) for row in rows} == {("1", "0.0", "yes")}
+    assert {(row["rank"], row["distance"], row["same"]) for row in rows} == {("1", "0.0", "yes")}
     code, out, err = run("search", "p/none.png", "p/b.png", "--db", "g.db", "--json", cwd=desk)
     assert (code, err) == (1, "alnumpy: p/none.png: No such file or directory\n")
     (answer,) = json.loads(out)
     assert answer["query"] == "p/b.png"
     assert [result["rank"] for result in answer["results"]] == [1, 2, 3, 4]
-    assert answer["results"][0] == {"rank": 1, "distance": 0.0, "path": str(desk / "p" / "b.png"), "self": True}
+    assert answer["results"][0] == {"rank": 1, "distance": 0.0, "path": str(desk / "p" / "b.png"), "same": True}
+
+
+def test_what_has_no_pictures_is_named(desk):
+    (desk / "empty" / "below").mkdir(parents=True)
+    code, out, err = run("search", "empty", "--db", "g.db", cwd=desk)
+    assert (code, out, err) == (1, "", "alnumpy: empty: no pictures in this folder itself\n")
+    code, out, err = run("index", "empty", "--db", "new.db", cwd=desk)
+    assert (code, out) == (1, "0 embedded, 0 recognised, 0 unchanged, 0 vanished, 0 removed, 1 failed\n")
+    assert err == f"alnumpy: {desk}/empty: no pictures in this folder or below it\n"
+    code, out, err = run("search", "p/a.png", "--db", "new.db", cwd=desk)
+    assert (code, out) == (1, "")
+    assert err == (
+        "alnumpy: new.db: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE\n"
+    )
+
+
+def test_after_a_mistyped_folder_other_settings_can_be_chosen(desk):
+    assert run("index", "P", "--db", "new.db", "--dtype", "int8", "--size", "40", "--normalize", cwd=desk)[0] == 1
+    assert run("index", "p", "--db", "new.db", "--dtype", "float16", cwd=desk)[0] == 0
+    out = run("stats", "--db", "new.db", cwd=desk)[1]
+    assert {"dtype: float16", "size: 32", "normalize: False"} <= set(out.splitlines())
+
+
+def test_an_empty_folder_is_not_pruned(desk):
+    shutil.move(desk / "p", desk / "away")
+    (desk / "p").mkdir()
+    code, out, err = run("index", "p", "--db", "g.db", "--prune", cwd=desk)
+    assert (code, out) == (1, "0 embedded, 0 recognised, 0 unchanged, 4 vanished, 0 removed, 1 failed\n")
+    assert err.startswith(f"alnumpy: {desk}/p: no pictures there now; is its disk mounted? ")
+    assert run("remove", "p", "--db", "g.db", cwd=desk) == (0, "4 removed\n", "")
+
+
+def test_remove(desk):
+    assert run("remove", "p/a.png", "p/below", "--db", "g.db", cwd=desk) == (0, "2 removed\n", "")
+    assert (desk / "p" / "a.png").exists()
+    shutil.rmtree(desk / "p")
+    code, out, err = run("remove", desk / "p" / "b.png", "p/a.png", "nowhere", "--db", "g.db", cwd=desk)
+    assert (code, out) == (1, "1 removed\n")
+    assert err == "".join(
+        f"alnumpy: {name}: not in the gallery, nor anything below it\n" for name in ("p/a.png", "nowhere")
+    )
+    assert run("remove", "p", "--db", "g.db", cwd=desk) == (0, "1 removed\n", "")
+    assert "contents: 0" in run("stats", "--db", "g.db", cwd=desk)[1].splitlines()
+    before = sorted(os.listdir(desk))
+    assert run("remove", "p", "--db", "none.db", cwd=desk)[::2] == (
+        1, f"alnumpy: {desk}/none.db: no such gallery; make one with: alnumpy index FOLDER --db FILE\n"
+    )  # fmt: skip
+    assert sorted(os.listdir(desk)) == before
+
+
+def test_large_pictures_are_shown_where_the_limit_allows(desk):
+    Image.new("RGB", (6000, 5001), "red").save(desk / "p" / "large.png")
+    limit = ("--max-pixels", "40000000")
+    assert run("index", "p", "--db", "g.db", *limit, cwd=desk)[1].startswith("1 embedded")
+    command = ("search", "p/large.png", "--db", "g.db", "-k", "1", "--montage", "m.png", "--html", "m.html")
+    assert run(*command, *limit, cwd=desk)[0] == 0
+    assert (desk / "m.html").read_text().count("<img ") == 2
+    with Image.open(desk / "m.png") as montage:
+        assert montage.getpixel((92, 92)) == (255, 0, 0)
+
+
+def test_pictures_of_results_outlive_a_reader_who_had_enough(desk):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["search", "p/a.png", "--db", "g.db", "--montage", "m.png", "--html", "m.html"]
+    process = subprocess.run(
+        [sys.executable, "-u", "-m", "alnumpy", *command], stdout=writer, stderr=subprocess.PIPE, cwd=desk, check=False
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, b"")
+    assert {"m.png", "m.html"} <= set(os.listdir(desk))
 
 
 def test_montage_and_page(desk):
@@ -73,10 +147,16 @@ def test_montage_and_page(desk):
     assert (desk / "m.html").read_text().count("<img ") == 5
     before = sorted(os.listdir(desk))
     assert run("search", "p/a.png", "--db", "g.db", "--html", "nowhere/m.html", cwd=desk)[0] == 1
-    for precious in ("g.db", "p/a.png"):
+    os.symlink(desk / "p", desk / "link")
+    for precious in ("g.db", "p/a.png", "p/b.png", "link/below/c.png"):
+        content = (desk / precious).read_bytes()
         code, out, err = run("search", "p/a.png", "--db", "g.db", "--html", precious, cwd=desk)
         assert (code, out) == (2, "")
         assert precious in err
+        assert (desk / precious).read_bytes() == content
+    os.unlink(desk / "link")
+    both = run("search", "p/a.png", "--db", "g.db", "--montage", "new", "--html", "p/../new", cwd=desk)
+    assert both == (2, "", "alnumpy: --montage and --html both name p/../new\n")
     assert sorted(os.listdir(desk)) == before
 
 
@@ -103,7 +183,8 @@ def test_the_settings_of_a_gallery_need_not_be_repeated(desk):
 @pytest.mark.parametrize(
     "arguments",
     ["index p", "search p/a.png", "search p/a.png --db g.db -k 0", "search p/a.png --db g.db --json --csv",
-     "duplicates --db g.db", "duplicates --db g.db --threshold nan", "duplicates --db g.db --threshold -1", "stats"],
+     "duplicates --db g.db", "duplicates --db g.db --threshold nan", "duplicates --db g.db --threshold -1", "stats",
+     "remove --db g.db", "remove p"],
 )  # fmt: skip
 def test_wrong_usage_is_exit_2(arguments):
     code, out, err = run(*arguments.split())
@@ -111,7 +192,7 @@ def test_wrong_usage_is_exit_2(arguments):
     assert err
 
 
-@pytest.mark.parametrize("command", ["index p", "search p/a.png", "duplicates --threshold 1", "stats"])
+@pytest.mark.parametrize("command", ["index p", "search p/a.png", "duplicates --threshold 1", "stats", "remove p"])
 def test_what_is_no_gallery_is_named(desk, command):
     (desk / "other.db").write_text("hello" * 100)
     code, out, err = run(*command.split(), "--db", "other.db", cwd=desk)
@@ -153,7 +234,7 @@ def test_reduce(digits):
     code, out, _ = run("index", "d", "--db", "small.db", cwd=digits)
     assert (code, out[:37]) == (0, "1 embedded, 0 recognised, 8 unchanged")
     code, out, _ = run("search", "d/new.png", "--db", "small.db", "-k", "3", cwd=digits)
-    assert (code, out.splitlines()[0]) == (0, f"0.0000\t{digits / 'd' / 'new.png'}\tself")
+    assert (code, out.splitlines()[0]) == (0, f"0.0000\t{digits / 'd' / 'new.png'}\tsame")
     assert run("search", DIGITS[10], "--db", "small.db", cwd=digits)[0] == 0
 
 
@@ -173,5 +254,5 @@ def test_what_cannot_be_reduced_is_named(digits, arguments, code, message):
     found, out, err = run("reduce", "--db", "g.db", *arguments.split(), cwd=digits)
     assert (found, out) == (code, "")
     assert message in err
-    assert sorted(path.name for path in digits.iterdir()) == ["d", "g.db"]
+    assert sorted(path.name for path in digits.iterdir()) == ["d", "g.db", "g.db-lock"]
     assert (digits / "g.db").read_bytes() == before

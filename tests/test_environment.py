@@ -191,6 +191,7 @@ COMMANDS = {
     "search": "search {a} --db {g} --csv --html {out}/h.html --montage {out}/m.png",
     "duplicates": "duplicates --db {g} --threshold 9 --json",
     "stats": "stats --db {g}",
+    "remove": "remove {p}/gone.png --db {g}",
     "reduce": "reduce --db {g} --dimensions 2 --out {out}/small.db",
     "eval": "eval --db {g}",
     "info": "info",
@@ -241,7 +242,11 @@ def usual(place):
     """What every command does in a usual environment."""
     assert set(COMMANDS) >= set(cli.EXAMPLES), "every command belongs here"
     results = run_all(place)
-    assert [name for name, result in results.items() if result[0]] == ["embed", "index"]  # one picture is damaged
+    assert [name for name, result in results.items() if result[0]] == [
+        "embed",
+        "index",
+        "remove",
+    ]  # damaged; not there
     assert results["index"][1].startswith(b"0 embedded, 0 recognised, 5 unchanged")
     assert results["search"][1].count(b"\n") == 6
     return results
@@ -407,7 +412,7 @@ def test_files_have_the_mode_of_the_umask_and_are_never_writable_by_all(place, t
     run(place, f"embed {{a}} --output {tmp_path}/y", wrap=wrap)
     found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     written = 0o664 & ~umask
-    assert found == {"g.db": mode, "h.html": written, "m.png": written, "y": written}
+    assert found == {"g.db": mode, "g.db-lock": mode, "h.html": written, "m.png": written, "y": written}
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

@@ -172,6 +172,9 @@ def test_changed_files_are_done_again(folder, path, embedder):
         np.testing.assert_array_equal(row.embedding, embedder.embed(folder / "a.png")[0])
         assert [row.added for row in opened] == added
         assert opened.stats()["contents"] == 3  # the old content is gone
+        (folder / "a.png").write_text("hello")
+        assert opened.index(folder).embedded == 0
+        assert opened.stats()["contents"] == 2
 
 
 def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path, embedder, tmp_path):
@@ -181,7 +184,7 @@ def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path
     with Gallery(path, embedder, "a") as opened:
         opened.index([folder, other])
         os.rename(folder / "a.png", tmp_path / "away.png")
-        os.unlink(other / "d.png")
+        (other / "d.png").rename(other / "d.txt")
         assert opened.index(folder).vanished == 1
         assert opened.index(folder).vanished == 0
         assert [os.path.basename(row.path) for row in opened if row.vanished] == ["a.png"]
@@ -209,8 +212,112 @@ def test_what_cannot_be_listed_has_not_vanished(folder, path, embedder, monkeypa
         report = opened.index(folder)
         assert (report.vanished, report.failed[0]) == (0, (str(folder / "below"), "Permission denied"))
         monkeypatch.undo()
-        missing = opened.index(folder / "nowhere")
-        assert missing.failed == [(str(folder / "nowhere"), "No such file or folder")]
+        ((name, reason),) = opened.index(folder / "nowhere").failed
+        assert (name, reason[:24]) == (str(folder / "nowhere"), "No such file or folder; ")
+        assert "alnumpy remove PATH" in reason
+
+
+@pytest.mark.parametrize("mount", ["", "below", "below/deep"])
+@pytest.mark.parametrize("left", [(), ("notes.txt",)])
+def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, embedder, tmp_path, mount, left):
+    """The folder where it was mounted is then there, and empty; below the indexed folder that is all that tells."""
+    (folder / "below" / "deep" / "er").mkdir(parents=True)
+    noise(folder / "below" / "deep" / "er" / "d.png", 8)
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        before = dump(path)
+        os.rename(folder / mount, tmp_path / "away")
+        (folder / mount).mkdir()
+        for name in left:
+            (folder / mount / name).touch()
+        away = {"": 5, "below": 2, "below/deep": 1}[mount]
+        if left and mount:  # which no empty mount point has
+            assert opened.index(folder, prune=True).pruned == away
+            return
+        reason = (
+            "no pictures there now; is its disk mounted? If they are gone for good: alnumpy remove FOLDER --db FILE"
+        )
+        for prune in (False, True, True):
+            report = opened.index(folder, prune=prune)
+            assert (report.vanished, report.pruned) == (0 if prune else away, 0)
+            assert (str(folder / mount).rstrip("/"), reason) in report.failed
+        assert len(report.failed) == (1 if mount == "" else 2)  # broken.png
+        report = opened.index(folder)  # told before; that there is nothing at all is worth saying each time
+        assert report.failed[:-1] == []
+        assert mount or report.failed == [(str(folder), "no pictures in this folder or below it")]
+        if mount:
+            assert opened.update(prune=True).pruned == 0
+        shutil.rmtree(folder / mount)
+        os.rename(tmp_path / "away", folder / mount)
+        assert counts(opened.index(folder, prune=True)) == (0, 0, 5, 0, 0)
+        assert dump(path) == before
+        shutil.rmtree(folder / "below")
+        assert opened.index(folder, prune=True).pruned == 2  # no mount point
+
+
+def test_a_folder_without_pictures_is_named(tmp_path, path, embedder):
+    (tmp_path / "p" / "below").mkdir(parents=True)
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.index(tmp_path / "p").failed == [(str(tmp_path / "p"), "no pictures in this folder or below it")]
+        noise(tmp_path / "p" / "scan", 1, format="PNG")
+        opened.index(tmp_path / "p" / "scan")
+        assert opened.index(tmp_path / "p").failed == []
+
+
+def test_a_folder_in_the_place_of_a_picture_is_none(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        for name in ("a.png", "b.png"):
+            os.unlink(folder / name)
+        (folder / "a.png").mkdir()
+        noise(folder / "a.png" / "d.png", 6)
+        os.symlink(folder / "below", folder / "b.png")
+        assert counts(opened.index(folder)) == (1, 0, 2, 2, 0)
+        assert opened.stats()["unreadable"] == 1  # broken.png
+        shutil.rmtree(folder / "a.png")
+        noise(folder / "a.png", 0)
+        assert counts(opened.index(folder, prune=True)) == (0, 1, 2, 1, 2)
+
+
+def test_times_that_sqlite_cannot_hold(folder, path, embedder):
+    late = 13_569_465_600 * 10**9  # in the year 2400
+    os.utime(folder / "a.png", ns=(late, late))
+    if os.stat(folder / "a.png").st_mtime_ns != late:
+        pytest.skip("needs a file system that holds it")
+    with Gallery(path, embedder, "a") as opened:
+        assert counts(opened.index(folder)) == (3, 0, 0, 0, 0)
+        assert counts(opened.index(folder)) == (0, 0, 4, 0, 0)
+        assert next(iter(opened)).mtime_ns == 2**63 - 1
+
+
+def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path, embedder, monkeypatch, tmp_path):
+    def failing(path, hash=gallery._hash):
+        if os.path.basename(path) in ("a.png", "b.png"):
+            raise PermissionError(13, "Permission denied")
+        return hash(path)
+
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        before = dump(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(gallery, "_hash", failing)
+            for name in ("a.png", "b.png"):
+                os.utime(folder / name)
+            for _ in range(2):
+                report = opened.index(folder, prune=True)
+                assert [reason for _, reason in report.failed[:2]] == ["Permission denied"] * 2
+        unread = list(opened)[:2]
+        assert [(row.embedding, row.width, row.size) for row in unread] == [(None, None, -1)] * 2
+        assert names(opened.search(np.zeros(24))[0]) == ["c.png"]
+        assert opened.stats()["pictures"] == 1
+        assert [row.path for row in opened if row.embedding is not None] == [str(folder / "below" / "c.png")]
+        noise(folder / "b.png", 77)  # changed meanwhile
+        assert counts(opened.index(folder)) == (1, 1, 2, 0, 0)
+        assert Counting.embedded == 4
+        after = dump(path)
+    assert [row[0] for row in after[0]] == [row[0] for row in before[0]]
+    assert after[0][0][3:] == before[0][0][3:]
+    assert len(after[1]) == 3  # the old content of b.png is gone
 
 
 def test_what_exists_has_not_vanished_though_its_folder_does_not_show_it(folder, path, embedder, tmp_path):
@@ -222,7 +329,7 @@ def test_what_exists_has_not_vanished_though_its_folder_does_not_show_it(folder,
         opened.index([folder / "scan", folder / "link"])
         assert counts(opened.index(folder)) == (3, 0, 2, 0, 0)
         noise(folder / "scan", 11, format="PNG")
-        os.unlink(tmp_path / "elsewhere" / "e.png")
+        (tmp_path / "elsewhere" / "e.png").rename(tmp_path / "elsewhere" / "e.txt")
         assert counts(opened.index([folder, folder / "below"], prune=True)) == (1, 0, 4, 1, 1)
 
 
@@ -245,8 +352,9 @@ def test_what_may_not_be_looked_at_has_not_vanished(embedder):
         assert as_nobody("opened.index(sys.argv[2])").returncode == 0
         os.chmod(folder / "below", 0)
         for call in ("opened.index(sys.argv[2], prune=True)", "opened.update(prune=True)"):
-            done = as_nobody(f"print(t.counts({call}))")
-            assert (done.stdout, done.stderr) == ("(0, 0, 0, 0, 0)\n", "")
+            done = as_nobody(f"report = {call}; print(t.counts(report), [reason for _, reason in report.failed])")
+            failed = "['Permission denied']" if "index" in call else "[]"
+            assert (done.stdout, done.stderr) == (f"(0, 0, 0, 0, 0) {failed}\n", "")
         with Gallery(path) as opened:
             assert [row.vanished for row in opened] == [False]
 
@@ -416,7 +524,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
         process.stdout.read()
     assert process.returncode == 0
     assert dump(path) == dump(tmp_path / "undisturbed.db")
-    assert not [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")]
+    assert [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")] == ["gallery.db-lock"]
 
 
 def kill_a_writer(path):
@@ -512,7 +620,51 @@ def test_a_second_writer_is_refused(path, embedder):
         assert "another alnumpy is writing to it" in second.stderr
     with Gallery(path, embedder, "a"):
         pass
-    assert os.listdir(path.parent) == ["gallery.db"]
+    assert sorted(os.listdir(path.parent)) == ["gallery.db", "gallery.db-lock"]
+
+
+def test_a_writer_that_closes_while_another_opens_leaves_one_lock(path, monkeypatch):
+    first = Database(path, writable=True)
+
+    def connect(name, *arguments, connect=sqlite3.connect, **options):
+        opened = connect(name, *arguments, **options)
+        if name.endswith("-lock"):  # opened, and not yet locked
+            first.close()
+        return opened
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with closing(Database(path, writable=True)), pytest.raises(GalleryError, match="another alnumpy is writing to it"):
+        Database(path, writable=True)
+
+
+def write_alone(path, together, met):
+    """Opens a gallery again and again, and notes whether another process had it open."""
+    together.wait()
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        try:
+            opened = Database(path, writable=True)
+        except GalleryError:
+            continue
+        try:
+            os.close(os.open(f"{path}-alone", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            met.value = 1
+        else:
+            os.unlink(f"{path}-alone")
+        opened.close()
+
+
+def test_writers_that_come_and_go_never_meet(path):
+    processes = multiprocessing.get_context("spawn")
+    together, met = processes.Barrier(3), processes.Value("i", 0)
+    several = [processes.Process(target=write_alone, args=(path, together, met)) for _ in range(3)]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join()
+    assert [process.exitcode for process in several] == [0] * 3
+    assert met.value == 0
 
 
 def test_a_link_to_a_gallery_is_that_gallery(folder, path, embedder, tmp_path):
@@ -539,7 +691,7 @@ def test_a_gallery_whose_name_is_not_text_and_which_was_moved(folder, tmp_path, 
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff?#%20 '\n.db")
     with Gallery(strange, embedder, "a") as opened:
         opened.index(folder)
-    assert sorted(os.listdir(os.fsencode(tmp_path))) == [b"pictures", b"\xff?#%20 '\n.db"]
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == [b"pictures", b"\xff?#%20 '\n.db", b"\xff?#%20 '\n.db-lock"]
     os.rename(strange, tmp_path / "moved.db")
     with Gallery(tmp_path / "moved.db", embedder, "a") as opened:
         assert counts(opened.index(folder)) == (0, 0, 4, 0, 0)
@@ -580,7 +732,7 @@ def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder):
         assert "gallery.db: cannot be opened" in refused
         os.chmod(path, 0o644)
         change(path, "PRAGMA journal_mode = WAL")  # as a killed writer leaves it
-        assert os.listdir(name) == ["gallery.db"]
+        assert sorted(os.listdir(name)) == ["gallery.db", "gallery.db-lock"]
         assert search() == "3"
         Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # then the file alone may be incomplete
         os.chmod(Path(name, "gallery.db-wal"), 0o600)
@@ -604,7 +756,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode
         with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
             Gallery(path, embedder, mode)
         assert path.read_bytes() == before
-        assert os.listdir(tmp_path) == ["gallery.db"]
+        assert set(os.listdir(tmp_path)) <= {"gallery.db", "gallery.db-lock"}
         path.unlink()
 
     path.write_text("hello" * 1000)
@@ -728,6 +880,29 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
         assert opened.dtype == "float16"
 
 
+def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, tmp_path):
+    with Gallery(path, embedder, "a", dtype="int8", flip=True) as opened:
+        opened.index(tmp_path / "mistyped")
+        assert not opened.bound
+    other = Embedder(small_weights(1), size=9, normalize=True, backend="numpy", threads=1)
+    with Gallery(path, other, "a", dtype="float16") as opened:
+        assert opened.settings == gallery.settings_of(other, False) | {
+            "dtype": "float16", "flip": False, "reduced": False
+        }  # fmt: skip
+        opened.index(folder)
+    with pytest.raises(GalleryError, match="made with"):
+        Gallery(path, embedder, "a")
+    with Gallery(path, mode="a") as opened:
+        assert opened.bound
+        opened.remove(folder)
+    with Gallery(path) as opened:  # a reader is told what it was
+        assert (opened.bound, opened.dtype) == (False, "float16")
+    with Gallery(path, mode="a") as opened:  # and who brings no embedder changes nothing
+        assert opened.dtype == "float16"
+    with Gallery(path, embedder, "a") as opened:
+        assert (opened.dtype, opened.settings["size"]) == ("float32", 8)
+
+
 def test_fast_decoding_is_recorded_and_holds_for_queries(tmp_path, path, embedder):
     wave = np.sin(np.arange(320 * 240) / 7).reshape(240, 320) * 120 + 128
     Image.fromarray(wave.astype(np.uint8)).save(tmp_path / "a.jpg")
@@ -796,6 +971,23 @@ def test_number_formats(dtype, bound):
     for bad in (np.nan, np.inf, -np.inf, -1e30):  # the last one's square is not finite
         vectors[5, 7] = bad
         assert list(np.flatnonzero(~np.isfinite(squared_norms(encode(vectors, dtype), dtype)))) == [5]
+
+
+def test_number_formats_save_space(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(400, 1280)).astype(np.float32)
+    sizes = {}
+    for dtype in packed.DTYPES:
+        with closing(Database(tmp_path / dtype, writable=True)) as db, db.transaction():
+            for i, row in enumerate(encode(vectors, dtype)):
+                digest = hashlib.sha256(row).digest()
+                db.run("INSERT INTO contents VALUES (?, 640, 480, ?)", [digest, row.tobytes()])
+                db.run(
+                    "INSERT INTO pictures VALUES (?, 1, 1, ?, NULL, '', 0)", [b"/home/pictures/%09d.jpg" % i, digest]
+                )
+        sizes[dtype] = os.path.getsize(tmp_path / dtype)
+    assert sizes["float32"] < 1.2 * vectors.nbytes
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    assert sizes["int8"] < 0.36 * sizes["float32"]
 
 
 def test_every_float16_is_converted_as_numpy_does():

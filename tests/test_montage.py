@@ -105,11 +105,20 @@ def test_html(searches):
         assert np.abs(np.subtract(image.getpixel((80, 40)), wanted)).max() < 5
     start = page.texts.index("query")
     assert page.texts[start : start + 8] == [
-        "query", "red.png", "#1  0.0000  same file", "red.png", "#2  0.2500", "green.png", "#3  0.5000", "blue.png"
+        "query", "red.png", "#1  0.0000  same", "red.png", "#2  0.2500", "green.png", "#3  0.5000", "blue.png"
     ]  # fmt: skip
     assert "cannot be read" in page.texts
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links[1] == f"file://{searches[0][0]}"
+
+
+def test_pictures_above_the_limit_are_not_shown(searches):
+    for limit, shown in ((20_000, 7), (19_999, 0)):
+        sheet, page = io.BytesIO(), io.BytesIO()
+        write_montage(sheet, searches, limit)
+        write_html(page, searches, limit)
+        assert page.getvalue().count(b"<img ") == shown
+        assert (centre(Image.open(sheet), 1, 0) == (255, 0, 0)) == bool(shown)
 
 
 def test_names_cannot_break_the_page(tmp_path):

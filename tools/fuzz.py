@@ -264,6 +264,8 @@ def gallery_seeds(folder: Path) -> None:
                 gallery.index(name)
         with Gallery(folder / "float32.db") as gallery:
             gallery.reduce(folder / "reduced.db", 3)
+        for lock in folder.glob("*-lock"):
+            lock.unlink()
         for path in folder.iterdir():
             with closing(sqlite3.connect(path, isolation_level=None)) as db:  # the same each time
                 db.execute(

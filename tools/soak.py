@@ -229,7 +229,7 @@ class Soak:
             out, err = process.communicate()
         self.expect((process.returncode, err) == (0, b""), f"search on the command line: {err!r}")
         for answer in json.loads(out or "[]"):
-            found = [Match(row["path"], row["distance"], row["self"]) for row in answer["results"]]
+            found = [Match(row["path"], row["distance"], row["same"]) for row in answer["results"]]
             self.check(query, found, 7)
 
     # What must hold all the same
