@@ -36,7 +36,7 @@ from datasets import landmarks, load_class_folders
 TOOLS = Path(__file__).resolve().parent
 DOCS = TOOLS.parent / "docs"
 BATCH = 100
-SIZES = (32, 64, 128, 160)
+SIZES = (48, 64, 128, 160)
 WHITENED = (256, 128)  # dimensions
 
 # The paper's tables 2 to 6: FLOPs and parameters in millions, "mAP@1", "mAP@5".
@@ -289,7 +289,7 @@ def main() -> None:
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
     part.add_argument("--weights", type=Path, help="others than the default ones")
-    part.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the input (default: 32 64 128 160)")
+    part.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the input (default: 48 64 128 160)")
     parts.add_parser("tables", help="write the tables of the page from what was measured")
     args = parser.parse_args()
 

@@ -370,7 +370,7 @@ def report(rows: list[dict[str, Any]], out: Path) -> None:
     from matplotlib.figure import Figure
 
     with open(out / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: round(value, 8) for key, value in row.items()} for row in rows)
     epochs = [row["epoch"] for row in rows]
