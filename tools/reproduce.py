@@ -240,9 +240,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     pages["ablations"] = table(["", "M parameters", *(column for data in PAPER for column in (data, "ours"))], rows)
     header = ["", "", "accuracy", "full mAP", "full mAP, L2", "AP@5 of hits", "AP@5", "P@1"]
     recipes = [
-        f"\n\n{data}, {own['pictures']:,} test pictures: `tools/train.py {own['recipe']}`."
+        f"\n\n{data}, {results[data]['pictures']:,} test pictures: `tools/train.py {results[data]['recipe']}`."
         for data in PAPER
-        if (own := results.get(data))
+        if data in results
     ]
     pages["networks"] = table(header, details) + "".join(recipes)
     photos = results.get("photos", {"classes": [], "landmarks": []})
