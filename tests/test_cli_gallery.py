@@ -17,6 +17,10 @@ from conftest import DIGITS
 from PIL import Image
 from test_cli import run
 
+import alnumpy
+
+SIZE = f"size: {alnumpy.load().preprocessing.size}"  # of the default weights
+
 
 @pytest.fixture
 def desk(tmp_path):
@@ -43,7 +47,7 @@ def test_index_again(desk):
     )
     code, out, _ = run("stats", "--db", "g.db", cwd=desk)
     assert code == 0
-    assert {"pictures: 3", "unreadable: 1", "vanished: 0", "contents: 3", "dtype: float32", "size: 32"} <= set(
+    assert {"pictures: 3", "unreadable: 1", "vanished: 0", "contents: 3", "dtype: float32", SIZE} <= set(
         out.splitlines()
     )
     assert re.search(r"^unreadable: .*/p/bad.png: not a picture", out, re.M)
@@ -86,7 +90,7 @@ def test_after_a_mistyped_folder_other_settings_can_be_chosen(desk):
     assert run("index", "P", "--db", "new.db", "--dtype", "int8", "--size", "40", "--normalize", cwd=desk)[0] == 1
     assert run("index", "p", "--db", "new.db", "--dtype", "float16", cwd=desk)[0] == 0
     out = run("stats", "--db", "new.db", cwd=desk)[1]
-    assert {"dtype: float16", "size: 32", "normalize: False"} <= set(out.splitlines())
+    assert {"dtype: float16", SIZE, "normalize: False"} <= set(out.splitlines())
 
 
 def test_an_empty_folder_is_not_pruned(desk):

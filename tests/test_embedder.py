@@ -95,17 +95,17 @@ def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
     pytest.importorskip("numba")
     kernels.warmup()
     monkeypatch.setattr(kernels, "is_cached", lambda: True)
-    assert set(used(alnumpy.load(), 15)) == {"numpy"}
-    assert set(used(alnumpy.load(), 200)) == {"numba"}  # decided for the whole run, before its first batch
-    unknown = used(alnumpy.load(), 200, known=False)
+    assert set(used(alnumpy.load(size=32), 15)) == {"numpy"}
+    assert set(used(alnumpy.load(size=32), 200)) == {"numba"}  # decided for the whole run, before its first batch
+    unknown = used(alnumpy.load(size=32), 200, known=False)
     assert (unknown[0], unknown[-1]) == ("numpy", "numba")
-    one_by_one = alnumpy.load()
+    one_by_one = alnumpy.load(size=32)
     for _ in range(2):
         assert set(used(one_by_one, 8)) == {"numpy"}
     assert set(used(one_by_one, 8)) == {"numba"}
     assert set(used(one_by_one, 1)) == {"numba"}
     monkeypatch.setattr(kernels, "is_cached", lambda: False)
-    assert set(used(alnumpy.load(), 200)) == {"numpy"}  # compiling costs more than 200 small pictures
+    assert set(used(alnumpy.load(size=32), 200)) == {"numpy"}  # compiling costs more than 200 small pictures
     x = np.zeros((1, 3, 28, 28), np.float32)
     fresh = alnumpy.load()
     fresh._forward(x, 10_000)
