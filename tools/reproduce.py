@@ -117,8 +117,10 @@ def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
     return evaluate(vectors, labels, vectors, labels, np.arange(len(labels)))
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the parameters in a weights file; its self-test is left out, whose last bits differ by the machine."""
+    parameters = alnumpy.weights.read(path).parameters
+    return hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest()
 
 
 def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> d
         scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
         accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
         rows[spec] = {"accuracy": accuracy, **scores._asdict(), "full_map_l2": normalised.full_map}
-        rows[spec]["weights"] = sha256(out / "weights.h5")
+        rows[spec]["weights"] = fingerprint(out / "weights.h5")
     return {"recipe": recipe, "pictures": len(labels), "networks": rows}
 
 
@@ -176,7 +178,7 @@ def measure_photos(weights: Path | None, classes: Path, landmark_data: Path, siz
                 f"{size:4} {name:45} P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f} official {official.mean:.3f}"
             )
     path = weights or alnumpy.weights.default_path()
-    return {"weights": sha256(Path(path)), "classes": by_class, "landmarks": by_landmark}
+    return {"weights": fingerprint(Path(path)), "classes": by_class, "landmarks": by_landmark}
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
