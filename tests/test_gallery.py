@@ -871,7 +871,7 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
         ({"embedder": embedder, "dtype": "int8"}, "made with dtype float16, not int8"),
         ({"embedder": embedder, "fast_decode": True}, "made with decode full, not fast"),
         ({"embedder": Embedder(replace(other, preprocessing=replace(other.preprocessing, channels="BGR")))}, "other"),
-        ({"embedder": alnumpy.load()}, "network small, not alnet; dimension 24, not 1280; size 8, not 32"),
+        ({"embedder": alnumpy.load(size=32)}, "network small, not alnet; dimension 24, not 1280; size 8, not 32"),
     ):
         for mode in ("r", "a"):
             with pytest.raises(GalleryError, match=message):
