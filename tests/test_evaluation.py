@@ -204,6 +204,9 @@ def test_ground_truth(tmp_path):
             [],
         )
     ]
+    (tmp_path / "all_souls_1_ok.txt").write_text("all_souls_000055\nall_souls_000013\n")  # which is good, too
+    (query,) = read_ground_truth(tmp_path)
+    assert query.positive == ["all_souls_000013", "all_souls_000026", "all_souls_000055"]
     (tmp_path / "all_souls_1_junk.txt").unlink()
     with pytest.raises(AlnumpyError, match=rf"{tmp_path}: all_souls_1_junk.txt is missing"):
         read_ground_truth(tmp_path)

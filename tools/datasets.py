@@ -293,13 +293,14 @@ def landmark_classes(
     name is the "test" split, the others are "train". Pictures that cannot be read are left out with a warning. Raises
     FileNotFoundError, or ValueError where there is no picture.
     """
-    pictures = sorted((name for name in files(source) if name.lower().endswith(images.SUFFIXES)), key=natural)
+    found = files(source)
+    pictures = sorted((name for name in found if name.lower().endswith(images.SUFFIXES)), key=natural)
     if not pictures:
         raise ValueError(f"{source}: no pictures")
     labels = [re.sub(r"_?\d+$", "", PurePosixPath(name).stem) for name in pictures]
     class_names = sorted(set(labels))
     chosen = [i for i in range(len(pictures)) if (i % 5 == 4) == (split == "test")]
-    pixels, failed = load_pictures(files(source), [pictures[i] for i in chosen], size, threads)
+    pixels, failed = load_pictures(found, [pictures[i] for i in chosen], size, threads)
     for name, reason in failed.items():
         warnings.warn(f"{source}: {name}: {reason}; left out", stacklevel=2)
     good = [row for row, i in enumerate(chosen) if pictures[i] not in failed]
