@@ -14,6 +14,27 @@ from .spec import Cbam, Conv, Shuffle, Spec, layers
 
 Array = np.ndarray
 
+ONE_THREAD = 1 << 18  # multiply-adds of a matrix product up to which OpenBLAS takes one thread
+
+
+def _product(kernel: Array, columns: Array) -> Array:
+    """(g, o, k) @ (n, g, k, p) -> (n, g, o, p), in pieces that BLAS computes in one thread, whatever it may use.
+
+    With more threads some of its kernels add in another order, and the bits would depend on their number.
+    """
+    o, k = kernel.shape[1:]
+    p = columns.shape[-1]
+    width = max(64, ONE_THREAD // (o * k))
+    pieces = -(-o // max(4, ONE_THREAD // (k * min(width, p))))  # of about as many rows each, so that none is single
+    if pieces == 1 and width >= p:
+        return kernel @ columns
+    y = np.empty((*columns.shape[:2], o, p), np.result_type(kernel, columns))
+    for left in range(0, p, width):
+        for rows in np.array_split(np.arange(o), pieces):
+            part = slice(rows[0], rows[-1] + 1), slice(left, left + width)
+            np.matmul(kernel[:, part[0]], columns[..., part[1]], out=y[:, :, part[0], part[1]])
+    return y
+
 
 def conv2d(
     x: Array,
@@ -55,7 +76,7 @@ def conv2d(
         columns = columns.reshape(n, groups, c_per_group * kh * kw, ho * wo)
         kernel = weight.reshape(groups, o // groups, c_per_group * kh * kw)
         # (n, g, o/g, ho*wo). The bits of a single row times a matrix depend on the number of BLAS's threads: not BLAS.
-        y = kernel @ columns if o > groups else np.einsum("gok,ngkp->ngop", kernel, columns)
+        y = _product(kernel, columns) if o > groups else np.einsum("gok,ngkp->ngop", kernel, columns)
         y = y.reshape(n, o, ho, wo)
     return y if bias is None else np.add(y, bias[:, None, None], out=y)
 

@@ -80,6 +80,17 @@ def test_conv2d_on_maps_smaller_than_the_kernel(size, stride):
     assert_same(ours, F.conv2d(tensor(x), tensor(weight), None, stride, 1, groups=6))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("o", "k", "p"), [(2, 3, 5), (7, 960, 33), (129, 300, 65), (1280, 320, 1), (5, 16, 70001)])
+def test_a_product_in_pieces_is_the_product(o, k, p, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    kernel, columns = (rng.normal(size=shape).astype(dtype) for shape in ((2, o, k), (3, 2, k, p)))
+    whole = kernel @ columns
+    for most in (reference.ONE_THREAD, 1000):
+        monkeypatch.setattr(reference, "ONE_THREAD", most)
+        assert_same(reference._product(kernel, columns), torch.from_numpy(whole))
+
+
 def test_conv2d_refuses_groups_that_do_not_fit():
     with pytest.raises(ValueError, match="do not fit 2 groups"):
         reference.conv2d(np.zeros((1, 4, 5, 5)), np.zeros((4, 4, 1, 1)), groups=2)
