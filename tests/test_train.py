@@ -206,18 +206,18 @@ def test_augmentation_keeps_within_what_was_asked():
     images = torch.zeros(40, 3, SIZE, SIZE, dtype=torch.uint8)
     images[:, :, 5, 3] = 255
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(train.Augmentation(SIZE, 0, 0, 1.0, False)(images, generator), images.float())
+    assert torch.equal(train.Augmentation(SIZE, 0, 0, 0, 1.0, False)(images, generator), images.float())
 
-    shifted = train.Augmentation(SIZE, 2, 0, 1.0, False)(images, generator)
+    shifted = train.Augmentation(SIZE, 2, 0, 0, 1.0, False)(images, generator)
     where = {tuple(place) for place in (shifted[:, 0] == 255).nonzero()[:, 1:].tolist()}
     assert where <= {(row, column) for row in range(3, 8) for column in range(1, 6)}
     assert len(where) > 10
 
-    flipped = train.Augmentation(SIZE, 0, 0, 1.0, True)(images, generator)
+    flipped = train.Augmentation(SIZE, 0, 0, 0, 1.0, True)(images, generator)
     columns = (flipped[:, 0] == 255).nonzero()[:, 2].tolist()
     assert set(columns) == {3, SIZE - 4}
 
-    turned = train.Augmentation(SIZE, 0, 20, 1.0, False)(images, generator)
+    turned = train.Augmentation(SIZE, 0, 20, 0, 1.0, False)(images, generator)
     rows, columns = ((turned[:, 0] * torch.arange(SIZE)).sum(1), (turned[:, 0] * torch.arange(SIZE)[:, None]).sum(1))
     middle = (SIZE - 1) / 2
     weight = turned[:, 0].sum((1, 2))
@@ -227,7 +227,15 @@ def test_augmentation_keeps_within_what_was_asked():
     assert angles.min() < -10 < 10 < angles.max()
     assert torch.allclose(torch.hypot(x, y), torch.tensor(5.148), atol=0.5)
 
-    cropped = train.Augmentation(8, 0, 0, 0.5, False)(images, generator)
+    square = torch.nn.functional.pad(torch.full((200, 3, 20, 20), 255, dtype=torch.uint8), [10] * 4)
+    stretched = train.Augmentation(40, 0, 0, 0.2, 1.0, False)(square, generator)[:, 0] / 255
+    width, height = stretched[:, 20].sum(1), stretched[:, :, 20].sum(1)
+    for side in (width, height):  # a map from the output to the input by 0.8 to 1.2: 25 to 16.7 pixels
+        assert 20 / 1.2 - 0.1 < side.min() < 18 < 22 < side.max() < 20 / 0.8 + 0.1
+    assert abs(np.corrcoef(width, height)[0, 1]) < 0.3  # each side by a draw of its own
+    assert torch.allclose(stretched, stretched.flip(1, 2), atol=1e-5)  # about the middle
+
+    cropped = train.Augmentation(8, 0, 0, 0, 0.5, False)(images, generator)
     assert cropped.shape == (40, 3, 8, 8)
 
 

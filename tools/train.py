@@ -121,6 +121,7 @@ class Augmentation:
     size: int
     shift: int  # pixels, black moving in
     rotate: float  # most degrees, either way, black moving in
+    stretch: float  # most share by which each side becomes longer or shorter, black moving in
     crop: float  # least side of the random square, as a share of the picture's
     flip: bool
 
@@ -133,11 +134,12 @@ class Augmentation:
 
         if self.shift:
             images = cut(F.pad(images, [self.shift] * 4), draw(2 * self.shift), draw(2 * self.shift), stored)
-        if self.rotate:
-            angle = (torch.rand(n, generator=generator) * 2 - 1).to(images.device) * math.radians(self.rotate)
+        if self.rotate or self.stretch:
+            draws = (torch.rand(3, n, generator=generator) * 2 - 1).to(images.device)
+            angle, (x, y) = draws[0] * math.radians(self.rotate), 1 + draws[1:] * self.stretch
             cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-            turns = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(n, 2, 3)
-            grid = F.affine_grid(turns, list(images.shape), align_corners=False)
+            maps = torch.stack([x * cos, -x * sin, zero, y * sin, y * cos, zero], 1).view(n, 2, 3)
+            grid = F.affine_grid(maps, list(images.shape), align_corners=False)
             images = F.grid_sample(images.float(), grid, align_corners=False)
         if self.crop < 1:
             side = int(torch.randint(round(self.crop * stored), stored + 1, (), generator=generator))
@@ -422,6 +424,8 @@ def parser() -> argparse.ArgumentParser:
     add("--shift", type=within(int, 0, 64), default=0, help=shift)
     rotate = "random rotation of at most so many degrees either way (default: none)"
     add("--rotate", type=within(float, 0, 180), default=0.0, help=rotate)
+    stretch = "each side made longer or shorter by at most this share (default: none)"
+    add("--stretch", type=within(float, 0, 0.9), default=0.0, help=stretch)
     crop = "random square of at least this share of the side (default: none)"
     add("--crop", type=within(float, 0.1, 1), default=1.0, help=crop)
     add("--flip", action="store_true", help="mirror half of the pictures")
@@ -470,6 +474,7 @@ def train(args: argparse.Namespace) -> None:
         "batch_size",
         "shift",
         "rotate",
+        "stretch",
         "crop",
         "flip",
         "seed",
@@ -486,7 +491,7 @@ def train(args: argparse.Namespace) -> None:
 
     sizes = [size for size, epochs in zip(args.size, args.epochs, strict=True) for _ in range(epochs)]
     for epoch, size in list(enumerate(sizes, 1))[len(rows) :]:
-        augment = Augmentation(size, args.shift, args.rotate, args.crop, args.flip)
+        augment = Augmentation(size, args.shift, args.rotate, args.stretch, args.crop, args.flip)
         generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
         begin, lr = time.monotonic(), trainer.schedulers[0].get_last_lr()[0]
         total = torch.zeros((), device=device)
