@@ -371,9 +371,14 @@ def write_csv(file: IO[bytes], rows: Iterator[Embedded]) -> None:
     """A line a picture: path, then the components; no header."""
     for row in rows:
         assert row.embedding is not None
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([row.path, *shortest(row.embedding)])
-        file.write(os.fsencode(line.getvalue()))
+        file.write(csv_line([row.path, *shortest(row.embedding)]))
+
+
+def csv_line(values: Sequence[object]) -> bytes:
+    """A line of CSV. The writer ends it with CR LF itself, since it then quotes either of them in a name."""
+    line = io.StringIO()
+    csv.writer(line).writerow(values)
+    return os.fsencode(line.getvalue().removesuffix("\r\n") + "\n")
 
 
 def write_npy(file: IO[bytes], rows: Iterator[Embedded]) -> None:
@@ -485,7 +490,7 @@ def run_search(args: argparse.Namespace) -> int:
                 failed += 1
         damaged = gallery.damaged
     for path, reason in damaged:
-        warn(f"{path}: damaged in the gallery: {reason}; not ranked")
+        warn(f"{path}: damaged in the gallery: {reason}; not ranked; to mend it, remove the picture and index it again")
     if any(not matches for _, matches in found):
         warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
         failed += 1
@@ -531,14 +536,12 @@ def print_json(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
 
 def print_csv(found: Sequence[tuple[str, Sequence[Match]]]) -> None:
     """A line a result, with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "distance", "path", "same"])
+    lines = [csv_line(["query", "rank", "distance", "path", "same"])]
     for query, matches in found:
         for i, match in enumerate(matches, 1):
-            row = as_json(match)
-            writer.writerow([query, i, row["distance"], match.path, "yes" if match.same else ""])
-    sys.stdout.buffer.write(os.fsencode(text.getvalue()))
+            distance = as_json(match)["distance"]
+            lines.append(csv_line([query, i, distance, match.path, "yes" if match.same else ""]))
+    sys.stdout.buffer.writelines(lines)
 
 
 def as_json(match: Match) -> dict[str, Any]:

@@ -17,8 +17,8 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # contents: a row for each distinct content of a file, with its SHA-256, its size in pixels when upright, and the
 # embedding as packed.encode() makes it.
 # pictures: a row for each file. The path is absolute and in the file system's bytes, since names need not be text; size
-# and mtime_ns are -1 where it could not be read; hash is its content's. Where error tells why it has no embedding,
-# hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
+# and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why it
+# has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
 # whitening: one row, float32, where the settings say that embeddings are reduced.
 MIGRATIONS = (
     f"""

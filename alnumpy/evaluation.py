@@ -59,7 +59,7 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, str]:
     folder = os.path.dirname(os.path.abspath(path))
     labels: dict[str, str] = {}
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.reader(file)
+        rows = csv.reader(file, strict=True)
         try:
             if next(rows, None) != ["path", "label"]:
                 raise AlnumpyError(f"{path}: the first line must be path,label")

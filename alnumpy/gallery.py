@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
@@ -23,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import cache
 from importlib.util import find_spec
 from itertools import compress, islice
 from typing import Any, NamedTuple
@@ -42,6 +44,7 @@ SETTINGS = {
     "dtype": str, "flip": bool, "reduced": bool,
 }  # fmt: skip
 MAX_DIMENSION = 65536
+PART = 256  # pictures that an iteration reads at a time
 DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
 EMPTIED = "no pictures there now; is its disk mounted? If they are gone for good: alnumpy remove FOLDER --db FILE"
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
@@ -282,8 +285,12 @@ class Gallery:
         start = time.perf_counter()
         report = Report(failed=failed)
         self._stored = None
+        limit = str(self.max_pixels)
         with self._db.transaction():
             meta = dict(self._db.rows("SELECT key, value FROM meta"))
+            if meta.get("max_pixels") != limit:  # all that failed is to be tried again, here or when its turn comes
+                self._db.run("UPDATE pictures SET size = -1, mtime_ns = -1 WHERE error IS NOT NULL")
+                self._set("max_pixels", limit)
             recorded = self._recorded()
         gone = []
         for path in recorded:
@@ -297,19 +304,20 @@ class Gallery:
         bare = [root for root in roots if root and not any(path.startswith(root) for path in known)]
         reasons = {os.path.dirname(root): "no pictures in this folder or below it" for root in bare}
         prunable = []
+        find_emptied = cache(_emptied)  # many may be gone from one folder
         for path in gone:
-            emptied = next((os.path.dirname(root) for root in bare if path.startswith(root)), None) or _emptied(path)
+            emptied = next((os.path.dirname(root) for root in bare if path.startswith(root)), None)
+            emptied = emptied or find_emptied(os.path.dirname(path))
             if emptied is None:
                 prunable.append([os.fsencode(path)])
             elif prune or not recorded[path][2]:  # else it was told before
                 reasons[emptied] = EMPTIED
         failed += reasons.items()
-        limit = str(self.max_pixels)
         todo: list[str] = []
         back: list[list[bytes]] = []  # unchanged, but marked as vanished
         for path in sorted(paths):
             then, error, vanished = recorded.get(path, (None, None, 0))
-            if then is None or then != _size_and_time(path) or (error and meta.get("max_pixels") != limit):
+            if then is None or then != _size_and_time(path):
                 todo.append(path)
                 continue
             report.unchanged += 1
@@ -330,7 +338,6 @@ class Gallery:
             if prune:
                 report.pruned = self._db.run_each("DELETE FROM pictures WHERE path = ?", prunable)
             self._drop_unused()
-            self._set("max_pixels", limit)
             self._db.run("DELETE FROM meta WHERE key = 'unfinished'")
         failed.sort()
         report.seconds = time.perf_counter() - start
@@ -448,7 +455,7 @@ class Gallery:
         """Embeddings (N, dimension) as the settings say, of inputs (N, 3, S, S); ``total`` are expected."""
 
         def forward(x: Array) -> Array:
-            return network._forward(x, total)
+            return network._forward(x, 2 * total if self.settings["flip"] else total)
 
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
             vectors = postprocess.average_mirrored(forward, x) if self.settings["flip"] else forward(x)
@@ -469,20 +476,28 @@ class Gallery:
     # Reading
 
     def __iter__(self) -> Iterator[Picture]:
-        """All pictures by path, the vanished and the unreadable included."""
-        for path, size, mtime_ns, hash, width, height, blob, added, error, vanished in self._db.rows(
+        """All pictures by path, the vanished and the unreadable included.
+
+        They are read in parts, so that a slow loop keeps no writer waiting; what is written meanwhile shows or not.
+        """
+        last: Any = -math.inf  # less than every path, for SQLite
+        sql = (
             "SELECT path, size, mtime_ns, pictures.hash, width, height, "
             "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
-            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL ORDER BY path",
-            [self._row_length],
-        ):
-            embedding = None
-            if isinstance(blob, bytes):
-                row = np.frombuffer(blob, np.uint8)[None]
-                if np.isfinite(packed.squared_norms(row, self.dtype)[0]):
-                    embedding = packed.decode(row, self.dtype)[0]
-            digest = hash.hex() if isinstance(hash, bytes) else None
-            yield Picture(_name(path), size, mtime_ns, digest, width, height, embedding, added, error, bool(vanished))
+            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL "
+            "WHERE path > ? ORDER BY path LIMIT ?"
+        )
+        while part := list(self._db.rows(sql, [self._row_length, last, PART])):
+            for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
+                embedding = None
+                if isinstance(blob, bytes):
+                    row = np.frombuffer(blob, np.uint8)[None]
+                    if np.isfinite(packed.squared_norms(row, self.dtype)[0]):
+                        embedding = packed.decode(row, self.dtype)[0]
+                digest = hash.hex() if isinstance(hash, bytes) else None
+                yield Picture(
+                    _name(last), size, mtime_ns, digest, width, height, embedding, added, error, bool(vanished)
+                )
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a file is recorded, under this path or the one that its links lead to."""
@@ -609,8 +624,9 @@ class Gallery:
         its embeddings vary along fewer axes than ``dimensions``: they do so where there are no more of them than that.
         """
         target = os.path.abspath(path)
-        if os.path.lexists(target):
-            raise GalleryError(f"{target}: exists already; choose another name, or remove it first")
+        for name in (target, target + "-wal", target + "-journal"):  # what SQLite would apply to the new file
+            if os.path.lexists(name):
+                raise GalleryError(f"{name}: exists already; choose another name, or remove it first")
         if self.settings["reduced"]:
             raise GalleryError(f"{self.path}: reduced already; reduce the gallery that it was made from")
         try:
@@ -714,7 +730,7 @@ def _find(folders: Paths) -> tuple[set[str], tuple[str, ...], list[tuple[str, st
             roots.append(os.path.join(folder, ""))
             for parent, _, names in os.walk(folder, onerror=fail):
                 paths.update(os.path.join(parent, n) for n in names if n.lower().endswith(images.SUFFIXES))
-        elif os.path.lexists(folder):
+        elif os.path.exists(folder) or (os.path.islink(folder) and folder.lower().endswith(images.SUFFIXES)):
             paths.add(folder)
         else:  # perhaps a disk that is not mounted: nothing can be said about what is below
             reason = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"
@@ -723,7 +739,10 @@ def _find(folders: Paths) -> tuple[set[str], tuple[str, ...], list[tuple[str, st
 
 
 def _several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if "" in several:  # as of a variable that is not set; it would mean the current folder
+        raise GalleryError("a path is empty; the current folder is: .")
+    return several
 
 
 def _is_gone(path: str) -> bool | None:
@@ -740,13 +759,14 @@ def _is_gone(path: str) -> bool | None:
     return os.path.isdir(path)
 
 
-def _emptied(path: str) -> str | None:
-    """The folder that a file is gone from with all that lay there, as a disk leaves it that is not mounted, or None."""
-    folder = os.path.dirname(path)
+def _emptied(folder: str) -> str | None:
+    """The folder, or the one above it, that all is gone from, as a disk leaves it that is not mounted, or None."""
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        if os.path.islink(folder):  # to what is not there now
+            return folder
         folder = os.path.dirname(folder)
-    with suppress(OSError):
-        return None if os.listdir(folder) else folder
+    with suppress(OSError), os.scandir(folder) as entries:
+        return folder if next(entries, None) is None else None
     return None
 
 

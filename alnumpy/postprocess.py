@@ -32,7 +32,8 @@ def l2_normalize(vectors: Array) -> Array:
 
 def average_mirrored(forward: Callable[[Array], Array], x: Array) -> Array:
     """The mean of the embeddings of pictures and of their mirror images: (N, 3, H, W) -> (N, D)."""
-    return (forward(x) + forward(x[..., ::-1])) / 2
+    plain, mirrored = np.split(forward(np.concatenate([x, x[..., ::-1]])), 2)
+    return (plain + mirrored) / 2
 
 
 def learn_whitening(blocks: Iterable[Array], dimensions: int) -> Whitening:

@@ -215,6 +215,11 @@ def test_names_that_are_not_text(tmp_path):
     code, out, _ = run("embed", tmp_path, "--format", "csv", env={"LANG": "C", "PYTHONUTF8": "0"})
     assert code == 0
     assert os.fsencode(next(csv.reader(io.StringIO(out, newline="")))[0]) == name
+    carriage = tmp_path / "a\rb.png"
+    shutil.copy(DIGITS[0], carriage)
+    code, out, _ = run("embed", carriage, "--format", "csv")
+    assert [row[0] for row in csv.reader(io.StringIO(out, newline=""))] == [str(carriage)]
+    carriage.unlink()
     strange = tmp_path / "a\u2028b\x0bc.png"
     shutil.copy(DIGITS[0], strange)
     assert json.loads(run("embed", "-", stdin=f"{strange}")[1])["path"] == str(strange)

@@ -111,6 +111,8 @@ def test_remove(desk):
     assert err == "".join(
         f"alnumpy: {name}: not in the gallery, nor anything below it\n" for name in ("p/a.png", "nowhere")
     )
+    code, out, err = run("remove", "", "--db", "g.db", cwd=desk)
+    assert (code, out, err) == (1, "", "alnumpy: a path is empty; the current folder is: .\n")
     assert run("remove", "p", "--db", "g.db", cwd=desk) == (0, "1 removed\n", "")
     assert "contents: 0" in run("stats", "--db", "g.db", cwd=desk)[1].splitlines()
     before = sorted(os.listdir(desk))

@@ -123,6 +123,7 @@ def test_labels_from_a_csv(make, tmp_path):
         ("path,label\na.png,cat\n\nb.png,\n", "line 4: b.png has an empty label"),
         ("path,label\na.png,cat\nb.png,cat,3\n", "line 3: 3 fields"),
         ("path,label\na.png,cat\n./a.png,dog\n", r"line 3: ./a.png has another label"),
+        ('path,label\na.png,"cat\nb.png,cat\nc.png,cat\n', "line 4: not CSV"),
         ('path,label\n"' + "x" * 200_000 + '",cat\n', "line 2: not CSV"),
     ],
 )

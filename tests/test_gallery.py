@@ -255,6 +255,67 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
         assert opened.index(folder, prune=True).pruned == 2  # no mount point
 
 
+def test_pictures_of_a_disk_behind_a_link_are_not_pruned(path, embedder, tmp_path):
+    """The link then leads to what is not there, below a folder that has other pictures."""
+    disk = tmp_path / "mount" / "photos"
+    disk.mkdir(parents=True)
+    (tmp_path / "library").mkdir()
+    for seed, name in enumerate((disk / "a.png", tmp_path / "library" / "b.png")):
+        noise(name, seed)
+    link = tmp_path / "library" / "usb"
+    link.symlink_to(disk)
+    with Gallery(path, embedder, "a") as opened:
+        assert counts(opened.index([link.parent, link])) == (2, 0, 0, 0, 0)
+        os.rename(disk, tmp_path / "away")
+        for folders in ([link.parent, link], [link.parent]):
+            report = opened.index(folders, prune=True)
+            assert (report.pruned, dict(report.failed)[str(link)][:9]) == (0, "no pictur")
+        os.rename(tmp_path / "away", disk)
+        assert counts(opened.index([link.parent, link], prune=True)) == (0, 0, 2, 0, 0)
+
+
+def test_a_folder_that_much_is_gone_from_is_listed_once(folder, path, embedder, monkeypatch):
+    for i in range(20):
+        shutil.copy(folder / "a.png", folder / f"copy{i}.png")
+    listed = []
+
+    def scandir(name, scandir=os.scandir):
+        listed.append(os.fspath(name))
+        return scandir(name)
+
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        for i in range(20):
+            os.remove(folder / f"copy{i}.png")
+        monkeypatch.setattr(os, "scandir", scandir)
+        for vanished in (20, 0):
+            listed.clear()
+            assert opened.index(folder).vanished == vanished
+            assert listed.count(str(folder)) == 2  # to find what is there, and whether something is
+
+
+def test_an_empty_path_is_not_the_current_folder(folder, path, embedder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(".")
+        for call in (opened.index, opened.add, opened.remove):
+            with pytest.raises(GalleryError, match="a path is empty"):
+                call(["below", ""])
+        assert len(list(opened)) == 4
+        assert opened.remove(".") == 4
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_no_picture(folder, path, embedder, tmp_path):
+    link = tmp_path / "disk"
+    link.symlink_to(tmp_path / "away")
+    with Gallery(path, embedder, "a") as opened:
+        ((name, reason),) = opened.index(link).failed
+        assert (name, reason[:24]) == (str(link), "No such file or folder; ")
+        assert list(opened) == []
+        os.rename(folder, tmp_path / "away")
+        assert counts(opened.index(link)) == (3, 0, 0, 0, 0)
+
+
 def test_a_folder_without_pictures_is_named(tmp_path, path, embedder):
     (tmp_path / "p" / "below").mkdir(parents=True)
     with Gallery(path, embedder, "a") as opened:
@@ -413,7 +474,11 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
         check(opened.index(folder), reasons[1:])
         assert opened.stats()["unreadable"] == 4
     with Gallery(path, embedder, "a") as opened:  # with a higher limit of pixels
+        assert opened.index(folder / "broken.png").unchanged == 1  # which leaves the others to be tried again
         check(opened.index(folder), [reasons[1], *reasons[3:]])
+        read.clear()
+        opened.index(folder)
+        assert "huge.png" not in read
 
 
 def test_a_file_that_is_written_to_meanwhile_is_not_believed(folder, path, embedder, monkeypatch):
@@ -609,6 +674,22 @@ def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
     for process in both:
         process.join()
     assert let_in.value == 200
+
+
+def test_a_reader_that_pauses_lets_write(folder, path, embedder, monkeypatch):
+    monkeypatch.setattr(gallery, "PART", 2)
+    monkeypatch.setattr("alnumpy.database.WAIT", 0.1)
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        expected = [row.path for row in opened]
+    with Gallery(path) as reader:
+        rows = iter(reader)
+        seen = [next(rows).path]
+        noise(folder / "new.png", 9)
+        with Gallery(path, embedder, "a") as opened:
+            assert opened.index(folder).embedded == 1
+        seen += [row.path for row in rows]
+    assert seen == [*expected, str(folder / "new.png")]  # of a part not read yet
 
 
 def test_a_second_writer_is_refused(path, embedder):
@@ -1271,6 +1352,11 @@ def test_what_cannot_be_reduced_leaves_nothing_behind(source, path, embedder, tm
                 whole.reduce(tmp_path / "small.db", dimensions)
         with pytest.raises(GalleryError, match=r"nowhere/small.db: cannot be written \(No such file"):
             whole.reduce(tmp_path / "nowhere" / "small.db", 4)
+        for name in ("small.db", "small.db-wal", "small.db-journal"):  # the last two SQLite would write into it
+            (tmp_path / name).write_text("")
+            with pytest.raises(GalleryError, match=rf"{name}: exists already; choose another name, or remove it"):
+                whole.reduce(tmp_path / "small.db", 4)
+            (tmp_path / name).unlink()
         monkeypatch.setattr(packed, "encode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             whole.reduce(tmp_path / "small.db", 4)
