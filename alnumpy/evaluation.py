@@ -158,7 +158,8 @@ def _read(gallery: Gallery) -> tuple[list[str], Array, list[str]]:
 
 def read_ground_truth(folder: str | os.PathLike[str]) -> list[LandmarkQuery]:
     """The queries of a folder of ground-truth files. Raises OSError, or AlnumpyError, which names the file."""
-    texts = {p.name: p.read_text("utf-8", "replace") for p in Path(folder).iterdir() if p.suffix == ".txt"}
+    paths = [p for p in Path(folder).iterdir() if p.suffix == ".txt" and not p.name.startswith("._")]  # as macOS leaves
+    texts = {p.name: p.read_text("utf-8", "replace") for p in paths}
     try:
         return parse_ground_truth(texts)
     except AlnumpyError as error:

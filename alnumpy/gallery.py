@@ -729,8 +729,8 @@ def _find(folders: Paths) -> tuple[set[str], tuple[str, ...], list[tuple[str, st
         if os.path.isdir(folder):
             roots.append(os.path.join(folder, ""))
             for parent, _, names in os.walk(folder, onerror=fail):
-                paths.update(os.path.join(parent, n) for n in names if n.lower().endswith(images.SUFFIXES))
-        elif os.path.exists(folder) or (os.path.islink(folder) and folder.lower().endswith(images.SUFFIXES)):
+                paths.update(os.path.join(parent, n) for n in names if images.is_picture(n))
+        elif os.path.exists(folder) or (os.path.islink(folder) and images.is_picture(folder)):
             paths.add(folder)
         else:  # perhaps a disk that is not mounted: nothing can be said about what is below
             reason = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"

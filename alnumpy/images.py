@@ -214,8 +214,13 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(2, 0, 1))  # (3, s, s)
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file's name is a picture's by its suffix, and not that of the companion that macOS leaves beside it."""
+    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith("._")
+
+
 def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
-    """Paths of the files in a folder whose suffix is a picture's, sorted; links to folders are not followed.
+    """Paths of the files in a folder whose name is a picture's, sorted; links to folders are not followed.
 
     Raises OSError where the folder, or with ``recursive`` a folder below it, cannot be listed.
     """
@@ -227,5 +232,5 @@ def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
     for root, folders, names in os.walk(folder, onerror=fail):
         if not recursive:
             folders.clear()
-        paths += [os.path.join(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+        paths += [os.path.join(root, name) for name in names if is_picture(name)]
     return sorted(paths)

@@ -80,6 +80,7 @@ def test_ground_truth(desk):
     (desk / "gt").mkdir()
     for kind, text in (("query", "a 1 1 20 20"), ("good", "a b"), ("ok", "gone"), ("junk", "c")):
         (desk / "gt" / f"zero_1_{kind}.txt").write_text(text)
+    (desk / "gt" / "._zero_1_query.txt").write_bytes(b"\0\5\x16\7")  # as macOS leaves
     code, out, err = run("eval", "--db", "g.db", "--groundtruth", "gt", cwd=desk)
     assert (code, err) == (1, "alnumpy: gone: not in the gallery, counted as never found\n")
     lines = out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import zipfile
 
@@ -67,6 +68,31 @@ def test_split_is_a_folder_and_not_a_prefix_of_its_name(store):
     assert datasets.load_class_folders(store(members), "train/object", 4)[2] == ["cat", "dog"]
 
 
+def test_what_a_mac_zips_is_what_was_in_the_folder(store):
+    """It puts the folder's name before all, and files of its own beside and below."""
+    members = {f"pictures/{name}": data for name, data in class_files().items()}
+    members |= {f"__MACOSX/pictures/train/object/cat/._{i}.png": b"\0\5\x16\7" for i in (1, 2, 10)}
+    members |= {"pictures/val/object/._dog": b"\0\5\x16\7", "pictures/train/scene/sea/._1.png": b"\0\5\x16\7"}
+    images, labels, names = datasets.load_class_folders(store(members), "train", 8)
+    assert (names, labels.tolist()) == (["object/cat", "object/dog", "scene/sea"], [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert images.min(axis=(1, 2, 3)).tolist() == [0] * 9
+
+
+def test_names_in_a_zip_may_begin_at_its_root(tmp_path):
+    for number, start in enumerate(("./", "/")):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for name, data in class_files().items():
+                archive.writestr(zipfile.ZipInfo(start + name), data)
+        assert len(datasets.load_class_folders(tmp_path / f"{number}.zip", "val", 8)[0]) == 3
+
+
+def test_splits_are_not_taken_for_classes(store):
+    for wrong in ("Train", "training", "some/folder/train"):
+        members = {name.replace("train/", f"{wrong}/"): data for name, data in class_files().items()}
+        with pytest.raises(ValueError, match=r"seems to be of a split; train/, and test/ or val/, belong at the top"):
+            datasets.load_class_folders(store(members), "", 8)
+
+
 def test_centre_square_is_scaled_as_the_device_does(store):
     from alnumpy.images import Preprocessing, preprocess
 
@@ -92,7 +118,7 @@ def test_what_is_no_regular_file_is_named(tmp_path):
 
 
 def test_formats_are_those_of_the_device(store):
-    with pytest.raises(ValueError, match=r"1 of 1 pictures .* a/x.png: cannot identify"):
+    with pytest.raises(ValueError, match=r"1 of 1 pictures .* a/x.png: not a picture that can be read \(JPEG"):
         datasets.load_class_folders(store({"a/x.png": encoded("red", format="PPM")}), "", 8)
 
 
@@ -141,6 +167,34 @@ def test_damaged_member_of_a_zip_is_named(tmp_path):
     (tmp_path / "data.zip").write_bytes(data.replace(b"IDAT", b"IDAX"))
     with pytest.raises(ValueError, match=r"train/a/x.png: damaged or encrypted in the zip"):
         datasets.load_class_folders(tmp_path / "data.zip", "train", 8)
+
+
+def test_mnist(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    images = bytes([0, 0, 8, 3]) + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes()
+    labels = bytes([0, 0, 8, 1, 0, 0, 0, 3, 9, 0, 7])
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
+    packed = gzip.compress(labels)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(packed)
+    found, classes = datasets.mnist(tmp_path, "test")
+    np.testing.assert_array_equal(found, pixels)
+    assert classes.tolist() == [9, 0, 7]
+
+    wrong_data = packed[:12] + bytes([packed[12] ^ 255]) + packed[13:]
+    for damaged in (packed[:-9], packed[:-8] + bytes(8), wrong_data, labels):
+        (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz: damaged, or cut short \("):
+            datasets.mnist(tmp_path, "test")
+    for wrong, message in (
+        (labels[:-1], "ubyte: not an idx file of 1-dimensional bytes, or cut short"),
+        (labels[:7] + bytes([2, 9, 0]), "3 test images but 2 labels"),
+        (labels[:-1] + bytes([10]), "test labels up to 10, but digits end at 9"),
+    ):
+        (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(wrong)
+        with pytest.raises(ValueError, match=message):
+            datasets.mnist(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte\.gz"):
+        datasets.mnist(tmp_path, "train")
 
 
 def test_svhn(tmp_path):
@@ -239,6 +293,8 @@ def landmark_files():
         "jpg/all_souls/all_souls_000013.png": file.getvalue(),
         "jpg/all_souls/all_souls_2.jpg": encoded("white", format="JPEG"),
         "jpg/all_souls/all_souls_10.jpg": encoded("black", format="JPEG")[:100],
+        "gt/._all_souls_1_query.txt": b"\0\5\x16\7",  # as macOS leaves
+        "jpg/all_souls/._all_souls_2.jpg": b"\0\5\x16\7",
     }
 
 

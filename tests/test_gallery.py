@@ -108,6 +108,7 @@ def test_what_is_stored(folder, path, embedder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     noise(folder / "turned.jpg", 7, (40, 20), exif=exif)
+    (folder / "._turned.jpg").write_bytes(b"\0\5\x16\7")  # as macOS leaves, and no picture
     with Gallery(path, embedder, "a") as opened:
         report = opened.index(folder)
         rows = {os.path.relpath(row.path, folder): row for row in opened}

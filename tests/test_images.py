@@ -305,7 +305,7 @@ def test_absurd_preprocessing_is_refused(change):
 
 
 def test_find_takes_pictures_sorted_and_folders_only_on_request(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", "below/c.webp", "below/deep/d.tif"):
+    for name in ("b.JPG", "a.png", "notes.txt", "below/c.webp", "below/deep/d.tif", "._a.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

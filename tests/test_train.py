@@ -299,7 +299,36 @@ def test_every_tenth_picture_is_held_out_where_there_is_no_split(pictures):
     assert training.classes == test.classes == ["ground", "sky"]
     assert (len(training.labels), len(test.labels)) == (116, 12)
     every, _, _ = train.load_class_folders(pictures / "train", "", SIZE)
-    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), every[9::10])
+    held_out = [*range(9, 64, 10), *range(64 + 9, 128, 10)]  # of each class
+    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), every[held_out])
+
+
+def test_a_small_class_has_a_picture_held_out(pictures, tmp_path, monkeypatch):
+    for name, count in ("ground", 3), ("sky", 12):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for i in range(count):
+            shutil.copy(pictures / "train" / name / f"{i}.png", tmp_path / "few" / name)
+    training, test = (train.gather([tmp_path / "few"], split, SIZE) for split in ("train", "test"))
+    assert (training.labels.tolist(), test.labels.tolist()) == ([0] * 2 + [1] * 11, [0, 1])
+    (tmp_path / "places").mkdir()  # of which every fifth picture is held out
+    for name in ("hall_1.png", "hall_2.png"):
+        shutil.copy(pictures / "train" / "sky" / "0.png", tmp_path / "places" / name)
+    (tmp_path / "places" / "hall_1_query.txt").touch()
+    with pytest.raises(SystemExit, match="there is no held-out picture"):
+        run(monkeypatch, *arguments(tmp_path / "places", tmp_path / "out", **{"batch-size": 2}))
+
+
+def test_a_full_disk_is_named_and_leaves_what_was(tmp_path, monkeypatch):
+    (tmp_path / "last.pt").write_text("before")
+
+    def full(checkpoint, path):
+        path.write_text("half")
+        raise RuntimeError("[enforce fail at inline_container.cc:1] . PytorchStreamWriter failed\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"last.pt: cannot be written; is the disk full\? \(.*failed\)"):
+        train.save(tmp_path / "last.pt", {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_sun397_is_read_by_its_lists(pictures, tmp_path):

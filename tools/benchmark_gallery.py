@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of each measurement (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there, too")
     args = parser.parse_args()
+    if not args.pictures.is_dir():
+        parser.error(f"{args.pictures} is no folder")
     for variable in THREAD_VARIABLES:  # before NumPy is imported
         os.environ[variable] = str(args.threads)
     os.environ["ALNUMPY_THREADS"] = str(args.threads)

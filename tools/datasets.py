@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from alnumpy import images
@@ -26,6 +26,7 @@ from alnumpy.evaluation import LandmarkQuery, parse_ground_truth
 MNIST_FILES = {"train": "train", "test": "t10k"}
 SUN397_LISTS = {"train": "Training", "test": "Testing"}
 MAX_BYTES = 4 * images.MAX_PIXELS  # of one file in a zip: the largest picture that is read, not compressed at all
+SPLIT_NAMES = {"train", "training", "test", "testing", "val", "validation"}
 NAMED = 5  # of many bad pictures, how many an error names
 
 Reader = Callable[[], bytes]
@@ -48,7 +49,12 @@ def _read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
             break
     else:
         raise FileNotFoundError(f"{folder}: neither {name} nor {name}.gz is there; the four MNIST idx files are needed")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged, or cut short ({error})") from None
     shape = np.frombuffer(data, ">u4", ndim, 4) if len(data) >= 4 + 4 * ndim else ()
     if data[:4] != bytes([0, 0, 8, ndim]) or len(data) != 4 + 4 * ndim + int(np.prod(shape, dtype=np.int64)):
         raise ValueError(f"{path}: not an idx file of {ndim}-dimensional bytes, or cut short")
@@ -65,23 +71,41 @@ def mnist(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     labels = _read_idx(Path(folder), f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
+    if labels.max(initial=0) > 9:
+        raise ValueError(f"{folder}: {split} labels up to {labels.max()}, but digits end at 9")
     return images, labels
 
 
 def files(source: str | Path) -> dict[str, Reader]:
     """The files in a folder or a zip: path within it, with "/", to a function that reads its bytes.
 
-    Nothing is extracted; symbolic links to folders are not followed. Raises FileNotFoundError, or ValueError for what
-    is neither a folder nor a zip; the readers raise OSError or ValueError.
+    Where train/ and all else lies in one folder, paths begin below that. The files that macOS adds are left out.
+    Nothing is extracted; symbolic links to folders are not followed. Raises OSError for a folder that cannot be listed,
+    or ValueError for what is neither a folder nor a zip; the readers raise OSError or ValueError.
     """
-    root = Path(source)
+    found = {name.removeprefix("./").lstrip("/"): read for name, read in _all_files(Path(source)).items()}
+    found = {
+        name: read
+        for name, read in found.items()
+        if not name.startswith("__MACOSX/") and not PurePosixPath(name).name.startswith("._")
+    }
+    tops = {name.split("/")[0] for name in found}
+    if len(tops) == 1 and any(name.split("/")[1] == "train" for name in found if "/" in name):
+        found = {name.split("/", 1)[1]: read for name, read in found.items()}
+    return found
+
+
+def _all_files(root: Path) -> dict[str, Reader]:
+    def fail(error: OSError) -> None:
+        raise error
+
     if root.is_dir():
-        paths = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+        paths = [Path(folder, name) for folder, _, names in os.walk(root, onerror=fail) for name in names]
         return {path.relative_to(root).as_posix(): partial(_read_file, path) for path in paths}
     try:
         archive = zipfile.ZipFile(root)  # stays open as long as its readers are in use
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{source}: neither a folder nor a zip ({error})") from None
+        raise ValueError(f"{root}: neither a folder nor a zip ({error})") from None
 
     def reader(member: zipfile.ZipInfo) -> Reader:
         def read() -> bytes:
@@ -114,7 +138,11 @@ def decode(data: bytes, size: int, box: Box | None = None) -> np.ndarray:
     ``box``: the part of the picture to take (left, top, right, bottom), in pixels. Raises ImageError, OSError or
     ValueError.
     """
-    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=images.FORMATS)
+    except UnidentifiedImageError:  # whose message has an address in memory
+        raise ImageError(f"not a picture that can be read ({', '.join(images.FORMATS)})") from None
+    with opened as image:
         if image.width * image.height > images.MAX_PIXELS:
             raise ImageError(f"{image.width}x{image.height} pixels, more than the limit of {images.MAX_PIXELS}")
         rgb = images.read(image)
@@ -172,14 +200,15 @@ def load_class_folders(
     class is the path of its folder below the split's, as "object/cat" where folders are nested. Pictures are ordered by
     class and then by name, numbers in names by value. The short side becomes ``size`` pixels, the centre is cropped.
 
-    Raises FileNotFoundError, or ValueError where there is no picture, one is in no class folder, or one is unreadable.
+    Raises FileNotFoundError, or ValueError where there is no picture, one is in no class folder, or one is unreadable,
+    and where ``split`` is "" but there are splits.
     """
     found = files(source)
     below = f"{split}/" if split else ""
     classes = {
         name: str(PurePosixPath(name[len(below) :]).parent)
         for name in found
-        if name.startswith(below) and name.lower().endswith(images.SUFFIXES)
+        if name.startswith(below) and images.is_picture(name)
     }
     if not classes:
         tops = sorted({name.split("/")[0] for name in found if "/" in name})[:20]
@@ -187,6 +216,9 @@ def load_class_folders(
     if "." in classes.values():
         name = min(name for name, folder in classes.items() if folder == ".")
         raise ValueError(f"{source}: {name} is in no class folder")
+    for name in () if split else classes:  # else the same class would be two
+        if not SPLIT_NAMES.isdisjoint(part.lower() for part in name.split("/")[:-2]):
+            raise ValueError(f"{source}: {name} seems to be of a split; train/, and test/ or val/, belong at the top")
     class_names = sorted(set(classes.values()))
     index = {name: i for i, name in enumerate(class_names)}
     names = sorted(classes, key=lambda name: (index[classes[name]], natural(name)))
@@ -266,7 +298,7 @@ def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
     pictures: dict[str, str] = {}  # where each is, by its name in the ground truth
     for path in sorted(found, key=natural):
         name = PurePosixPath(path).stem
-        if path.lower().endswith(images.SUFFIXES) and pictures.setdefault(name, path) != path:
+        if images.is_picture(path) and pictures.setdefault(name, path) != path:
             raise ValueError(f"{source}: {pictures[name]} and {path} have the same name")
     names = list(pictures)
     pixels, failed = load_pictures(found, list(pictures.values()), size, threads)
@@ -294,7 +326,7 @@ def landmark_classes(
     FileNotFoundError, or ValueError where there is no picture.
     """
     found = files(source)
-    pictures = sorted((name for name in found if name.lower().endswith(images.SUFFIXES)), key=natural)
+    pictures = sorted((name for name in found if images.is_picture(name)), key=natural)
     if not pictures:
         raise ValueError(f"{source}: no pictures")
     labels = [re.sub(r"_?\d+$", "", PurePosixPath(name).stem) for name in pictures]

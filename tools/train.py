@@ -6,8 +6,8 @@
 
 A source is the folder of MNIST's four idx files or of SVHN's two .mat files; SUN397 with its partition lists (those of
 partition 1 are used); Oxford5k or Paris6k with their ground truth (every fifth picture is held out); or a folder or a
-zip of class folders, below train/ and test/ (or val/), or without these, when every tenth picture is held out. Several
-are trained on together, each with its own classes.
+zip of class folders, below train/ and test/ (or val/), or without these, when every tenth picture of a class, at least
+one, is held out. Several are trained on together, each with its own classes.
 
 Recipe "paper" is section 4.3: SGD, learning rate 0.1, momentum 0.9, weight decay 1e-4, the rate lowered in steps.
 Recipe "modern" is Muon for the matrices and AdamW for the rest, a rate that rises for a tenth of the steps and then
@@ -33,11 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
-from tqdm import tqdm
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+    from torch.optim.swa_utils import AveragedModel, update_bn
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    sys.exit(f"train.py: {missing.name} is not installed; training needs: pip install 'alnumpy[train]'")
 
 from alnet_torch import ALNet
 from alnumpy import weights
@@ -77,7 +81,9 @@ def load(source: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray, l
     folders = {name.split("/")[0] for name in names}
     if "train" not in folders:
         images, labels, classes = load_class_folders(source, "", size)
-        chosen = (np.arange(len(labels)) % 10 == 9) == (split == "test")
+        counts = np.bincount(labels)
+        within = np.concatenate([np.arange(count) for count in counts])  # its class, by which pictures are ordered
+        chosen = (within % 10 == np.minimum(counts[labels] - 1, 9)) == (split == "test")
         return images[chosen], labels[chosen], classes
     return load_class_folders(source, "val" if split == "test" and "test" not in folders else split, size)
 
@@ -347,8 +353,13 @@ def accuracy(model: torch.nn.Module, data: Data, size: int, normalise: Normalise
 
 def save(path: Path, checkpoint: dict) -> None:
     """Writes a whole checkpoint or leaves the old one: a stop while writing loses nothing."""
-    torch.save(checkpoint, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    temporary = path.with_suffix(".tmp")
+    try:
+        torch.save(checkpoint, temporary)
+    except RuntimeError as error:  # as torch calls a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written; is the disk full? ({str(error).splitlines()[0]})") from None
+    os.replace(temporary, path)
 
 
 def load_last(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -362,7 +373,7 @@ def load_last(path: Path, settings: dict[str, Any], device: torch.device) -> dic
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"{path}: its run has another {name}; give it what it was begun with, or take another --out"
+                f"{path}: its run has another {name}; give it what it was begun with, or train into another folder"
             )
     return last
 
@@ -457,10 +468,14 @@ def train(args: argparse.Namespace) -> None:
     if training.classes != held_out.classes:
         some = ", ".join(sorted(set(training.classes) ^ set(held_out.classes))[:5])
         raise ValueError(f"training and test pictures are not of the same classes; in one of them only: {some}")
+    if not len(held_out.labels):
+        raise ValueError("there is no held-out picture to measure the accuracy on")
     steps = len(training.labels) // args.batch_size
     if not steps:
         raise ValueError(f"--batch-size {args.batch_size} is more than the {len(training.labels)} training pictures")
     mean, std = mean_and_std(training.images)
+    if 0 in std:
+        raise ValueError("all training pictures have one and the same value in a colour channel")
     normalise = Normalise(mean, std, device)
     trainer = Trainer(args, len(training.classes), steps * sum(args.epochs), device)
 
@@ -536,7 +551,7 @@ def main() -> None:
     except (OSError, ValueError, EOFError, AlnumpyError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: stopped; --resume goes on after the last whole epoch")
+        sys.exit("train.py: stopped; --resume goes on after the last whole epoch, if there was one")
 
 
 if __name__ == "__main__":
