@@ -301,9 +301,9 @@ def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how many of how many pictures are done, and wipes that at the end.
+    """A function that shows how many of how many pictures are done, as a bar, and wipes it at the end.
 
-    It shows a line on stderr where that is a terminal and the work takes more than a second.
+    It shows that on stderr where that is a terminal and the work takes more than a second.
     """
     start = shown = time.monotonic()
     wipe = False
@@ -315,7 +315,8 @@ def progress_line() -> Iterator[Callable[[int, int], None]]:
             rate = done / (now - start)
             left = (total - done) / rate
             time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-            line = f"\r\033[K{done}/{total} pictures, {rate:.1f}/s, {time_left} left"
+            bar = "#" * (20 * done // total)
+            line = f"\r\033[K[{bar:.<20}] {done}/{total} pictures, {rate:.1f}/s, {time_left} left"
             print(line, end="", file=sys.stderr, flush=True)
             shown, wipe = now, True
 

@@ -265,7 +265,10 @@ def test_progress_is_shown_on_a_terminal_only():
             break
         shown += chunk
     assert process.wait() == 0
-    assert re.search(rb"\d+/420 pictures, [\d.]+/s, \d+ s left", shown)
+    bars = re.findall(rb"\[(#*)(\.*)\] (\d+)/420 pictures, [\d.]+/s, \d+ s left", shown)
+    assert bars
+    for full, empty, done in bars:
+        assert (len(full), len(full + empty)) == (20 * int(done) // 420, 20)
     assert shown.endswith(b"\r\x1b[K")
 
 
