@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import images
 from .errors import AlnumpyError, GalleryError
 from .gallery import Gallery
 from .retrieval import Scores, evaluate, official_average_precision, rankings
@@ -158,7 +159,7 @@ def _read(gallery: Gallery) -> tuple[list[str], Array, list[str]]:
 
 def read_ground_truth(folder: str | os.PathLike[str]) -> list[LandmarkQuery]:
     """The queries of a folder of ground-truth files. Raises OSError, or AlnumpyError, which names the file."""
-    paths = [p for p in Path(folder).iterdir() if p.suffix == ".txt" and not p.name.startswith("._")]  # as macOS leaves
+    paths = [p for p in Path(folder).iterdir() if p.suffix == ".txt" and not images.is_companion(p.name)]
     texts = {p.name: p.read_text("utf-8", "replace") for p in paths}
     try:
         return parse_ground_truth(texts)

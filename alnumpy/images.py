@@ -214,9 +214,14 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(2, 0, 1))  # (3, s, s)
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file is by its name what macOS leaves beside another: ._photo.jpg beside photo.jpg."""
+    return os.path.basename(name).startswith("._")
+
+
 def is_picture(name: str) -> bool:
-    """Whether a file's name is a picture's by its suffix, and not that of the companion that macOS leaves beside it."""
-    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith("._")
+    """Whether a file is by its name a picture."""
+    return name.lower().endswith(SUFFIXES) and not is_companion(name)
 
 
 def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:

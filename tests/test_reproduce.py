@@ -101,6 +101,17 @@ def test_photos(collections, tmp_path, monkeypatch):
     assert f"| ALNet | 16 | {rows['ALNet']['precision1']:.3f} |" in page
 
 
+def test_nothing_is_measured_for_a_page_that_cannot_be_filled(collections, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "measure_photos", lambda *_: 1 / 0)
+    arguments = ["photos", "--classes", collections / "classes", "--landmarks", collections / "places"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
+    with pytest.raises(SystemExit, match=r"RESULTS.md"):
+        reproduce.main()
+    (tmp_path / "RESULTS.md").write_text("no table")
+    with pytest.raises(SystemExit, match="the page has tables"):
+        reproduce.main()
+
+
 def test_networks(tmp_path, monkeypatch):
     digits, random = tmp_path / "digits", np.random.default_rng(0)
     digits.mkdir()

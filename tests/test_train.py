@@ -318,6 +318,14 @@ def test_a_small_class_has_a_picture_held_out(pictures, tmp_path, monkeypatch):
         run(monkeypatch, *arguments(tmp_path / "places", tmp_path / "out", **{"batch-size": 2}))
 
 
+def test_pictures_of_one_value_are_named(tmp_path, monkeypatch):
+    (tmp_path / "black" / "one").mkdir(parents=True)
+    for i in range(20):
+        Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "black" / "one" / f"{i}.png")
+    with pytest.raises(SystemExit, match="all training pictures have one and the same value"):
+        run(monkeypatch, *arguments(tmp_path / "black", tmp_path / "out", **{"batch-size": 8}))
+
+
 def test_a_full_disk_is_named_and_leaves_what_was(tmp_path, monkeypatch):
     (tmp_path / "last.pt").write_text("before")
 

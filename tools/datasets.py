@@ -83,11 +83,10 @@ def files(source: str | Path) -> dict[str, Reader]:
     Nothing is extracted; symbolic links to folders are not followed. Raises OSError for a folder that cannot be listed,
     or ValueError for what is neither a folder nor a zip; the readers raise OSError or ValueError.
     """
-    found = {name.removeprefix("./").lstrip("/"): read for name, read in _all_files(Path(source)).items()}
     found = {
-        name: read
-        for name, read in found.items()
-        if not name.startswith("__MACOSX/") and not PurePosixPath(name).name.startswith("._")
+        name.removeprefix("./").lstrip("/"): read
+        for name, read in _all_files(Path(source)).items()
+        if not images.is_companion(name)  # in a zip they lie below __MACOSX/
     }
     tops = {name.split("/")[0] for name in found}
     if len(tops) == 1 and any(name.split("/")[1] == "train" for name in found if "/" in name):
