@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from .errors import ImageError, SpecError
+from .pixels import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -88,7 +89,7 @@ def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, Image.Image):
         if 0 in source.size:
             raise ImageError(f"a picture without pixels: {source.width}x{source.height}")
-        return _guarded("picture", lambda: _to_rgb(ImageOps.exif_transpose(source)))
+        return _guarded("picture", lambda: to_rgb(ImageOps.exif_transpose(source)))
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"a picture must be a path, a PIL image or an array, not {type(source).__name__}")
     return read_file(source, max_pixels)[0]
@@ -147,7 +148,7 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
         if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # which turn it on its side
             width, height = height, width
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image), (width, height)
+        return to_rgb(image), (width, height)
 
 
 def _limit_scans(image: Any) -> None:
@@ -164,37 +165,6 @@ def _limit_scans(image: Any) -> None:
         return data
 
     image.load_read = counted
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode.startswith("I"):
-        return Image.fromarray(_high_byte(image)).convert("RGB")
-    if mode == "F":
-        raise ImageError("floating-point pixels have no defined brightness; convert the picture to 8 bits")
-    if mode in ("La", "RGBa"):  # premultiplied by alpha
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
-    if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image if mode == "RGB" else image.convert("RGB")
-
-
-def _high_byte(image: Image.Image) -> np.ndarray:
-    """16-bit grey (Pillow opens some as 32-bit) as uint8: the high byte of each pixel, transparent ones white."""
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ImageError("32-bit pixels outside 0..65535 have no defined brightness; convert the picture to 8 bits")
-    tags = getattr(image, "tag_v2", {})  # of TIFF: bits a sample, and whether 0 is white
-    bits = min(16, tags.get(258, (16,))[0])
-    grey = (pixels >> (bits - 8)).astype(np.uint8)
-    if tags.get(262) == 0:
-        grey = 255 - grey
-    if "transparency" in image.info:
-        grey[pixels == image.info["transparency"]] = 255
-    return grey
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
