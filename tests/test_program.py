@@ -1,17 +1,26 @@
-"""Programs: the whole network by the kernels against reference.py, and the layout of buffers in the arena."""
+"""Programs: the whole network by the kernels against reference.py, and the layout of buffers in the arena.
+
+python tests/test_program.py        # records anew what programs consist of: tests/data/programs.json
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import numpy as np
 import pytest
-from conftest import random_params
+from conftest import DATA, random_params
 
 from alnumpy import kernels, reference
 from alnumpy import program as prg
+from alnumpy.kernels.simd import LANES
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Block, Conv, Spec
 
 pytest.importorskip("numba")
 
+RECORDED = DATA / "programs.json"
 ALNETS = [*SPECS.values(), *(Spec(name=f"alnet {cbam}", cbam=cbam) for cbam in CBAM_LAYOUTS if cbam != "mean-max")]
 BLOCKS = (Block(1, 4, 1), Block(3, 6, 2), Block(2, 16, 3), Block(1, 18, 1))
 ODD = [
@@ -20,7 +29,9 @@ ODD = [
     Spec("stride 3", 4, True, BLOCKS, embedding=24, groups=2, reduction=4, cbam="max-mean-bias-bn"),
     Spec("one channel a group", 6, True, (Block(5, 6, 1), Block(7, 12, 2)), embedding=40, groups=6, shuffle=False),
 ]
+WIDE = Spec("alnet with a stem of 160", 160)
 SIZES = [(28, 28), (32, 32), (37, 53), (64, 64), (128, 128), (160, 160), (1, 1), (1, 7), (5, 3)]
+RECORDED_SIZES = [(1, 1), (1, 7), (5, 3), (28, 28), (37, 53), (64, 64), (128, 128), (160, 160)]
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -49,6 +60,44 @@ def test_other_networks(spec: Spec) -> None:
     for count, size in enumerate([(1, 1), (2, 9), (16, 16), (33, 17), (40, 35)], 1):
         x = pictures(count, size)
         assert error(kernels.run(program, x), reference.forward(spec, params, x)) <= 1e-5, size
+
+
+def digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def embeddings(program: prg.Program) -> str:
+    return digest(*(kernels.run(program, pictures(1, size)) for size in ((28, 28), (37, 53))))
+
+
+def contents(program: prg.Program) -> dict[str, Any]:
+    """What a program consists of, as digests: its arrays, and for each size its steps and the places of its buffers."""
+    layouts = {}
+    for height, width in RECORDED_SIZES:
+        layout = program.layout((height, width))
+        places = np.array(sorted((start, buffer.size) for buffer, start in layout.places.items()))
+        layouts[f"{height}x{width}"] = [layout.arena_size, digest(layout.steps, places)]
+    return {"weights": digest(program.weights), "tables": digest(program.tables), "layouts": layouts}
+
+
+@pytest.mark.parametrize("spec", [*ALNETS, *ODD, WIDE], ids=lambda spec: spec.name)
+def test_programs_are_as_recorded(spec: Spec) -> None:
+    """Number for number; embeddings bit for bit on CPUs with as many lanes as those of the record."""
+    program, recorded = prg.compile_program(spec, random_params(spec)), json.loads(RECORDED.read_text())[spec.name]
+    bits = recorded.pop("embeddings")
+    assert contents(program) == recorded
+    if str(LANES) in bits:
+        assert embeddings(program) == bits[str(LANES)]
+
+
+def record() -> None:
+    """Writes ``RECORDED``; the embeddings of other numbers of lanes stay as long as the rest is as it was."""
+    before, recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}, {}
+    for spec in [*ALNETS, *ODD, WIDE]:
+        program = prg.compile_program(spec, random_params(spec))
+        bits = before.get(spec.name, {}).get("embeddings", {})
+        recorded[spec.name] = contents(program) | {"embeddings": bits | {str(LANES): embeddings(program)}}
+    RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 def test_bitwise_reproducible() -> None:
@@ -121,3 +170,7 @@ def test_layouts_are_remembered_and_bounded() -> None:
         program.layout((side, side))
     assert len(program._layouts) == prg.LAYOUTS
     assert program.layout((1, 1)) is not first
+
+
+if __name__ == "__main__":
+    record()
