@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from alnumpy import Embedder, weights
-from alnumpy.cli import printable, side
-from alnumpy.errors import AlnumpyError
+from alnumpy.cli.common import side
+from alnumpy.errors import AlnumpyError, printable
 from alnumpy.images import Preprocessing
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Spec, parameters
 from alnumpy.weights import Weights

@@ -1,0 +1,106 @@
+"""The command line: parses arguments, prints, and chooses the exit code. All work is done by the library."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import warnings
+
+from .. import __version__
+from ..errors import AlnumpyError
+from . import embed, evaluate, gallery, search, weights
+from .common import UsageError, warn
+
+COMMANDS = (
+    embed.EMBED,
+    gallery.INDEX,
+    search.SEARCH,
+    search.DUPLICATES,
+    gallery.REDUCE,
+    gallery.REMOVE,
+    gallery.STATS,
+    evaluate.EVAL,
+    weights.INFO,
+    weights.VERIFY,
+    weights.WARMUP,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line as an argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="alnumpy", description="Image embeddings with ALNet, offline and without torch."
+    )
+    parser.add_argument("--version", action="version", version=f"alnumpy {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        added = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(added)
+        added.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage.
+
+    Raises what is no fault of the input, and with --debug all errors.
+    """
+    if sys.stderr is None:  # closed by the caller, as are the two below
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        warn("stdout is closed: there is nowhere to write the results to")
+        return 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters
+            stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged picture is whether it can be decoded
+    warnings.filterwarnings("default", "alnumpy: ")  # our own are for users to read, also under python -W error
+    warnings.showwarning = lambda message, *_: warn(str(message).removeprefix("alnumpy: "))
+    debug = False
+    try:
+        try:
+            args = build_parser().parse_args(argv)
+            debug = args.debug
+            return args.run(args)
+        finally:
+            flush()
+    except BrokenPipeError:  # the reader had enough (| head -1)
+        return 1
+    except UsageError as error:
+        warn(error)
+        return 2
+    except (AlnumpyError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        warn(explain(error))
+        return 1
+
+
+def flush() -> None:
+    """Writes out what stdout has gathered. Raises OSError where that is impossible, and lets go of it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def explain(error: BaseException) -> str:
+    """An error as one line that names the file."""
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller --size, --batch-size or --max-pixels needs less"
+    if isinstance(error, OSError) and error.strerror:
+        unnamed = "the current folder" if isinstance(error, FileNotFoundError) else "stdout"
+        return f"{unnamed if error.filename is None else error.filename}: {error.strerror}"
+    return str(error)

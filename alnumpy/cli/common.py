@@ -1,0 +1,187 @@
+"""What several commands use: kinds of arguments, messages, lists of paths, progress, output."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import IO, Any, NamedTuple
+
+from .. import images
+from ..embedder import BACKENDS, Embedder, load
+from ..errors import printable
+from ..files import replacing
+
+
+class Command(NamedTuple):
+    """A command of the program; its help and example, arguments and code stand together in one file."""
+
+    name: str
+    help: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]  # adds them
+    run: Callable[[argparse.Namespace], int]  # returns the exit code
+
+
+class UsageError(Exception):
+    """The command line asks for something impossible: exit code 2."""
+
+
+def positive_int(text: str) -> int:
+    """An argument that must be a whole number from 1 to a thousand million."""
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def side(text: str) -> int:
+    """An argument that is the side of the network's input in pixels."""
+    if (value := positive_int(text)) > images.MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"must be at most {images.MAX_SIZE}, not {value}")
+    return value
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """An argument that is a height and a width, as 128 or 37x53."""
+    height, cross, width = text.partition("x")
+    return side(height), side(width if cross else height)
+
+
+def distance(text: str) -> float:
+    """An argument that is a distance."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def add_backend(command: argparse.ArgumentParser) -> None:
+    """The arguments of commands that run the network."""
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="default: %(default)s, numba where it repays its start",
+    )
+    command.add_argument(
+        "--threads", type=positive_int, help="of the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
+    )
+
+
+def add_max_pixels(command: argparse.ArgumentParser) -> None:
+    """The argument of commands that decode pictures."""
+    command.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        default=images.MAX_PIXELS,
+        help="refuse larger pictures, to bound the memory (default: %(default)s)",
+    )
+
+
+def add_gallery(command: argparse.ArgumentParser) -> None:
+    """The argument of commands that work on a gallery."""
+    command.add_argument("--db", required=True, metavar="FILE", help="the gallery")
+
+
+def warn(message: object) -> None:
+    """One line on stderr."""
+    print(f"alnumpy: {printable(message)}", file=sys.stderr)
+
+
+def warn_of(fault: str, paths: Sequence[str]) -> bool:
+    """One line about all pictures that have a fault, and whether there is one."""
+    if paths:
+        warn(f"{paths[0]}: {fault}{f'; and {len(paths) - 1} more' if len(paths) > 1 else ''}")
+    return bool(paths)
+
+
+def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[list[str], int]:
+    """The paths that the arguments stand for, and how many arguments failed (each was reported).
+
+    ``hint``: what to do where only the folders below a folder can have pictures.
+    """
+    paths: list[str] = []
+    failed = 0
+    for argument in arguments:
+        if argument == "-":
+            try:
+                paths += [os.fsdecode(line) for line in sys.stdin.buffer.read().split(b"\n") if line]
+            except OSError as error:
+                warn(f"stdin: {error.strerror}")
+                failed += 1
+        elif os.path.isdir(argument):
+            try:
+                found = images.find(argument, recursive)
+            except OSError as error:
+                warn(f"{error.filename}: {error.strerror}")
+                failed += 1
+                continue
+            if not found:
+                warn(f"{argument}: no pictures in this folder{'' if recursive else f' itself{hint}'}")
+                failed += 1
+            paths += found
+        else:
+            paths.append(argument)
+    return paths, failed
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of how many pictures are done, as a bar, and wipes it at the end.
+
+    It shows that on stderr where that is a terminal and the work takes more than a second.
+    """
+    start = shown = time.monotonic()
+    wipe = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown, wipe
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - start > 1 and (now - shown > 0.1 or done == total):
+            rate = done / (now - start)
+            left = (total - done) / rate
+            time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            bar = "#" * (20 * done // total)
+            line = f"\r\033[K[{bar:.<20}] {done}/{total} pictures, {rate:.1f}/s, {time_left} left"
+            print(line, end="", file=sys.stderr, flush=True)
+            shown, wipe = now, True
+
+    try:
+        yield show
+    finally:
+        if wipe:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[IO[bytes]]:
+    """stdout, or a file that appears under its name only when it is complete."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with replacing(path) as file:
+        yield file
+
+
+def same_file(path: str, other: str) -> bool:
+    """Whether two paths lead to one existing file."""
+    return os.path.exists(path) and os.path.samefile(path, other)
+
+
+def gallery_embedder(
+    args: argparse.Namespace, recorded: Mapping[str, Any], size: int | None = None, normalize: bool | None = None
+) -> Embedder:
+    """The embedder that a gallery was made with, as far as the arguments do not say otherwise."""
+    path = args.weights
+    if path is None and os.path.isfile(recorded.get("weights", "")):
+        path = recorded["weights"]
+    normalize = recorded.get("normalize", False) if normalize is None else normalize
+    return load(path, size or recorded.get("size"), normalize, args.backend, args.threads)

@@ -1,0 +1,140 @@
+"""The commands that compare pictures of a gallery: search, duplicates."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from .. import results
+from ..errors import ImageError
+from ..files import replacing
+from .common import (
+    Command,
+    UsageError,
+    add_backend,
+    add_gallery,
+    add_max_pixels,
+    collect,
+    distance,
+    gallery_embedder,
+    positive_int,
+    same_file,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from ..gallery import Match
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy search``."""
+    parser.add_argument(
+        "queries", nargs="+", metavar="QUERY", help="picture, folder of pictures, or - for a list of paths on stdin"
+    )
+    add_gallery(parser)
+    parser.add_argument("-k", type=positive_int, default=10, help="how many for each query (default: %(default)s)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
+    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same")
+    parser.add_argument("--montage", metavar="FILE", help="write a PNG of queries and results, too")
+    parser.add_argument("--html", metavar="FILE", help="write a page of queries and results that opens anywhere, too")
+    parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's)")
+    add_max_pixels(parser)
+    add_backend(parser)
+
+
+def run_search(args: argparse.Namespace) -> int:
+    """``alnumpy search``."""
+    from ..gallery import Gallery
+
+    paths, failed = collect(args.queries, recursive=False)
+    written = [path for path in (args.montage, args.html) if path]
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise UsageError(f"--montage and --html both name {args.html}")
+    with Gallery(args.db) as made:
+        recorded = made.settings
+        for target in filter(os.path.isfile, written):
+            if made.holds(target) or any(same_file(path, target) for path in [args.db, *paths]):
+                raise UsageError(f"{target} is the gallery, one of its pictures, or one of the queries")
+    found: list[tuple[str, list[Match]]] = []
+    with Gallery(args.db, gallery_embedder(args, recorded), max_pixels=args.max_pixels) as gallery:
+        for path in paths:
+            try:
+                found += [(path, matches) for matches in gallery.search([path], args.k)]
+            except ImageError as error:
+                warn(error)
+                failed += 1
+        damaged = gallery.damaged
+    for path, reason in damaged:
+        warn(f"{path}: damaged in the gallery: {reason}; not ranked; to mend it, remove the picture and index it again")
+    if any(not matches for _, matches in found):
+        warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
+        failed += 1
+    if found and args.montage:
+        from ..montage import write_montage
+
+        with replacing(args.montage) as file:
+            try:
+                write_montage(file, found, args.max_pixels)
+            except ValueError as error:
+                raise UsageError(f"{args.montage}: {error}") from None
+    if found and args.html:
+        from ..montage import write_html
+
+        with replacing(args.html) as file:
+            write_html(file, found, args.max_pixels)
+    # After the files, which a reader who had enough (| head -1) does not end.
+    if args.json:
+        print(results.search_json(found))
+    elif args.csv:
+        sys.stdout.buffer.writelines(results.search_csv(found))
+    else:
+        for line in results.search_text(found):
+            print(line)
+    return 1 if failed or damaged else 0
+
+
+SEARCH = Command(
+    "search",
+    'find the pictures of a gallery that look most like others; "same" marks equal files',
+    "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
+    search_arguments,
+    run_search,
+)
+
+
+def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy duplicates``."""
+    add_gallery(parser)
+    parser.add_argument(
+        "--threshold", type=distance, required=True, metavar="D", help="L2 distance up to which two pictures look alike"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of groups")
+
+
+def run_duplicates(args: argparse.Namespace) -> int:
+    """``alnumpy duplicates``."""
+    from ..gallery import Gallery
+
+    with Gallery(args.db) as gallery:
+        groups = gallery.duplicates(args.threshold)
+        damaged = gallery.damaged
+    for path, reason in damaged:
+        warn(f"{path}: damaged in the gallery: {reason}; left out")
+    if args.json:
+        print(results.groups_json(groups))
+    else:
+        for line in results.groups_text(groups):
+            print(line)
+    return 1 if damaged else 0
+
+
+DUPLICATES = Command(
+    "duplicates",
+    "print groups of pictures of a gallery that look alike",
+    "alnumpy duplicates --db gallery.db --threshold 0.5",
+    duplicates_arguments,
+    run_duplicates,
+)

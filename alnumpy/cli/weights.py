@@ -1,0 +1,152 @@
+"""The commands about networks: info, verify, warmup."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import numpy as np
+
+from .. import spec, weights
+from ..embedder import load
+from ..errors import MissingExtraError, printable
+from ..spec import SPECS, Spec
+from .common import Command, UsageError, add_backend, height_and_width
+
+SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
+
+
+def info_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy info``."""
+    parser.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+    )
+    parser.add_argument("--spec", choices=SPECS, help="a named network instead of a weights file")
+    parser.add_argument(
+        "--size", type=height_and_width, metavar="N|HxW", help="input size (default: the weights file's, or 32)"
+    )
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """``alnumpy info``."""
+    if args.spec and args.weights:
+        raise UsageError("give a weights file or --spec, not both")
+    size = args.size
+    if args.spec:
+        network, title = SPECS[args.spec], args.spec
+        parameters: Mapping[str, np.ndarray] = {k: np.zeros(v) for k, v in spec.parameters(network).items()}
+        size = size or (32, 32)
+    else:
+        path = args.weights or weights.default_path()
+        loaded = weights.read(path)
+        parameters = loaded.parameters
+        network, title = loaded.spec, f"{loaded.spec.name}, {printable(path)}, {loaded.dtype}"
+        size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
+    print(f"{title}: input 3x{size[0]}x{size[1]}")
+    print(layer_table(network, size))
+    from .. import program
+
+    arena = program.compile_program(network, parameters).arena_bytes(size)
+    print(f"activations: {arena:,} bytes a thread (numba backend)")
+    if not args.spec:
+        for field, value in (("source", loaded.source), ("sha256", loaded.source_sha256), *loaded.card.items()):
+            print(f"{printable(field)}: {printable(value)}")
+    return 0
+
+
+def layer_table(network: Spec, size: tuple[int, int]) -> str:
+    """Layers of a network for an input of (H, W) as aligned text, with the totals below."""
+    input_size = size
+    rows = [("layer", "operator", "output", "params", "FLOPs", "FLOPs eq. (5)")]
+    for layer in spec.layers(network):
+        counts = spec.count_params(layer)
+        flops, eq5 = spec.layer_flops(layer, size), spec.layer_flops_eq5(layer, size)
+        size = spec.output_size(layer, size)
+        if isinstance(layer, spec.Conv):
+            kind = "depthwise" if layer.groups == layer.cin else "conv"
+            text = f"{kind} {layer.kernel}x{layer.kernel} /{layer.stride} g{layer.groups} bn {layer.activation}"
+            channels = layer.cout
+        elif isinstance(layer, spec.Shuffle):
+            text, channels = f"channel shuffle g{layer.groups}", layer.channels
+        else:
+            text, channels = f"cbam {network.cbam} hidden {layer.hidden}", layer.channels
+        shape = f"{channels}x{size[0]}x{size[1]}"
+        rows.append((layer.name, text.strip(), shape, f"{sum(counts.values()):,}", f"{flops:,}", f"{eq5:,}"))
+    pool_flops = (size[0] * size[1] + 1) * network.embedding
+    rows.append(("pool", "adaptive average 1x1", f"{network.embedding}", "0", f"{pool_flops:,}", "0"))
+    authors, eq5 = spec.total_flops(network, input_size)
+    rows.append(("total", "", "", f"{spec.total_params(network):,}", f"{authors:,}", f"{eq5:,}"))
+    return format_rows(rows)
+
+
+def format_rows(rows: Sequence[tuple[str, ...]]) -> str:
+    """Text columns, the first three aligned left and the numbers right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+INFO = Command(
+    "info",
+    "print the layer table: shapes, parameters and FLOPs",
+    "alnumpy info --size 160",
+    info_arguments,
+    run_info,
+)
+
+
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy verify``."""
+    parser.add_argument(
+        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+    )
+    add_backend(parser)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """``alnumpy verify``."""
+    path = args.weights or weights.default_path()
+    embedder = load(path, backend=args.backend, threads=args.threads)
+    result = embedder.self_test()
+    good = result.relative_error <= SELF_TEST_TOLERANCE  # false for NaN
+    print(
+        f"{'ok' if good else 'FAILED'}: {printable(path)}: relative error {result.relative_error:.2e} "
+        f"(at most {SELF_TEST_TOLERANCE:.0e}), largest {result.largest_error:.2e}, "
+        f"recorded by {printable(embedder.weights.self_test_by)}"
+    )
+    return 0 if good else 1
+
+
+VERIFY = Command(
+    "verify",
+    "check that this device computes what was recorded in a weights file",
+    "alnumpy verify weights/alnet-photo.h5",
+    verify_arguments,
+    run_verify,
+)
+
+
+def run_warmup(args: argparse.Namespace) -> int:
+    """``alnumpy warmup``."""
+    if find_spec("numba") is None:
+        raise MissingExtraError("warmup compiles Numba kernels and needs Numba: pip install 'alnumpy[numba]'")
+    from .. import kernels
+
+    folder, seconds = kernels.warmup()
+    if folder is None:
+        return 1  # the kernels have warned why nothing could be kept
+    print(f"kernels ready in {seconds:.1f} s, kept in {folder}")
+    return 0
+
+
+WARMUP = Command(
+    "warmup",
+    "compile the Numba kernels ahead of time and tell where they are kept",
+    "alnumpy warmup",
+    lambda parser: None,
+    run_warmup,
+)

@@ -1,0 +1,128 @@
+"""Results as text, JSON and CSV, for whatever prints or sends them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import printable
+
+if TYPE_CHECKING:
+    from .embedder import Embedded
+    from .gallery import Match
+
+    Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and what was found for it
+
+
+def csv_line(values: Sequence[object]) -> bytes:
+    """A line of CSV. The writer ends it with CR LF itself, since it then quotes either of them in a name."""
+    line = io.StringIO()
+    csv.writer(line).writerow(values)
+    return os.fsencode(line.getvalue().removesuffix("\r\n") + "\n")
+
+
+# Embeddings
+
+
+def shortest(embedding: np.ndarray | None) -> list[float]:
+    """Python floats that print with the fewest digits that give back the same float32."""
+    assert embedding is not None
+    return [float(str(value)) for value in embedding]
+
+
+def embedding_json(row: Embedded) -> bytes:
+    """A picture's path and embedding as a JSON object on one line."""
+    return json.dumps({"path": row.path, "embedding": shortest(row.embedding)}).encode()
+
+
+def write_jsonl(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """One JSON object per line: path and embedding."""
+    for row in rows:
+        file.write(embedding_json(row) + b"\n")
+
+
+def write_json(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """One JSON array with an object per line."""
+    before = b"[\n"
+    for row in rows:
+        file.write(before + embedding_json(row))
+        before = b",\n"
+    file.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+
+
+def write_csv(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """One line per picture: path, then the components; no header."""
+    for row in rows:
+        file.write(csv_line([row.path, *shortest(row.embedding)]))
+
+
+def write_npy(file: IO[bytes], rows: Iterator[Embedded]) -> None:
+    """A float32 array (N, D), or (0, 0) if nothing could be embedded."""
+    kept = [row.embedding for row in rows if row.embedding is not None]
+    np.save(file, np.stack(kept) if kept else np.empty((0, 0), np.float32))
+
+
+EMBEDDING_WRITERS = {"json": write_json, "jsonl": write_jsonl, "csv": write_csv, "npy": write_npy}
+
+
+# Search results
+
+
+def match_text(match: Match, mark: bool) -> str:
+    """Distance and path, and "same" if ``mark``."""
+    return f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if mark else ''}"
+
+
+def match_fields(match: Match) -> dict[str, Any]:
+    """A result as plain types; the distance has as many digits as a float32 holds."""
+    return {"distance": float(f"{match.distance:.7g}"), "path": match.path, "same": match.same}
+
+
+def search_text(found: Found) -> Iterator[str]:
+    """One line per result; several queries each with a heading."""
+    for i, (query, matches) in enumerate(found):
+        if len(found) > 1:
+            yield f"{chr(10) if i else ''}{printable(query)}:"
+        for match in matches:
+            yield match_text(match, match.same)
+
+
+def search_json(found: Found) -> str:
+    """A list of queries with their results."""
+    ranked = [
+        {"query": query, "results": [{"rank": i, **match_fields(m)} for i, m in enumerate(matches, 1)]}
+        for query, matches in found
+    ]
+    return json.dumps(ranked, indent=1)
+
+
+def search_csv(found: Found) -> Iterator[bytes]:
+    """One line per result, with a header."""
+    yield csv_line(["query", "rank", "distance", "path", "same"])
+    for query, matches in found:
+        for i, match in enumerate(matches, 1):
+            fields = match_fields(match)
+            yield csv_line([query, i, fields["distance"], match.path, "yes" if match.same else ""])
+
+
+# Groups of duplicates
+
+
+def groups_text(groups: Iterable[Sequence[Match]]) -> Iterator[str]:
+    """Distance to the first of the group and path, one per line; an empty line between groups."""
+    for i, group in enumerate(groups):
+        if i:
+            yield ""
+        for j, match in enumerate(group):
+            yield match_text(match, match.same and j > 0)
+
+
+def groups_json(groups: Iterable[Sequence[Match]]) -> str:
+    """A list of groups."""
+    return json.dumps([[match_fields(match) for match in group] for group in groups], indent=1)
