@@ -19,7 +19,7 @@ import pytest
 from conftest import DIGITS
 
 import alnumpy
-from alnumpy import kernels
+from alnumpy import cli, kernels
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-m", "alnumpy"]
