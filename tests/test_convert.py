@@ -714,9 +714,12 @@ def test_a_deflated_bomb_takes_no_memory(tmp_path, name):
 
 
 def test_files_of_another_kind_are_refused(tmp_path):
-    torch.save(trained().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"before 1.6"):
-        read_checkpoint(tmp_path / "old.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"weight": [1.0]}))
+    with pytest.raises(CheckpointError, match=r"a plain pickle"):
+        read_checkpoint(tmp_path / "plain.pt")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(CheckpointError, match=r"an ONNX model.* torch.save"):
+        read_checkpoint(tmp_path / "net.onnx")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="neither"):
         read_checkpoint(tmp_path / "text.pt")

@@ -1,8 +1,9 @@
 """Reads the tensors of a PyTorch checkpoint without torch, and without executing anything that the file says.
 
-Three containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle), a TorchScript archive (the
-same with the pickle of a module), and safetensors. The pickle is read by an unpickler that knows a fixed table of
-names; every other name is refused. The tensors come back in the file's order, under the file's names.
+Four containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle) and what it wrote before
+(five pickles in a row, then the storages), a TorchScript archive (a zip archive with the pickle of a module), and
+safetensors. Pickles are read by an unpickler that knows a fixed table of names; every other name is refused. The
+tensors come back in the file's order, under the file's names.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import io
 import json
 import pickle
 import stat
+import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -27,6 +30,8 @@ MAX_NAME = 1000  # characters of one tensor's name
 MAX_INDEX = 1 << 40  # for sizes, offsets and strides, so that their products are exact
 MAX_TENSORS = 1 << 28  # bytes of all storages together, and of the file
 MAX_ENTRIES = 10_000  # of an archive, and tensors
+LEGACY_NUMBER = 0x1950A86A20F9469CFC6C  # the first object in a file of PyTorch before 1.6
+LEGACY_VERSION = 1001  # and the second
 ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
 
 # Storage types of torch, by the name in the pickle: element type in NumPy. bfloat16 is the high half of a float32.
@@ -66,6 +71,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{found.st_size} bytes, more than the {MAX_TENSORS} that are read; {ADVICE}")
     with open(path, "rb") as file:
         head = file.read(16)
+        if head[:1] == b"\x80":  # first, since zip archives are recognised by their end, which may be anything here
+            file.seek(0)
+            return _read_legacy(file, found.st_size)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -76,9 +84,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"damaged archive ({type(error).__name__}: {error})") from None
     if path.suffix == ".safetensors":
         return Checkpoint(_read_safetensors(path), ordered=False)
-    if head[:1] == b"\x80":
-        raise CheckpointError(f"written by PyTorch before 1.6 or by plain pickle; {ADVICE} in a newer PyTorch")
-    raise CheckpointError("neither a PyTorch zip archive nor a .safetensors file")
+    raise CheckpointError(_unknown(path))
+
+
+def _unknown(path: Path) -> str:
+    """What a file that is no checkpoint seems to be, and what to do."""
+    if path.suffix == ".onnx":
+        return (
+            f"an ONNX model, which keeps no modules; convert the PyTorch checkpoint that it was exported from: {ADVICE}"
+        )
+    if path.suffix in (".h5", ".hdf5", ".keras"):
+        return "an HDF5 file: alnumpy's own weights need no conversion, those of Keras cannot be converted"
+    if path.suffix in (".pb", ".tflite"):
+        return "a TensorFlow graph, which cannot be converted; look for a PyTorch checkpoint of the same network"
+    return "neither a PyTorch checkpoint nor a .safetensors file"
 
 
 # Element types of safetensors, by their name in the header.
@@ -98,7 +117,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             if name == "__metadata__":
                 continue
             kind, shape, (begin, end) = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            if not all(type(v) is int and 0 <= v <= MAX_INDEX for v in (*shape, begin, end)) or start + end > len(data):
+            if not all(map(_is_count, (*shape, begin, end))) or start + end > len(data):
                 raise ValueError(f"{name} points outside the file")
             tensors[name] = _as_numpy(data[start + begin : start + end], kind).reshape(shape)
         return tensors
@@ -116,7 +135,9 @@ def _as_numpy(data: bytes, kind: str) -> np.ndarray:
 class _Storage(NamedTuple):
     kind: str
     key: str
-    size: int  # elements
+    whole: int  # elements in the file
+    start: int  # the first element of the part that is used
+    size: int  # elements of that part
 
 
 class _Tensor(NamedTuple):
@@ -134,10 +155,14 @@ class _Inert:
             self.__dict__.update(state)
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_INDEX
+
+
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise CheckpointError("a tensor without a storage")
-    counts = all(type(v) is int and 0 <= v <= MAX_INDEX for v in (offset, *shape, *stride))
+    counts = all(map(_is_count, (offset, *shape, *stride)))
     if not counts or len(shape) != len(stride) or len(shape) > 8:
         raise CheckpointError("a tensor whose offset, shape or stride are not counts")
     return _Tensor(storage, offset, tuple(shape), tuple(stride))
@@ -180,6 +205,7 @@ class _Unpickler(pickle._Unpickler):
     memo grows with the largest index that a file names."""
 
     stack: list[Any]
+    memo: dict[int, Any]
 
     def load_setitem(self) -> None:
         self._check_keys(self.stack[-2:-1])
@@ -198,9 +224,10 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEMS[0]: load_setitems,
     }
 
-    def __init__(self, data: bytes):
-        super().__init__(io.BytesIO(data))
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
         self.names = _names()
+        self.kinds: dict[str, str] = {}  # of all storages that were named, by key
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.names:
@@ -213,12 +240,21 @@ class _Unpickler(pickle._Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+        if isinstance(pid, tuple) and pid[:1] == ("module",):
+            raise CheckpointError(f"the file holds a whole module, whose code would have to be run; {ADVICE}")
+        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
             raise CheckpointError("an unknown persistent id")
-        _, kind, key, _, size = pid
-        if kind not in STORAGES or type(key) is not str or type(size) is not int or size < 0:
+        _, kind, key, _, whole, *view = pid
+        if type(kind) is not str or kind not in STORAGES or type(key) is not str or not _is_count(whole):
             raise CheckpointError(f"an unknown storage: {kind!r}")
-        return _Storage(kind, key, size)
+        if self.kinds.setdefault(key, kind) != kind:
+            raise CheckpointError(f"storage {key} is of two types")
+        if view in ([], [None]):
+            return _Storage(kind, key, whole, 0, whole)
+        if not (isinstance(view[0], tuple) and len(view[0]) == 3 and all(map(_is_count, view[0][1:]))):
+            raise CheckpointError("an unknown view of a storage")
+        _, start, size = view[0]
+        return _Storage(kind, key, whole, start, size)
 
 
 def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
@@ -243,14 +279,86 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
 
     if root + "byteorder" in names and read(root + "byteorder", 16) != b"little":
         raise CheckpointError("written on a big-endian machine, which is not supported")
-    data = read(root + "data.pkl", MAX_PICKLE)
+    loaded = _load(_Unpickler(io.BytesIO(read(root + "data.pkl", MAX_PICKLE))))
+    return _collect(loaded, lambda storage, most: read(f"{root}data/{storage.key}", most))
+
+
+def _load(unpickler: _Unpickler) -> Any:
+    """The next pickle of its file."""
+    unpickler.memo.clear()  # which numbers the objects of one pickle
     try:
-        loaded = _Unpickler(data).load()
+        return unpickler.load()
     except CheckpointError:
         raise
     except Exception as error:  # a hostile pickle can raise anything from the table's entries; nothing else was called
         raise CheckpointError(f"the pickle is damaged ({type(error).__name__}: {error})") from None
 
+
+class _Limited:
+    """A file of which no more than a pickle's size can be read, so that a pickle cannot name all of it as one text."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.left = file, MAX_PICKLE
+
+    def read(self, size: int) -> bytes:
+        return self._count(self.file.read(min(size, self.left + 1)))
+
+    def readline(self) -> bytes:
+        return self._count(self.file.readline(self.left + 1))
+
+    def _count(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise CheckpointError(f"its pickles are larger than {MAX_PICKLE} bytes")
+        return data
+
+
+def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
+    """What torch.save wrote before PyTorch 1.6.
+
+    Five pickles: a number, the protocol's version, the machine's sizes, the object, the storages' keys. Then for each
+    key, in this order, the count of elements (8 bytes) and the elements.
+    """
+    limited: Any = _Limited(file)
+    unpickler = _Unpickler(limited)
+    if _load(unpickler) != LEGACY_NUMBER:
+        raise CheckpointError(f"a plain pickle, not a file of torch.save; {ADVICE}")
+    version, system = _load(unpickler), _load(unpickler)
+    if version != LEGACY_VERSION or not isinstance(system, dict):
+        raise CheckpointError("begins as a checkpoint of PyTorch before 1.6 and goes on otherwise")
+    if system.get("little_endian") is not True:
+        raise CheckpointError("written on a big-endian machine, which is not supported")
+    loaded, keys = _load(unpickler), _load(unpickler)
+    if not isinstance(keys, list) or len(keys) > MAX_ENTRIES or not all(type(key) is str for key in keys):
+        raise CheckpointError("its list of storages is damaged")
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        count = file.read(8)
+        kind = unpickler.kinds.get(key)
+        if len(count) < 8 or kind is None or key in places:
+            raise CheckpointError(f"storage {key[:MAX_NAME]} is cut off, or belongs to no tensor")
+        start, length = file.tell(), struct.unpack("<q", count)[0] * _itemsize(kind)
+        if not 0 <= length <= file_size - start:
+            raise CheckpointError(
+                f"storage {key[:MAX_NAME]} is cut off: {length} bytes, of which {file_size - start} are there"
+            )
+        places[key] = start, length
+        file.seek(start + length)
+
+    def read(storage: _Storage, most: int) -> bytes:
+        if storage.key not in places:
+            raise CheckpointError(f"storage {storage.key[:MAX_NAME]} is missing")
+        start, length = places[storage.key]
+        if length > most:
+            raise CheckpointError(f"more than {MAX_TENSORS} bytes of tensors")
+        file.seek(start)
+        return file.read(length)
+
+    return _collect(loaded, read)
+
+
+def _collect(loaded: Any, read: Callable[[_Storage, int], bytes]) -> Checkpoint:
+    """The tensors of what a pickle held; ``read(storage, most)`` gives a storage's bytes, at most so many."""
     extras: dict[str, Any] = {}
     if isinstance(loaded, dict):
         for key in ("state_dict", "model_state_dict", "model", "net"):
@@ -267,7 +375,7 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
     for name, tensor in _flatten(loaded):
         key = tensor.storage.key
         if key not in storages:
-            storages[key] = read(f"{root}data/{key}", left)
+            storages[key] = read(tensor.storage, left)
             left -= len(storages[key])
         left -= 8 * prod(tensor.shape)
         if left < 0:
@@ -303,13 +411,17 @@ def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
 
 def _materialise(name: str, tensor: _Tensor, data: bytes) -> np.ndarray:
     """The tensor as an array of its own; every index is checked to lie inside the storage."""
-    kind = STORAGES[tensor.storage.kind]
-    itemsize = 2 if kind == "bfloat16" else np.dtype(kind).itemsize
-    if tensor.storage.size * itemsize != len(data):
-        raise CheckpointError(f"{name}: the storage has {len(data)} bytes, not {tensor.storage.size} elements")
+    storage, itemsize = tensor.storage, _itemsize(tensor.storage.kind)
+    if storage.whole * itemsize != len(data) or storage.start + storage.size > storage.whole:
+        raise CheckpointError(f"{name}: the storage has {len(data)} bytes, not {storage.whole} elements")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
-    if prod(tensor.shape) and last >= tensor.storage.size:
+    if prod(tensor.shape) and last >= storage.size:
         raise CheckpointError(f"{name}: offset and stride point outside the storage")
-    flat = _as_numpy(data, kind)[tensor.offset :]
+    flat = _as_numpy(data, STORAGES[storage.kind])[storage.start + tensor.offset :]
     strides = [stride * flat.itemsize for stride in tensor.stride]
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False).copy()
+
+
+def _itemsize(kind: str) -> int:
+    """Bytes of an element in the file."""
+    return 2 if STORAGES[kind] == "bfloat16" else np.dtype(STORAGES[kind]).itemsize
