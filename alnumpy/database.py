@@ -107,6 +107,18 @@ class Database:
         with self._naming():
             return self._db.executemany(sql, values).rowcount
 
+    def meta(self) -> dict[str, str]:
+        """What the table ``meta`` holds."""
+        return dict(self.rows("SELECT key, value FROM meta"))
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Records a value in the table ``meta``."""
+        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    def drop_unused_contents(self) -> None:
+        """Removes the embeddings that no file has any more."""
+        self.run("DELETE FROM contents WHERE NOT EXISTS (SELECT 1 FROM pictures WHERE pictures.hash = contents.hash)")
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """What is run inside is stored whole when it ends without an error, and else not at all."""
@@ -208,7 +220,7 @@ def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
 
 
 def _connect(name: str, timeout: float, *statements: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(name, timeout, isolation_level=None, uri=True)
+    connection = sqlite3.connect(name, timeout=timeout, isolation_level=None, uri=True)
     try:
         for statement in statements:
             connection.execute(statement).fetchall()

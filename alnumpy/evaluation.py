@@ -123,8 +123,8 @@ def evaluate_gallery(
 def _space(gallery: Gallery) -> list[Any]:
     """What two galleries have in common whose embeddings can be compared."""
     settings = gallery.settings
-    space = [settings[key] for key in ("identity", "flip", "reduced", "dimension")]
-    if settings["reduced"]:
+    space: list[Any] = [settings.identity, settings.flip, settings.reduced, settings.dimension]
+    if settings.reduced:
         space += gallery._db.rows("SELECT mean, projection FROM whitening")
     return space
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,14 @@ from conftest import random_params
 from PIL import Image
 
 import alnumpy
-from alnumpy import Embedder, GalleryError, ImageError, gallery, images, packed, weights
+from alnumpy import Embedder, GalleryError, ImageError, gallery, images, ingest, packed, weights
 from alnumpy.database import Database, migrate
 from alnumpy.gallery import Gallery, Match
 from alnumpy.images import Preprocessing
+from alnumpy.ingest import Ingest
 from alnumpy.packed import Packed, decode, encode, row_length, squared_norms
 from alnumpy.postprocess import learn_whitening, whiten
+from alnumpy.settings import Settings
 from alnumpy.spec import Block, Spec
 
 SMALL = Spec("small", 4, True, (Block(1, 4, 1), Block(3, 6, 2)), embedding=24, groups=2, cbam="mean-max", reduction=4)
@@ -134,7 +136,7 @@ def test_unchanged_files_are_not_read(folder, path, embedder, monkeypatch):
     with Gallery(path, embedder, "a") as opened:
         first = opened.index(folder)
         before = dump(path)
-        monkeypatch.setattr(gallery, "_hash", None)
+        monkeypatch.setattr(ingest, "hash_file", None)
         again = opened.index([folder])
     assert counts(again, 5) == (0, 0, 4, 0, 0)
     assert again.failed == first.failed  # known, but still worth saying
@@ -353,7 +355,7 @@ def test_times_that_sqlite_cannot_hold(folder, path, embedder):
 
 
 def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path, embedder, monkeypatch, tmp_path):
-    def failing(path, hash=gallery._hash):
+    def failing(path, hash=ingest.hash_file):
         if os.path.basename(path) in ("a.png", "b.png"):
             raise PermissionError(13, "Permission denied")
         return hash(path)
@@ -362,7 +364,7 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path
         opened.index(folder)
         before = dump(path)
         with monkeypatch.context() as patch:
-            patch.setattr(gallery, "_hash", failing)
+            patch.setattr(ingest, "hash_file", failing)
             for name in ("a.png", "b.png"):
                 os.utime(folder / name)
             for _ in range(2):
@@ -451,7 +453,7 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
     os.symlink("nowhere", folder / "dangling.png")
     os.symlink("loop.png", folder / "loop.png")
     read = []
-    monkeypatch.setattr(Gallery, "_read", lambda *a, f=Gallery._read: read.append(os.path.basename(a[1])) or f(*a))
+    monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
     reasons = [
         ("broken.png", "not a picture that can be read (JPEG, PNG, WEBP, BMP, GIF, TIFF)"),
         ("dangling.png", "No such file or directory"),
@@ -616,7 +618,7 @@ def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
 
 def test_a_continued_run_keeps_its_backend(tmp_path, path, monkeypatch):
     monkeypatch.setattr(Embedder, "_run_numba", Embedder._run_numpy)
-    monkeypatch.setattr(gallery, "find_spec", lambda name: True)
+    monkeypatch.setattr(ingest, "find_spec", lambda name: True)
     for i in range(3):
         noise(tmp_path / f"{i}.png", i)
     embedder = Embedder(small_weights(), threads=1)
@@ -944,7 +946,7 @@ def test_flipped_bytes_give_named_errors_or_damaged_rows(tmp_path, folder, path,
 def test_another_model_or_other_settings_are_refused(folder, path, embedder):
     with Gallery(path, embedder, "a", dtype="float16") as opened:
         opened.index(folder)
-        assert opened.settings["size"] == 8
+        assert opened.settings.size == 8
     other = small_weights()
     for different, message in (
         ({"embedder": Embedder(small_weights(1))}, "made with other weights, "),
@@ -968,9 +970,7 @@ def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, 
         assert not opened.bound
     other = Embedder(small_weights(1), size=9, normalize=True, backend="numpy", threads=1)
     with Gallery(path, other, "a", dtype="float16") as opened:
-        assert opened.settings == gallery.settings_of(other, False) | {
-            "dtype": "float16", "flip": False, "reduced": False
-        }  # fmt: skip
+        assert opened.settings == Settings.of(other, dtype="float16")
         opened.index(folder)
     with pytest.raises(GalleryError, match="made with"):
         Gallery(path, embedder, "a")
@@ -982,7 +982,7 @@ def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, 
     with Gallery(path, mode="a") as opened:  # and who brings no embedder changes nothing
         assert opened.dtype == "float16"
     with Gallery(path, embedder, "a") as opened:
-        assert (opened.dtype, opened.settings["size"]) == ("float32", 8)
+        assert (opened.dtype, opened.settings.size) == ("float32", 8)
 
 
 def test_fast_decoding_is_recorded_and_holds_for_queries(tmp_path, path, embedder):
@@ -996,7 +996,7 @@ def test_fast_decoding_is_recorded_and_holds_for_queries(tmp_path, path, embedde
         difference = np.linalg.norm(row.embedding - whole) / np.linalg.norm(whole)
         assert 0 < difference < 0.1
     with Gallery(path, embedder) as opened:
-        assert opened.fast_decode
+        assert opened.settings.fast_decode
         Image.open(tmp_path / "a.jpg").save(tmp_path / "c.jpg", quality="keep", comment="other bytes, same pixels")
         assert opened.search(tmp_path / "c.jpg") == [[Match(str(tmp_path / "a.jpg"), 0.0, False)]]
 
@@ -1017,14 +1017,14 @@ def test_migrations_run_in_order_and_once():
 def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
-        settings = {key: opened.settings[key] for key in opened.settings if key not in ("flip", "reduced")}
+        settings = {key: value for key, value in asdict(opened.settings).items() if key not in ("flip", "reduced")}
     change(path, "DROP TABLE whitening")  # as version 1 was
     change(path, "PRAGMA user_version = 1")
     change(path, "UPDATE meta SET value = ? WHERE key = 'settings'", json.dumps(settings))
     before = path.read_bytes()
     with Gallery(path, embedder) as opened:
         assert names(opened.search(folder / "a.png", 1)[0]) == ["a.png"]
-        assert (opened.settings["flip"], opened.settings["reduced"]) == (False, False)
+        assert (opened.settings.flip, opened.settings.reduced) == (False, False)
     assert path.read_bytes() == before
     with Gallery(path, embedder, "a") as opened:
         assert counts(opened.index(folder)) == (0, 0, 4, 0, 0)
@@ -1083,7 +1083,7 @@ def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeyp
     monkeypatch.setattr(packed, "BLOCK", 7)
     for i in range(40):
         noise(tmp_path / f"{i:02}.png", i % 36)  # four copies
-    with Gallery(path, embedder, "a", dtype) as opened:
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
         opened.index(tmp_path)
         rows = list(opened)
         stored = np.stack([row.embedding for row in rows])
@@ -1163,7 +1163,7 @@ def test_searches_that_cannot_be(folder, path, embedder):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_damaged_rows_are_reported_and_not_ranked(folder, path, embedder, dtype):
     noise(folder / "d.png", 9)
-    with Gallery(path, embedder, "a", dtype) as opened:
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
         opened.index(folder)
 
     def set_row(name, row):
@@ -1200,7 +1200,7 @@ def test_duplicates_are_the_connected_groups(tmp_path, path, embedder, monkeypat
     monkeypatch.setattr(packed, "BLOCK", 5)
     for i in range(30):
         noise(tmp_path / f"{i:02}.png", i % 27)
-    with Gallery(path, embedder, "a", dtype) as opened:
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
         opened.index(tmp_path)
         rows = list(opened)
         vectors = np.stack([row.embedding for row in rows])
@@ -1267,7 +1267,7 @@ def test_flips_are_averaged_in_the_gallery_and_for_queries(tmp_path, path, norma
         opened.index(root)
         assert opened.search(mirrored, 1)[0][0].distance > 0.001
     with Gallery(path, embedder) as opened:
-        assert opened.settings["flip"]
+        assert opened.settings.flip
     with pytest.raises(GalleryError, match="made with flip True, not False"):
         Gallery(path, embedder, flip=False)
 
@@ -1308,7 +1308,7 @@ def test_a_reduced_gallery_is_whitened_and_found_in_like_any_other(source, path,
         assert np.linalg.norm(np.abs(vectors) - np.abs(wanted)) < 1e-3
         assert cosines.min() > 1
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
-        assert (small.dimension, small.settings["reduced"]) == (4, True)
+        assert (small.dimension, small.settings.reduced) == (4, True)
         for query, same in ((source / "05.png", True), (Image.open(source / "05.png"), False)):
             first = small.search(query, 3)[0][0]
             assert first == Match(str(source / "05.png"), 0.0, same)
@@ -1335,7 +1335,7 @@ def test_new_pictures_are_whitened_by_what_was_learned(source, path, tmp_path, d
         report = small.index(source)
         assert counts(report) == (1, 0, 38, 0, 0)  # the copy and the old ones are there
         assert [os.path.basename(failed) for failed, _ in report.failed] == ["39.png"]
-        (mean, projection) = small._read_whitening()
+        (mean, projection) = small._encoder.whitening
         (row,) = (row for row in small if row.path.endswith("new.png"))
         wanted = decode(encode(whiten(new.embedding[None], mean, projection), dtype), dtype)[0]
         np.testing.assert_array_equal(row.embedding, wanted)

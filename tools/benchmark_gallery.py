@@ -117,7 +117,8 @@ def benchmark_indexing(scratch: Path, count: int, size: int, rounds: int) -> lis
     """Milliseconds a photograph: the steps one by one in one thread, and a whole run of ``Gallery.index``."""
     import alnumpy
     from alnumpy import images
-    from alnumpy.gallery import DRAFT, Gallery
+    from alnumpy.gallery import Gallery
+    from alnumpy.ingest import DRAFT
 
     photos = scratch / "photos"
     photos.mkdir()

@@ -260,7 +260,7 @@ def gallery_seeds(folder: Path) -> None:
             Image.fromarray(pixels).save(Path(name, f"{i}.png"))
         Path(name, "broken.png").touch()
         for dtype in ("float32", "float16", "int8"):
-            with Gallery(folder / f"{dtype}.db", tiny_embedder(), "a", dtype) as gallery:
+            with Gallery(folder / f"{dtype}.db", tiny_embedder(), "a", dtype=dtype) as gallery:
                 gallery.index(name)
         with Gallery(folder / "float32.db") as gallery:
             gallery.reduce(folder / "reduced.db", 3)

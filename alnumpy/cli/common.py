@@ -6,15 +6,18 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from .. import images
 from ..embedder import BACKENDS, Embedder, load
 from ..errors import printable
 from ..files import replacing
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 
 class Command(NamedTuple):
@@ -177,11 +180,13 @@ def same_file(path: str, other: str) -> bool:
 
 
 def gallery_embedder(
-    args: argparse.Namespace, recorded: Mapping[str, Any], size: int | None = None, normalize: bool | None = None
+    args: argparse.Namespace, recorded: Settings | None, size: int | None = None, normalize: bool | None = None
 ) -> Embedder:
     """The embedder that a gallery was made with, as far as the arguments do not say otherwise."""
     path = args.weights
-    if path is None and os.path.isfile(recorded.get("weights", "")):
-        path = recorded["weights"]
-    normalize = recorded.get("normalize", False) if normalize is None else normalize
-    return load(path, size or recorded.get("size"), normalize, args.backend, args.threads)
+    if recorded is not None:
+        if path is None and os.path.isfile(recorded.weights):
+            path = recorded.weights
+        size = size or recorded.size
+        normalize = recorded.normalize if normalize is None else normalize
+    return load(path, size, bool(normalize), args.backend, args.threads)

@@ -68,14 +68,24 @@ def run_index(args: argparse.Namespace) -> int:
 
     try:
         with Gallery(args.db) as made:
-            recorded = made.settings if made.bound else {}
+            recorded = made.settings if made.bound else None
     except GalleryError:
-        recorded = {}  # a new one; what else may be wrong with it shows when it is opened to write
+        recorded = None  # a new one; what else may be wrong with it shows when it is opened to write
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
     recorded_weights = os.path.abspath(args.weights or weights.default_path())
-    choices = (args.dtype, args.fast_decode, recorded_weights, args.batch_size, args.max_pixels, args.flip)
-    with Gallery(args.db, embedder, "a", *choices) as gallery, progress_line() as show:
-        report = gallery.index(args.folders, args.prune, show)
+    opened = Gallery(
+        args.db,
+        embedder,
+        "a",
+        dtype=args.dtype,
+        fast_decode=args.fast_decode,
+        flip=args.flip,
+        weights=recorded_weights,
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+    )
+    with opened as gallery, progress_line() as show:
+        report = gallery.index(args.folders, prune=args.prune, progress=show)
     for path, reason in report.failed:
         warn(f"{path}: {reason}")
     print(

@@ -1,0 +1,264 @@
+"""How pictures get into a gallery: read ahead in threads, hashed, decoded, embedded, and stored a batch at a time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from itertools import compress, islice
+from typing import NamedTuple
+
+import numpy as np
+
+from . import images, packed, postprocess
+from .database import Database
+from .embedder import Embedder
+from .errors import ImageError
+from .scan import Found, RealDisk, Recorded, plan, stamp_of
+from .settings import Settings
+
+DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
+NOT_FINITE = "its embedding is not finite in the gallery's number format"
+
+Array = np.ndarray
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """What became of the files that were indexed."""
+
+    embedded: int = 0  # new contents
+    recognised: int = 0  # new or touched files whose content was known already
+    unchanged: int = 0  # not read
+    vanished: int = 0  # newly found to be missing
+    pruned: int = 0
+    # Path and reason, those included that failed earlier and have not changed.
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    backend: str = "none"  # what embedded: "numba", "numpy" or "none"
+    seconds: float = 0.0
+    decode_seconds: float = 0.0  # of the CPU, reading and decoding, all threads together
+    network_seconds: float = 0.0
+    waited_seconds: float = 0.0  # that the network waited for pictures
+
+
+class Encoder:
+    """From a picture to an embedding as a gallery's settings say."""
+
+    def __init__(self, embedder: Embedder, settings: Settings, whitening: tuple[Array, Array] | None, max_pixels: int):
+        self.network = copy.copy(embedder)
+        self.network.normalize = False  # which comes after the average of flips
+        self.settings = settings
+        self.whitening = whitening  # the mean (D,) and the projection (D, dimension) of a reduced gallery
+        self.max_pixels = max_pixels
+
+    def decode(self, path: str) -> tuple[Array, tuple[int, int]]:
+        """The network's input (3, S, S) for a file, and the picture's width and height. Raises ImageError."""
+        how = self.network.preprocessing
+        draft = DRAFT * how.size if self.settings.fast_decode else 0
+        image, size = images.read_file(path, self.max_pixels, draft)
+        return images.preprocess(image, how), size
+
+    def embed(self, x: Array, total: int, network: Embedder | None = None) -> Array:
+        """Embeddings (N, dimension) of inputs (N, 3, S, S), where ``total`` are expected."""
+        network = network or self.network
+
+        def forward(x: Array) -> Array:
+            return network._forward(x, 2 * total if self.settings.flip else total)
+
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            vectors = postprocess.average_mirrored(forward, x) if self.settings.flip else forward(x)
+            if self.settings.normalize:
+                vectors = postprocess.l2_normalize(vectors)
+            if self.whitening is not None:
+                vectors = postprocess.whiten(vectors, *self.whitening)
+        return vectors
+
+
+class Read(NamedTuple):
+    """A file that a thread has read: its input for the network, or the reason why it has none."""
+
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+    hash: bytes | None = None
+    width: int = 0
+    height: int = 0
+    x: Array | None = None  # float32 (3, S, S); None also where the content is known
+    error: str | None = None
+    seconds: float = 0.0  # of the CPU
+
+
+class Ingest:
+    """Brings a gallery's file up to date with what was found."""
+
+    def __init__(self, db: Database, encoder: Encoder, batch_size: int, progress: Progress | None):
+        self.db = db
+        self.encoder = encoder
+        self.batch_size = batch_size
+        self.progress = progress
+
+    def update(self, found: Found, prune: bool) -> Report:
+        """Embeds what is new or changed among what was found and recorded; marks what is missing."""
+        start = time.perf_counter()
+        recorded = self._recorded()
+        decided = plan(found, recorded, RealDisk(), prune=prune)
+        report = Report(failed=decided.failed, unchanged=len(decided.keep))
+        self._fill(decided.read, report)
+        with self.db.transaction():
+            self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", _rows(decided.back))
+            mark = "UPDATE pictures SET vanished = 1 WHERE path = ? AND vanished = 0"
+            report.vanished = self.db.run_each(mark, _rows(decided.missing))
+            report.pruned = self.db.run_each("DELETE FROM pictures WHERE path = ?", _rows(decided.prune))
+            self.db.drop_unused_contents()
+            self.db.run("DELETE FROM meta WHERE key = 'unfinished'")
+        report.failed.sort()
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def _recorded(self) -> dict[str, Recorded]:
+        """What the gallery has of each file."""
+        with self.db.transaction():
+            limit = str(self.encoder.max_pixels)
+            if self.db.meta().get("max_pixels") != limit:  # what failed is to be tried again, now or when it is found
+                self.db.run("UPDATE pictures SET size = -1, mtime_ns = -1 WHERE error IS NOT NULL")
+                self.db.set_meta("max_pixels", limit)
+            rows = self.db.rows(
+                "SELECT path, size, mtime_ns, error, vanished, error IS NOT NULL OR contents.hash IS NOT NULL "
+                "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash WHERE typeof(path) = 'blob'"
+            )
+            return {
+                os.fsdecode(path): Recorded((size, mtime_ns) if whole else None, error, bool(missing))
+                for path, size, mtime_ns, error, missing, whole in rows
+            }
+
+    def _fill(self, todo: list[str], report: Report) -> None:
+        """Reads, embeds and stores files, a batch at a time."""
+        network = self._network()
+        known = {hash for (hash,) in self.db.rows("SELECT hash FROM contents")} if todo else set()
+        done = 0
+        with closing(self._read_ahead(todo, known)) as reads:
+            while done < len(todo):
+                start = time.perf_counter()
+                batch = list(islice(reads, self.batch_size))
+                report.waited_seconds += time.perf_counter() - start
+                report.decode_seconds += sum(read.seconds for read in batch)
+                fresh = {read.hash: read for read in batch if read.x is not None and read.hash not in known}
+                blobs: list[bytes] = []
+                if fresh:
+                    start = time.perf_counter()
+                    x = np.stack([read.x for read in fresh.values() if read.x is not None])
+                    vectors = self.encoder.embed(x, len(todo), network)
+                    report.network_seconds += time.perf_counter() - start
+                    report.backend = network.backend = network.backend_used  # "auto" has decided
+                    rows = packed.encode(vectors, self.encoder.settings.dtype)
+                    good = np.isfinite(packed.squared_norms(rows, self.encoder.settings.dtype))
+                    blobs = [row.tobytes() for row in rows[good]]
+                    bad = set(compress(fresh, ~good))
+                    batch = [r._replace(hash=None, error=NOT_FINITE) if r.hash in bad else r for r in batch]
+                    fresh = {hash: read for hash, read in fresh.items() if hash not in bad}
+                self._store(batch, list(fresh.values()), blobs, network.backend)
+                errors = [(read.path, read.error) for read in batch if read.error is not None]
+                known |= fresh.keys()
+                report.failed += errors
+                report.embedded += len(fresh)
+                report.recognised += len(batch) - len(errors) - len(fresh)
+                done += len(batch)
+                if self.progress is not None:
+                    self.progress(done, len(todo))
+
+    def _network(self) -> Embedder:
+        """The network, whose backend is settled once, also for a run that continues one that was stopped."""
+        network = copy.copy(self.encoder.network)
+        unfinished = self.db.meta().get("unfinished", "")
+        if network.backend == "auto" and (unfinished == "numpy" or (unfinished == "numba" and find_spec("numba"))):
+            network.backend = unfinished
+        return network
+
+    def _store(self, batch: list[Read], fresh: list[Read], blobs: list[bytes], backend: str) -> None:
+        """Stores a batch of files, and the embeddings of those among them whose content is new."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        contents = [(r.hash, r.width, r.height, blob) for r, blob in zip(fresh, blobs, strict=True)]
+        with self.db.transaction():
+            if fresh:
+                self.db.set_meta("unfinished", backend)
+            self.db.run_each("INSERT INTO contents VALUES (?, ?, ?, ?)", contents)
+            self.db.run_each(
+                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET "
+                "size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error, vanished = 0, "
+                "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
+                [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, now) for r in batch],
+            )
+
+    def _read_ahead(self, paths: Sequence[str], known: set[bytes]) -> Generator[Read]:
+        """Reads files in threads, in order and at most a batch ahead: decoding goes on while the network runs."""
+        threads = self.encoder.network.threads
+        waiting: deque[Future[Read]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for path in paths:
+                    waiting.append(pool.submit(self._read, path, known))
+                    if len(waiting) > self.batch_size + threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, path: str, known: set[bytes]) -> Read:
+        """Runs in a thread: a file's content, decoded where it is not known."""
+        start = time.thread_time()
+        read = Read(path)
+        try:
+            size, mtime_ns = stamp_of(regular(path))
+            hash = hash_file(path)
+            read = read._replace(size=size, mtime_ns=mtime_ns)
+            if hash not in known:
+                x, (width, height) = self.encoder.decode(path)
+                read = read._replace(width=width, height=height, x=x)
+            if RealDisk().stamp(path) != (size, mtime_ns):
+                raise OSError("it was written to while it was read")
+            read = read._replace(hash=hash)
+        except ImageError as error:
+            if isinstance(error.__context__, MemoryError):  # which says nothing about the picture: to be tried again
+                read = Read(path)
+            read = read._replace(error=_text(error, path))
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            read = Read(path, error=_text(getattr(error, "strerror", None) or error, path))
+        return read._replace(seconds=time.thread_time() - start)
+
+
+def regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """A regular file's size and times. Raises OSError, also for what is not one: a FIFO would wait for ever."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a regular file")
+    return found
+
+
+def hash_file(path: str | os.PathLike[str]) -> bytes:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.digest()
+
+
+def _rows(paths: Sequence[str]) -> list[list[bytes]]:
+    """Paths as the values of as many statements."""
+    return [[os.fsencode(path)] for path in paths]
+
+
+def _text(error: object, path: str) -> str:
+    """An error as text that can be stored, without the path that it may begin with."""
+    return str(error).removeprefix(f"{path}: ").encode("utf-8", "backslashreplace").decode()

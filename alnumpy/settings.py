@@ -1,0 +1,99 @@
+"""What a gallery is bound to: the model, the preprocessing and the number format of its embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+from .embedder import Embedder
+from .packed import DTYPES
+
+MAX_DIMENSION = 65536
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a gallery, which embeddings must have in common to be compared; recorded in its file as JSON."""
+
+    network: str
+    weights: str  # the name of the weights file, for whoever opens the gallery later
+    dimension: int
+    size: int  # side of the network's input in pixels
+    normalize: bool
+    decode: str  # "full", or "fast": JPEG decoded at reduced size
+    identity: str  # digest of all that an embedding depends on
+    dtype: str
+    flip: bool = False  # version 1 of the file lacked this and the next
+    reduced: bool = False
+
+    @property
+    def fast_decode(self) -> bool:
+        """Whether JPEGs are decoded at reduced size."""
+        return self.decode == "fast"
+
+    @classmethod
+    def of(
+        cls,
+        embedder: Embedder,
+        *,
+        dtype: str | None = None,
+        fast_decode: bool | None = None,
+        flip: bool | None = None,
+        weights: str = "",
+    ) -> Settings:
+        """The settings of a new gallery."""
+        decode = "fast" if fast_decode else "full"
+        parts = [embedder.spec.to_dict(), asdict(embedder.preprocessing), embedder.normalize, decode]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+        for name, array in sorted(embedder.weights.parameters.items()):
+            digest.update(name.encode())
+            digest.update(array.astype("<f4").tobytes())
+        return cls(
+            network=embedder.spec.name,
+            weights=weights,
+            dimension=embedder.spec.embedding,
+            size=embedder.preprocessing.size,
+            normalize=embedder.normalize,
+            decode=decode,
+            identity=digest.hexdigest(),
+            dtype=dtype or "float32",
+            flip=bool(flip),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What ``to_json`` wrote, or an earlier version. Raises ValueError where that cannot be."""
+        try:
+            settings = cls(**json.loads(text))
+        except (TypeError, RecursionError):
+            raise ValueError("not the settings of a gallery") from None
+        types = {key: type(value).__name__ for key, value in asdict(settings).items()}
+        if types != {field.name: field.type for field in fields(cls)}:
+            raise ValueError("settings of the wrong types")
+        if settings.dtype not in DTYPES or not 1 <= settings.dimension <= MAX_DIMENSION:
+            raise ValueError("settings out of range")
+        return settings
+
+    def to_json(self) -> str:
+        """The settings as the file records them."""
+        return json.dumps(asdict(self))
+
+    def asked(
+        self, embedder: Embedder | None, *, dtype: str | None, fast_decode: bool | None, flip: bool | None
+    ) -> Settings:
+        """What an embedder and choices ask for; None leaves what is recorded."""
+        fast_decode = self.fast_decode if fast_decode is None else fast_decode
+        dtype, flip = dtype or self.dtype, self.flip if flip is None else flip
+        if embedder is None:
+            return replace(self, dtype=dtype, decode="fast" if fast_decode else "full", flip=flip)
+        # The same weights file may lie elsewhere.
+        asked = Settings.of(embedder, dtype=dtype, fast_decode=fast_decode, flip=flip, weights=self.weights)
+        return replace(asked, dimension=self.dimension, reduced=True) if self.reduced else asked
+
+    def differences(self, asked: Settings) -> str:
+        """What is recorded and was not asked for, as text; empty where all is the same."""
+        recorded, wanted = asdict(self), asdict(asked)
+        different = [key for key in recorded if recorded[key] != wanted[key]]
+        named = [f"{key} {recorded[key]}, not {wanted[key]}" for key in different if key != "identity"]
+        return "; ".join(named) or (f"other weights, {self.weights}" if different else "")
