@@ -202,6 +202,11 @@ def readable(kind: str) -> bool:
     return bool(KINDS[kind].format)
 
 
+def readable_kinds() -> list[str]:
+    """The kinds that are read here."""
+    return [kind for kind in KINDS if readable(kind)]
+
+
 @cache
 def heif_package() -> str | None:
     """The package that decodes HEIC, by the name that it is imported by."""

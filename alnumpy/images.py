@@ -7,18 +7,19 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from importlib import import_module
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from . import formats
 from .errors import ImageError, SpecError
 from .pixels import to_rgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = tuple(formats.KINDS[kind].format for kind in formats.PICTURES)  # those that every Pillow reads
 MAX_SIZE = 4096  # side of the network's input
 MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
 MAX_SCANS = 30  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
@@ -118,7 +119,7 @@ def _guarded(name: str, decode: Callable[[], Decoded]) -> Decoded:
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture that can be read ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name}: not a picture that can be read ({', '.join(formats.readable_kinds())})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: far too many pixels; make it smaller first") from None
     except OSError as error:
@@ -128,11 +129,19 @@ def _guarded(name: str, decode: Callable[[], Decoded]) -> Decoded:
 
 
 def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tuple[int, int]]:
+    kind = formats.kind_of(_head(path), path)
+    if kind is None:
+        raise Image.UnidentifiedImageError
+    if not formats.readable(kind):
+        raise ImageError(formats.refusal(kind))
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is what counts
-        # The format that the name promises is tried first: Pillow then need not import its other seventy plugins.
-        start = Path(path).suffix[1:3].upper()
-        image = Image.open(path, formats=sorted(FORMATS, key=lambda format: not format.startswith(start)))
+        if kind == "HEIC":
+            _register_heif()
+        try:
+            image = Image.open(path, formats=[formats.KINDS[kind].format])
+        except Image.UnidentifiedImageError:  # whatever was raised where the file was opened
+            raise ImageError(f"damaged {kind}: what comes before the pixels cannot be read") from None
     with image:
         if image.width * image.height > max_pixels:
             raise ImageError(
@@ -149,6 +158,14 @@ def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tup
             width, height = height, width
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image), (width, height)
+
+
+@cache
+def _register_heif() -> None:
+    """Makes Pillow read HEIC: of each file the primary picture alone, without its thumbnails, depth and gain maps."""
+    package = import_module(formats.heif_package() or "")
+    package.options.AUX_IMAGES = False
+    package.register_heif_opener(thumbnails=False, depth_images=False)
 
 
 def _limit_scans(image: Any) -> None:
@@ -190,12 +207,30 @@ def is_companion(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is by its name a picture."""
-    return name.lower().endswith(SUFFIXES) and not is_companion(name)
+    """Whether a file is by its name a picture that can be read."""
+    kind = formats.by_name(name)
+    return kind is not None and formats.readable(kind) and not is_companion(name)
+
+
+def _head(path: str) -> bytes:
+    """The first bytes of a file, which tell its kind. Raises OSError."""
+
+    def at_once(name: str, flags: int) -> int:  # opening a pipe would wait for a writer
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=at_once) as file:
+        return file.read(formats.HEAD) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""  # no pipe, no device
+
+
+def kind_of_file(path: str) -> str | None:
+    """The kind of a file, a key of ``formats.KINDS`` or None: by its name, or else its first bytes. Raises OSError."""
+    if is_companion(path):
+        return "companion"
+    return formats.by_name(path) or formats.kind_of(_head(path), path)
 
 
 def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
-    """Paths of the files in a folder whose name is a picture's, sorted; links to folders are not followed.
+    """Paths of the pictures in a folder, by their names or first bytes, sorted; links to folders are not followed.
 
     Raises OSError where the folder, or with ``recursive`` a folder below it, cannot be listed.
     """
@@ -207,5 +242,13 @@ def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
     for root, folders, names in os.walk(folder, onerror=fail):
         if not recursive:
             folders.clear()
-        paths += [os.path.join(root, name) for name in names if is_picture(name)]
+        paths += [path for name in names if _is_readable(path := os.path.join(root, name))]
     return sorted(paths)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        kind = kind_of_file(path)
+    except OSError:  # it cannot be opened, and its name is not that of a picture
+        return False
+    return kind is not None and formats.readable(kind)

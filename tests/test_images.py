@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import socket
 import struct
@@ -55,8 +56,46 @@ def test_each_format(tmp_path, suffix, options, tolerance):
 def test_a_format_outside_the_list_is_refused(tmp_path):
     path = tmp_path / "picture.png"
     Image.fromarray(gradient()).save(path, format="PPM")
-    with pytest.raises(ImageError, match=r"picture.png: not a picture that can be read"):
+    with pytest.raises(ImageError, match=r"picture.png: this is PPM, which is not read; save it as JPEG or PNG"):
         read(path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    heads = {
+        "this is a video, which is not read": b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100),
+        "this is an HTML page, which is not read": b"<!DOCTYPE html><html>Not found</html>",
+        "this is JPEG XL, which is not read; save it as JPEG or PNG": b"\xff\x0a" + bytes(100),
+        "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF": b"a letter",
+        "damaged PNG: what comes before the pixels cannot be read": b"\x89PNG\r\n\x1a\n" + bytes(9),
+        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000),
+    }
+    for reason, head in heads.items():
+        (tmp_path / "photo.jpg").write_bytes(head)
+        with pytest.raises(ImageError, match="photo.jpg: .*" + re.escape(reason)):
+            read(tmp_path / "photo.jpg")
+
+
+def test_a_raw_picture_is_not_read_as_a_tiff(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.dng", format="TIFF")
+    with pytest.raises(ImageError, match="this is a camera's RAW picture"):
+        read(tmp_path / "a.dng")
+
+
+def test_pictures_are_found_by_name_or_by_first_bytes(tmp_path):
+    names = ["a.jfif", "b.jpe", "c.mpo", "d", "e.JPG~", "f.heic", "g.dng", "h.bmp"]
+    for name in names:
+        Image.fromarray(gradient()).save(tmp_path / name, format="JPEG")
+    (tmp_path / "notes").write_text("a letter")
+    (tmp_path / "broken.jpg").write_text("a letter")  # found, so that it is named
+    (tmp_path / "._d").write_bytes((tmp_path / "d").read_bytes())
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "missing", tmp_path / "link")
+    found = images.find(tmp_path)
+    assert [os.path.basename(path) for path in found] == sorted([*names, "broken.jpg"])
+    for path in found:
+        if not path.endswith("broken.jpg"):
+            assert read(path).size == (12, 9)
 
 
 def test_of_an_animation_the_first_frame(tmp_path):
