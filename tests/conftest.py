@@ -13,12 +13,26 @@ DATA = Path(__file__).parent / "data"
 DIGITS = sorted((DATA / "digits").glob("*.png"))
 
 try:
-    from hypothesis import settings
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
 
     settings.register_profile("alnumpy", deadline=None, max_examples=60, derandomize=True)
     settings.load_profile("alnumpy")
 except ImportError:  # a device without the test extra runs what needs neither torch nor hypothesis
-    pass
+
+    class Missing:
+        """Stands for Hypothesis and for all that is in it; a test that is given something of it is skipped."""
+
+        def __getattr__(self, name: str) -> Missing:
+            return self
+
+        def __call__(self, *arguments: object, **options: object) -> Missing:
+            return self
+
+    def given(*arguments: object, **options: object) -> pytest.MarkDecorator:
+        return pytest.mark.skip(reason="could not import 'hypothesis'")
+
+    st = Missing()
 
 
 def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:

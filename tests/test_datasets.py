@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("tqdm")
+
 import datasets
 from alnumpy.evaluation import LandmarkQuery
 

@@ -15,8 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import given, st
 from PIL import Image
 
 import alnumpy

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_params
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import given, random_params, st
 
 from alnumpy import kernels, reference
 from alnumpy import program as prg

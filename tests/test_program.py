@@ -15,10 +15,10 @@ from conftest import DATA, random_params
 
 from alnumpy import kernels, reference
 from alnumpy import program as prg
-from alnumpy.kernels.simd import LANES
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Block, Conv, Spec
 
 pytest.importorskip("numba")
+from alnumpy.kernels.simd import LANES  # noqa: E402
 
 RECORDED = DATA / "programs.json"
 ALNETS = [*SPECS.values(), *(Spec(name=f"alnet {cbam}", cbam=cbam) for cbam in CBAM_LAYOUTS if cbam != "mean-max")]

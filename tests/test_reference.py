@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import random_params
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import given, random_params, st
 
 from alnumpy import reference
 from alnumpy.spec import SPECS, layers

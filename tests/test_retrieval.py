@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import given, st
 
 from alnumpy import retrieval
 from alnumpy.retrieval import average_precision, evaluate, official_average_precision, rankings, search

@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import given, st
 
 from alnumpy.errors import SpecError
 from alnumpy.spec import (
