@@ -18,7 +18,7 @@ from alnumpy import program as prg
 from alnumpy.spec import CBAM_LAYOUTS, SPECS, Block, Conv, Spec
 
 pytest.importorskip("numba")
-from alnumpy.kernels.simd import LANES  # noqa: E402
+from alnumpy.kernels.simd import LANES
 
 RECORDED = DATA / "programs.json"
 ALNETS = [*SPECS.values(), *(Spec(name=f"alnet {cbam}", cbam=cbam) for cbam in CBAM_LAYOUTS if cbam != "mean-max")]
