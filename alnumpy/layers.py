@@ -383,7 +383,7 @@ class Chain:
 
     def conv(self, name: str, channels: int, activation: str = "", **options: Any) -> str:
         """``options``: the other fields of ``Conv``."""
-        how = {"padding": self.padding, "eps": self.eps, "activation": activation} | options
+        how: dict[str, Any] = {"padding": self.padding, "eps": self.eps, "activation": activation} | options
         return self.add(Conv(name, (self.last,), channels, self.channels, **how))
 
     def depthwise(self, name: str, activation: str = "", kernel: int = 3, **options: Any) -> str:
