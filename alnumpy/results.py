@@ -1,12 +1,18 @@
-"""Results as text, JSON and CSV, for whatever prints or sends them."""
+"""Results as text, JSON and CSV, for whatever prints or sends them.
+
+Names of files are bytes, and need not be text. In text output ``printable`` shows what is not. JSON has a second field,
+``path_base64`` beside ``path``, with all bytes of a name that is not UTF-8; ``path`` then has U+FFFD for what is not
+text. CSV has the bytes themselves in its column ``path``, and the same second field as its last column.
+"""
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +33,44 @@ def csv_line(values: Sequence[object]) -> bytes:
     return os.fsencode(line.getvalue().removesuffix("\r\n") + "\n")
 
 
+def _bytes(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # a file of labels may hold letters that this locale has not
+        return name.encode("utf-8", "surrogateescape")
+
+
+def in_base64(name: str) -> str:
+    """All bytes of a name that is not UTF-8, whatever the locale; "" for one that is."""
+    data = _bytes(name)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode()
+    return ""
+
+
+def named(key: str, name: str) -> dict[str, str]:
+    """A name as fields of a JSON object, which give it back exactly."""
+    text = _bytes(name).decode("utf-8", "replace")
+    return {key: text, f"{key}_base64": encoded} if (encoded := in_base64(name)) else {key: text}
+
+
+def all_named(key: str, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Names as fields of a JSON object: a list, and a second one where some are not text, with null for the others."""
+    fields = [named("name", name) for name in names]
+    lists: dict[str, list[Any]] = {key: [field["name"] for field in fields]}
+    if any(len(field) > 1 for field in fields):
+        lists[f"{key}_base64"] = [field.get("name_base64") for field in fields]
+    return lists
+
+
+def null_paths(paths: Iterable[str]) -> Iterator[bytes]:
+    """Paths as ``xargs -0`` reads them, each with a NUL behind it."""
+    for path in paths:
+        yield os.fsencode(path) + b"\0"
+
+
 # Embeddings
 
 
@@ -38,7 +82,7 @@ def shortest(embedding: np.ndarray | None) -> list[float]:
 
 def embedding_json(row: Embedded) -> bytes:
     """A picture's path and embedding as a JSON object on one line."""
-    return json.dumps({"path": row.path, "embedding": shortest(row.embedding)}).encode()
+    return json.dumps(named("path", row.path) | {"embedding": shortest(row.embedding)}).encode()
 
 
 def write_jsonl(file: IO[bytes], rows: Iterator[Embedded]) -> None:
@@ -81,7 +125,7 @@ def match_text(match: Match, mark: bool) -> str:
 
 def match_fields(match: Match) -> dict[str, Any]:
     """A result as plain types; the distance has as many digits as a float32 holds."""
-    return {"distance": float(f"{match.distance:.7g}"), "path": match.path, "same": match.same}
+    return {"distance": float(f"{match.distance:.7g}")} | named("path", match.path) | {"same": match.same}
 
 
 def search_text(found: Found) -> Iterator[str]:
@@ -96,7 +140,7 @@ def search_text(found: Found) -> Iterator[str]:
 def search_json(found: Found) -> str:
     """A list of queries with their results."""
     ranked = [
-        {"query": query, "results": [{"rank": i, **match_fields(m)} for i, m in enumerate(matches, 1)]}
+        named("query", query) | {"results": [{"rank": i} | match_fields(m) for i, m in enumerate(matches, 1)]}
         for query, matches in found
     ]
     return json.dumps(ranked, indent=1)
@@ -104,11 +148,11 @@ def search_json(found: Found) -> str:
 
 def search_csv(found: Found) -> Iterator[bytes]:
     """One line per result, with a header."""
-    yield csv_line(["query", "rank", "distance", "path", "same"])
+    yield csv_line(["query", "rank", "distance", "path", "same", "path_base64"])
     for query, matches in found:
         for i, match in enumerate(matches, 1):
-            fields = match_fields(match)
-            yield csv_line([query, i, fields["distance"], match.path, "yes" if match.same else ""])
+            same = "yes" if match.same else ""
+            yield csv_line([query, i, match_fields(match)["distance"], match.path, same, in_base64(match.path)])
 
 
 # Groups of duplicates
@@ -126,3 +170,14 @@ def groups_text(groups: Iterable[Sequence[Match]]) -> Iterator[str]:
 def groups_json(groups: Iterable[Sequence[Match]]) -> str:
     """A list of groups."""
     return json.dumps([[match_fields(match) for match in group] for group in groups], indent=1)
+
+
+# Measures
+
+
+def measures_json(measures: Mapping[str, Any]) -> str:
+    """Measures, and the names of pictures that they leave out."""
+    fields: dict[str, Any] = {}
+    for key, value in measures.items():
+        fields |= all_named(key, value) if isinstance(value, (list, tuple)) else {key: value}
+    return json.dumps(fields, indent=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import io
 import json
@@ -211,7 +212,7 @@ def test_names_that_are_not_text(tmp_path):
     shutil.copy(DIGITS[0], name)
     code, out, _ = run("embed", tmp_path)
     assert code == 0
-    assert os.fsencode(json.loads(out)["path"]) == name
+    assert base64.b64decode(json.loads(out)["path_base64"]) == name
     code, out, _ = run("embed", tmp_path, "--format", "csv", env={"LANG": "C", "PYTHONUTF8": "0"})
     assert code == 0
     assert os.fsencode(next(csv.reader(io.StringIO(out, newline="")))[0]) == name

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DIGITS
+from test_cli_names import given_back
 
 import alnumpy
 from alnumpy import cli, kernels
@@ -289,7 +290,7 @@ def test_a_locale_without_letters(place, usual):
         assert found[name][1] == usual[name][1]
     assert rb"/p/\udcc3\udca9 bad.png" in found["stats"][1]
     out = run(place, "embed {p} --recursive", env=env)[1]
-    assert {os.fsencode(json.loads(line)["path"]) for line in out.splitlines()} == {
+    assert {given_back(json.loads(line)) for line in out.splitlines()} == {
         os.fsencode(place / "p") + b"/" + name for name in NAMES
     }
     assert rb"/p/\xe9 bad.png" in run(place, COMMANDS["stats"], env={"PYTHONIOENCODING": "ascii"})[1]

@@ -31,7 +31,9 @@ COMMANDS = (
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line as an argument parser."""
     parser = argparse.ArgumentParser(
-        prog="alnumpy", description="Image embeddings with ALNet, offline and without torch."
+        prog="alnumpy",
+        usage="alnumpy COMMAND ... [OPTIONS]",
+        description="Image embeddings with ALNet, offline and without torch.",
     )
     parser.add_argument("--version", action="version", version=f"alnumpy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         added = commands.add_parser(
             command.name,
+            usage=f"alnumpy {command.name} {command.takes} [OPTIONS]".replace("  ", " "),
             help=command.help,
             description=command.help,
             epilog=f"example:\n  {command.example}",

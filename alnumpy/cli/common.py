@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ class Command(NamedTuple):
     """A command of the program; its help and example, arguments and code stand together in one file."""
 
     name: str
+    takes: str  # what has to be given, as the usage line shows it
     help: str
     example: str
     arguments: Callable[[argparse.ArgumentParser], None]  # adds them
@@ -71,10 +73,11 @@ def add_backend(command: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="default: %(default)s, numba where it repays its start",
+        help="what runs the network; auto takes numba once there are enough pictures to make up for loading it "
+        "(default: %(default)s)",
     )
     command.add_argument(
-        "--threads", type=positive_int, help="of the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
+        "--threads", type=positive_int, help="threads for the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
     )
 
 
@@ -84,7 +87,7 @@ def add_max_pixels(command: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=positive_int,
         default=images.MAX_PIXELS,
-        help="refuse larger pictures, to bound the memory (default: %(default)s)",
+        help="refuse pictures of more pixels, which bounds the memory (default: %(default)s)",
     )
 
 
@@ -105,6 +108,20 @@ def warn_of(fault: str, paths: Sequence[str]) -> bool:
     return bool(paths)
 
 
+def read_list(data: bytes) -> list[str]:
+    """Paths, each with a NUL behind it as ``find -print0`` writes them, or one per line.
+
+    Windows ends lines with CR LF and may begin a file with a mark: both belong to a name only if there is such a file.
+    """
+    if b"\0" in data:
+        return [os.fsdecode(name) for name in data.split(b"\0") if name]
+    names = data.split(b"\n")
+    if names[0].startswith(codecs.BOM_UTF8) and not os.path.lexists(names[0]):
+        names[0] = names[0].removeprefix(codecs.BOM_UTF8)
+    names = [n.removesuffix(b"\r") if n.endswith(b"\r") and not os.path.lexists(n) else n for n in names]
+    return [os.fsdecode(name) for name in names if name]
+
+
 def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[list[str], int]:
     """The paths that the arguments stand for, and how many arguments failed (each was reported).
 
@@ -115,7 +132,7 @@ def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[
     for argument in arguments:
         if argument == "-":
             try:
-                paths += [os.fsdecode(line) for line in sys.stdin.buffer.read().split(b"\n") if line]
+                paths += read_list(sys.stdin.buffer.read())
             except OSError as error:
                 warn(f"stdin: {error.strerror}")
                 failed += 1

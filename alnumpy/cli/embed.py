@@ -31,17 +31,19 @@ def embed_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", metavar="PATH", help="picture, folder of pictures, or - for a list of paths on stdin"
     )
     parser.add_argument(
-        "--recursive", action="store_true", help="take the folders below a folder too, but no links to folders"
+        "--recursive", action="store_true", help="include the folders below a folder, but no links to folders"
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file (default: the one that ships with alnumpy)")
-    parser.add_argument("--format", choices=results.EMBEDDING_WRITERS, default="jsonl", help="default: %(default)s")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of to stdout; npy needs it")
+    parser.add_argument(
+        "--format", choices=results.EMBEDDING_WRITERS, default="jsonl", help="what to write (default: %(default)s)"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of to stdout; required for npy")
     parser.add_argument("--normalize", action="store_true", help="divide each embedding by its L2 norm")
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the weights file's)")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="pictures per batch (default: %(default)s)")
     add_max_pixels(parser)
     add_backend(parser)
-    parser.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and how long")
+    parser.add_argument("--verbose", action="store_true", help="say on stderr which backend ran and how long it took")
 
 
 def run_embed(args: argparse.Namespace) -> int:
@@ -71,7 +73,7 @@ def run_embed(args: argparse.Namespace) -> int:
         results.EMBEDDING_WRITERS[args.format](file, good())
     if args.format == "npy":
         for i, path in enumerate(embedded):
-            print(json.dumps({"row": i, "path": path}))
+            print(json.dumps({"row": i} | results.named("path", path)))
     if args.verbose:
         warn(f"backend {embedder.backend_used}, {len(paths)} pictures in {time.perf_counter() - start:.2f} s")
     return 1 if failed else 0
@@ -87,6 +89,7 @@ def progress(rows: Iterable[Embedded], total: int) -> Iterator[Embedded]:
 
 EMBED = Command(
     "embed",
+    "PATH ...",
     "print the embedding of each picture",
     "alnumpy embed photo.jpg\n  alnumpy embed --recursive ~/Pictures --format npy --output embeddings.npy",
     embed_arguments,

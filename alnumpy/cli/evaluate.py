@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from .. import results
 from ..errors import printable
 from .common import Command, UsageError, add_gallery, warn_of
 
@@ -61,7 +61,7 @@ def print_evaluation(result: Evaluation, labels: str, as_json: bool) -> None:
     """The measures by labels, and what they were measured on."""
     scores = result.scores
     if as_json:
-        print(json.dumps(result._asdict() | {"scores": scores._asdict()}, indent=1))
+        print(results.measures_json(result._asdict() | {"scores": scores._asdict()}))
         return
     alone = f"; {scores.without_relevant} more have nothing to find" if scores.without_relevant else ""
     print(f"data base: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
@@ -80,7 +80,7 @@ def print_evaluation(result: Evaluation, labels: str, as_json: bool) -> None:
 def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
     """The official measure of Oxford5k and Paris6k, and what it was measured on."""
     if as_json:
-        print(json.dumps(result._asdict(), indent=1))
+        print(results.measures_json(result._asdict()))
         return
     print(f"data base: {result.pictures} pictures")
     print(f"queries: {len(result.each)}, whole pictures (no boxes), not left out of their own ranking")
@@ -92,6 +92,7 @@ def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
 
 EVAL = Command(
     "eval",
+    "--db FILE",
     "measure how well a gallery finds the pictures that belong together",
     "alnumpy eval --db gallery.db --labels labels.csv",
     eval_arguments,

@@ -23,24 +23,27 @@ from .common import (
 def index_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy index``."""
     parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="folder, with all below it but links to folders, or picture"
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="picture, or folder with everything below it; links to folders are not followed",
     )
     add_gallery(parser)
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="remove pictures that are gone instead of marking them, but none of an empty folder: its disk may be away",
+        help="remove missing pictures instead of marking them, but none of an empty folder (an unmounted disk)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "int8"),
-        help="of the embeddings of a new gallery: float16 takes a half, int8 a third of the space (default: float32)",
+        help="number format for a new gallery: float16 takes half the disk space, int8 a third (default: float32)",
     )
     parser.add_argument(
         "--fast-decode",
         action="store_true",
         default=None,
-        help="of a new gallery: decode JPEGs at reduced size, several times as fast and a little different",
+        help="for a new gallery: decode JPEGs at reduced size, which is several times as fast and a little less exact",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's, or alnumpy's own)")
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
@@ -48,18 +51,20 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         "--normalize",
         action="store_true",
         default=None,
-        help="of a new gallery: divide each embedding by its L2 norm",
+        help="for a new gallery: divide each embedding by its L2 norm",
     )
     parser.add_argument(
         "--flip",
         action="store_true",
         default=None,
-        help="of a new gallery: average each embedding with the mirrored picture's, in twice the time of the network",
+        help="for a new gallery: average the embeddings of each picture and its mirror image, in twice the time",
     )
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="pictures per batch (default: %(default)s)")
     add_max_pixels(parser)
     add_backend(parser)
-    parser.add_argument("--verbose", action="store_true", help="tell on stderr which backend ran, and where time went")
+    parser.add_argument(
+        "--verbose", action="store_true", help="say on stderr which backend ran and where the time went"
+    )
 
 
 def run_index(args: argparse.Namespace) -> int:
@@ -102,6 +107,7 @@ def run_index(args: argparse.Namespace) -> int:
 
 INDEX = Command(
     "index",
+    "FOLDER ... --db FILE",
     "keep a gallery up to date: a file with the embeddings of the pictures in folders",
     "alnumpy index ~/Pictures --db gallery.db",
     index_arguments,
@@ -129,6 +135,7 @@ def run_stats(args: argparse.Namespace) -> int:
 
 STATS = Command(
     "stats",
+    "--db FILE",
     "print what a gallery holds, how it was made, and what could not be read",
     "alnumpy stats --db gallery.db",
     stats_arguments,
@@ -139,7 +146,10 @@ STATS = Command(
 def remove_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy remove``."""
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="picture, or folder with all below it; need not exist any more"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="picture, or folder with everything below it; need not exist any longer",
     )
     add_gallery(parser)
 
@@ -161,7 +171,8 @@ def run_remove(args: argparse.Namespace) -> int:
 
 REMOVE = Command(
     "remove",
-    "take pictures out of a gallery, never off the disk",
+    "PATH ... --db FILE",
+    "remove pictures from a gallery; no file is ever deleted",
     "alnumpy remove ~/Pictures/old --db gallery.db",
     remove_arguments,
     run_remove,
@@ -172,9 +183,11 @@ def reduce_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy reduce``."""
     add_gallery(parser)
     parser.add_argument(
-        "--dimensions", type=positive_int, required=True, metavar="N", help="of the embeddings, as 128 or 256"
+        "--dimensions", type=positive_int, required=True, metavar="N", help="dimensions to keep, for example 128"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the new gallery, to be indexed into and searched")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the new gallery, which is updated and searched like any other"
+    )
 
 
 def run_reduce(args: argparse.Namespace) -> int:
@@ -192,6 +205,7 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 REDUCE = Command(
     "reduce",
+    "--db FILE --dimensions N --out FILE",
     "write a smaller gallery of the same pictures: PCA-whitened embeddings of norm 1",
     "alnumpy reduce --db gallery.db --dimensions 128 --out small.db",
     reduce_arguments,

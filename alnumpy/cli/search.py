@@ -34,12 +34,13 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "queries", nargs="+", metavar="QUERY", help="picture, folder of pictures, or - for a list of paths on stdin"
     )
     add_gallery(parser)
-    parser.add_argument("-k", type=positive_int, default=10, help="how many for each query (default: %(default)s)")
+    parser.add_argument("-k", type=positive_int, default=10, help="pictures per query (default: %(default)s)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
-    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same")
-    parser.add_argument("--montage", metavar="FILE", help="write a PNG of queries and results, too")
-    parser.add_argument("--html", metavar="FILE", help="write a page of queries and results that opens anywhere, too")
+    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same, path_base64")
+    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each with a NUL behind it")
+    parser.add_argument("--montage", metavar="FILE", help="also write a PNG of queries and results")
+    parser.add_argument("--html", metavar="FILE", help="also write a page of queries and results that opens anywhere")
     parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's)")
     add_max_pixels(parser)
     add_backend(parser)
@@ -90,6 +91,8 @@ def run_search(args: argparse.Namespace) -> int:
         print(results.search_json(found))
     elif args.csv:
         sys.stdout.buffer.writelines(results.search_csv(found))
+    elif args.null:
+        sys.stdout.buffer.writelines(results.null_paths(match.path for _, matches in found for match in matches))
     else:
         for line in results.search_text(found):
             print(line)
@@ -98,7 +101,8 @@ def run_search(args: argparse.Namespace) -> int:
 
 SEARCH = Command(
     "search",
-    'find the pictures of a gallery that look most like others; "same" marks equal files',
+    "QUERY ... --db FILE",
+    'find the pictures of a gallery that look most like others; "same" marks files identical to the query',
     "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
     search_arguments,
     run_search,
@@ -111,7 +115,14 @@ def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=distance, required=True, metavar="D", help="L2 distance up to which two pictures look alike"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: a list of groups")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: a list of groups")
+    form.add_argument(
+        "-0",
+        dest="null",
+        action="store_true",
+        help="print only paths, of all but the first of each group, each with a NUL behind it",
+    )
 
 
 def run_duplicates(args: argparse.Namespace) -> int:
@@ -125,6 +136,8 @@ def run_duplicates(args: argparse.Namespace) -> int:
         warn(f"{path}: damaged in the gallery: {reason}; left out")
     if args.json:
         print(results.groups_json(groups))
+    elif args.null:
+        sys.stdout.buffer.writelines(results.null_paths(match.path for group in groups for match in group[1:]))
     else:
         for line in results.groups_text(groups):
             print(line)
@@ -133,6 +146,7 @@ def run_duplicates(args: argparse.Namespace) -> int:
 
 DUPLICATES = Command(
     "duplicates",
+    "--db FILE --threshold D",
     "print groups of pictures of a gallery that look alike",
     "alnumpy duplicates --db gallery.db --threshold 0.5",
     duplicates_arguments,

@@ -92,6 +92,7 @@ def format_rows(rows: Sequence[tuple[str, ...]]) -> str:
 
 INFO = Command(
     "info",
+    "[WEIGHTS]",
     "print the layer table: shapes, parameters and FLOPs",
     "alnumpy info --size 160",
     info_arguments,
@@ -123,6 +124,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 VERIFY = Command(
     "verify",
+    "[WEIGHTS]",
     "check that this device computes what was recorded in a weights file",
     "alnumpy verify weights/alnet-photo.h5",
     verify_arguments,
@@ -145,7 +147,8 @@ def run_warmup(args: argparse.Namespace) -> int:
 
 WARMUP = Command(
     "warmup",
-    "compile the Numba kernels ahead of time and tell where they are kept",
+    "",
+    "compile the Numba kernels ahead of time and say where they are kept",
     "alnumpy warmup",
     lambda parser: None,
     run_warmup,
