@@ -13,9 +13,13 @@ __all__ = [
     "AlnumpyError",
     "Embedded",
     "Embedder",
+    "Gallery",
     "GalleryError",
     "ImageError",
+    "Match",
     "MissingExtraError",
+    "Picture",
+    "Report",
     "Spec",
     "SpecError",
     "WeightsError",
@@ -25,6 +29,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .embedder import Embedded, Embedder, load
     from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, SpecError, WeightsError
+    from .gallery import Gallery, Match, Picture, Report
     from .spec import SPECS, Spec
 else:
 
@@ -32,10 +37,13 @@ else:
         """Public names are imported when they are first used: a program can begin before NumPy has been imported."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import embedder, errors, spec
+        if name in ("Gallery", "Match", "Picture", "Report"):  # whose import takes time, too
+            from . import gallery as home
+        else:
+            from . import embedder, errors, spec
 
-        for home in (embedder, errors, spec):
-            globals().update({public: getattr(home, public) for public in __all__ if hasattr(home, public)})
+            home = next(module for module in (embedder, errors, spec) if hasattr(module, name))
+        globals()[name] = getattr(home, name)
         return globals()[name]
 
     def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from .errors import GalleryError
@@ -48,7 +49,7 @@ WAIT = 30.0  # seconds that one waits for another process's transaction
 
 
 class Database:
-    """One SQLite file, and its errors as GalleryError, which names it and the remedy.
+    """One SQLite file, for any number of threads, and its errors as GalleryError, which names it and the remedy.
 
     Writable, it is made where there is none, and brought up to date. Raises GalleryError where it is missing, foreign,
     damaged, of a newer version, or in use by another writer.
@@ -57,7 +58,9 @@ class Database:
     def __init__(self, path: str | os.PathLike[str], writable: bool):
         self.path = os.path.realpath(path)  # so that a link to the file has no lock of its own
         self.writable = writable
-        self._lock: sqlite3.Connection | None = None
+        self.immutable = False  # whether what others write is not seen, as on read-only media
+        self.lock = RLock()  # held by the thread that uses the connection, throughout a transaction
+        self._file_lock: sqlite3.Connection | None = None
         self._connection: sqlite3.Connection | None = None
         self._logged = False  # whether the file is in the mode with a log beside it
         try:
@@ -68,18 +71,20 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Closes the file; nothing else can be done with it."""
-        if self._connection is not None:
-            if self._logged:  # back to one plain file, which read-only media can hold; readers can prevent it
+        """Closes the file when no thread is using it; nothing else can be done with it."""
+        with self.lock:
+            if self._connection is not None:
+                if self._logged:  # back to one plain file, which read-only media can hold; readers can prevent it
+                    with suppress(sqlite3.Error):
+                        self._connection.execute("PRAGMA busy_timeout = 1000")
+                        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                        self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
                 with suppress(sqlite3.Error):
-                    self._connection.execute("PRAGMA busy_timeout = 1000")
-                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                    self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-            self._connection.close()
-            self._connection = None
-        if self._lock is not None:  # its file stays: whoever has opened it already would lock what is no longer there
-            self._lock.close()
-            self._lock = None
+                    self._connection.close()
+                self._connection = None
+            if self._file_lock is not None:  # its file stays: who has opened it already would lock what is not there
+                self._file_lock.close()
+                self._file_lock = None
 
     def start_log(self) -> None:
         """From now on readers read on beside what is written, and what is written outlives a power cut."""
@@ -87,10 +92,16 @@ class Database:
         with suppress(GalleryError):  # some file systems cannot, and readers then wait
             self._logged = self.one("PRAGMA journal_mode = WAL") == "wal"
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows that a SELECT finds, as they are asked for."""
-        with self._naming():
-            yield from self._db.execute(sql, values)
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows that a SELECT finds."""
+        with self.cursor(sql, values) as rows:
+            return list(rows)
+
+    @contextmanager
+    def cursor(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Iterator[tuple[Any, ...]]]:
+        """The rows that a SELECT finds, read one by one inside the block, while other threads wait."""
+        with self.lock, self._naming(), closing(self._db.execute(sql, values)) as rows:
+            yield rows
 
     def one(self, sql: str) -> Any:
         """The only value that a SELECT or PRAGMA finds."""
@@ -98,13 +109,13 @@ class Database:
         return value
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Changes the data base; how many rows."""
-        with self._naming():
+        """Changes the database; how many rows."""
+        with self.lock, self._naming():
             return self._db.execute(sql, values).rowcount
 
     def run_each(self, sql: str, values: Iterable[Sequence[Any]]) -> int:
-        """Changes the data base once for each of ``values``; how many rows altogether."""
-        with self._naming():
+        """Changes the database once for each of ``values``; how many rows altogether."""
+        with self.lock, self._naming():
             return self._db.executemany(sql, values).rowcount
 
     def meta(self) -> dict[str, str]:
@@ -124,13 +135,16 @@ class Database:
         """What is run inside is stored whole when it ends without an error, and else not at all."""
         if not self.writable:
             raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
-        try:
-            self.run("BEGIN IMMEDIATE")
-            yield
-            self.run("COMMIT")
-        except BaseException:
-            _roll_back(self._db)
-            raise
+        with self.lock:
+            try:
+                self.run("BEGIN IMMEDIATE")
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # what went wrong first is what is worth telling
+                    if self._connection is not None:
+                        _roll_back(self._connection)
+                raise
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -142,8 +156,6 @@ class Database:
     def _naming(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.ProgrammingError:  # the caller's mistake, as to use a gallery in another thread
-            raise
         except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote what is damaged
             text = str(error)
             if "locked" in text:
@@ -157,7 +169,7 @@ class Database:
             elif "unable to open" in text:
                 text = f"cannot be opened ({text}); check that its folder exists, and your rights to both"
             elif not isinstance(error, sqlite3.OperationalError):
-                text = f"damaged, or not a data base ({text}); restore it, or move it away and index again"
+                text = f"damaged, or not a database ({text}); restore it, or move it away and index again"
             raise GalleryError(f"{self.path}: {text}") from None
 
     def _open(self) -> None:
@@ -165,7 +177,7 @@ class Database:
             raise GalleryError(f"{self.path}: not a file")
         if self.writable:
             # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
-            self._lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
+            self._file_lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
             self._connect("rwc")
             self.run(f"PRAGMA page_size = {PAGE_SIZE}")  # of a new file
         elif os.path.exists(self.path):
@@ -206,10 +218,11 @@ class Database:
                 raise
             else:  # the file itself is whole
                 self._connect("ro&immutable=1")
+                self.immutable = True
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
-    """Runs the scripts that a data base of an older version lacks, each with its version in one transaction."""
+    """Runs the scripts that a database of an older version lacks, each with its version in one transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in enumerate(scripts[version:], version + 1):
         try:
@@ -220,7 +233,7 @@ def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
 
 
 def _connect(name: str, timeout: float, *statements: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(name, timeout=timeout, isolation_level=None, uri=True)
+    connection = sqlite3.connect(name, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
     try:
         for statement in statements:
             connection.execute(statement).fetchall()
@@ -231,7 +244,7 @@ def _connect(name: str, timeout: float, *statements: str) -> sqlite3.Connection:
 
 
 def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
-    """Everything that the data base defines: a file of strangers could bring triggers and views."""
+    """Everything that the database defines: a file of strangers could bring triggers and views."""
     return set(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
 
 

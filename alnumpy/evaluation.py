@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def evaluate_gallery(
 
     Raises GalleryError for galleries of two models, AlnumpyError where no picture is relevant to any query.
     """
-    if queries is not None and _space(queries) != _space(gallery):
+    if queries is not None and queries.space != gallery.space:
         raise GalleryError(f"{queries.path}: made by another model or with other settings than {gallery.path}")
     paths, vectors, damaged = _read(gallery)
     all_paths = set(paths)
@@ -118,15 +118,6 @@ def evaluate_gallery(
             f"of {len(paths)} labelled pictures"
         )
     return Evaluation(scores, len(paths), len(np.unique(y)), int((itself >= 0).sum()), unlabelled, unknown, damaged)
-
-
-def _space(gallery: Gallery) -> list[Any]:
-    """What two galleries have in common whose embeddings can be compared."""
-    settings = gallery.settings
-    space: list[Any] = [settings.identity, settings.flip, settings.reduced, settings.dimension]
-    if settings.reduced:
-        space += gallery._db.rows("SELECT mean, projection FROM whitening")
-    return space
 
 
 def _label(path: str, labels: Mapping[str, str] | None) -> str:

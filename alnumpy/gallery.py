@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from itertools import islice
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from . import images, packed, postprocess, scan
+from . import images, packed, reduction, scan
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
 from .images import ImageSource
 from .ingest import Encoder, Ingest, Progress, Report, hash_file, regular
 from .packed import DTYPES
+from .reader import Reader, open_reader
 from .scan import Found, Paths
 from .settings import Settings
 from .snapshot import Match, Snapshot, name_of
@@ -56,7 +56,10 @@ class Picture(NamedTuple):
 
 
 class Gallery:
-    """Pictures and their embeddings in one file. A context manager; to be used by the thread that opened it.
+    """Pictures and their embeddings in one file. A context manager, for any number of threads.
+
+    Searches from all threads, and from all galleries of one file in a process, share what they have read of it. One
+    thread at a time changes a gallery; the others wait for it, or search on.
 
     ``mode``: "r" reads and searches, also on read-only media; "a" writes too, and makes the file where there is none;
     one process at a time can have a gallery open in mode "a", and any number in mode "r". ``embedder`` must be the one
@@ -92,21 +95,24 @@ class Gallery:
         self.embedder = embedder
         self.batch_size = batch_size
         self.max_pixels = max_pixels
-        self.damaged: list[tuple[str, str]] = []  # rows that cannot be ranked, path and reason; known after a search
-        self._db = Database(path, mode == "a")
-        self.path = self._db.path
+        self.path = os.path.realpath(path)
+        self._reader: Reader | None = None
+        self._writer: Database | None = None
+        self._encoder: Encoder | None = None
+        self._writing = RLock()  # held by the thread that changes the gallery
         try:
+            if mode == "a":
+                self._writer = Database(path, True)
+            self._reader = open_reader(self.path)
             self.settings = self._bind(weights, {"dtype": dtype, "fast_decode": fast_decode, "flip": flip})
-            whitening = self._read_whitening()
-            if self._db.writable:
-                self._db.start_log()
+            if embedder is not None:
+                whitening = reduction.read_whitening(self._open.db, self.settings, embedder.spec.embedding)
+                self._encoder = Encoder(embedder, self.settings, whitening, max_pixels)
+            if self._writer is not None:
+                self._writer.start_log()
         except BaseException:
             self.close()
             raise
-        self._encoder = Encoder(embedder, self.settings, whitening, max_pixels) if embedder is not None else None
-        self._row_length = packed.row_length(self.settings.dimension, self.settings.dtype)
-        self._snapshot: Snapshot | None = None
-        self._version = -1  # of the data when they were read
 
     def __enter__(self) -> Gallery:
         return self
@@ -115,9 +121,16 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; nothing else can be done with the gallery."""
-        self._snapshot = None
-        self._db.close()
+        """Closes the file; nothing else can be done with the gallery, and what other threads do with it ends."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __repr__(self) -> str:
+        mode = "closed" if self._reader is None else "to read" if self._writer is None else "to write"
+        return f"<Gallery {self.path!r}, {self.settings.network}, {self.dimension} {self.dtype}, {mode}>"
 
     @property
     def dtype(self) -> str:
@@ -131,18 +144,16 @@ class Gallery:
 
     def _bind(self, weights: str, choices: dict[str, Any]) -> Settings:
         """The settings that are recorded, or those to record in a new file; checked against what was asked for."""
-        recorded = self._db.meta().get("settings")
+        recorded = self._open.db.meta().get("settings")
         try:
             settings = None if recorded is None else Settings.from_json(recorded)
         except ValueError:
             raise GalleryError(f"{self.path}: its settings are damaged; move it away and index again") from None
         # Without pictures nothing depends on the settings yet, as after a first run with a mistyped folder.
-        self.bound = settings is not None and (
-            settings.reduced or bool([*self._db.rows("SELECT 1 FROM pictures LIMIT 1")])
-        )
-        if not self.bound and self._db.writable and self.embedder is not None:
+        self.bound = settings is not None and (settings.reduced or len(self) > 0)
+        if not self.bound and self._writer is not None and self.embedder is not None:
             settings = Settings.of(self.embedder, weights=weights, **choices)
-            self._db.set_meta("settings", settings.to_json())
+            self._writer.set_meta("settings", settings.to_json())
             return settings
         if settings is None:
             raise GalleryError(f"{self.path}: an empty gallery; fill it with: alnumpy index FOLDER --db FILE")
@@ -152,20 +163,6 @@ class Gallery:
                 "use the same ones, or index into another file"
             )
         return settings
-
-    def _read_whitening(self) -> tuple[Array, Array] | None:
-        """The mean (D,) and the projection (D, dimension) of a reduced gallery, which new embeddings need."""
-        if self.embedder is None or not self.settings.reduced:
-            return None
-        shape = self.embedder.spec.embedding, self.settings.dimension
-        lengths = 4 * shape[0], 4 * shape[0] * shape[1]
-        sql = "SELECT mean, projection FROM whitening WHERE length(mean) = ? AND length(projection) = ?"
-        for row in self._db.rows(sql, lengths):
-            if all(isinstance(blob, bytes) for blob in row):
-                mean, projection = (np.frombuffer(blob, "<f4") for blob in row)
-                if np.isfinite(mean).all() and np.isfinite(projection).all():
-                    return mean, projection.reshape(shape)
-        raise GalleryError(f"{self.path}: its whitening is damaged; reduce the whole gallery again")
 
     # Filling
 
@@ -194,20 +191,27 @@ class Gallery:
     def _update(self, found: Found, prune: bool, progress: Progress | None) -> Report:
         if self._encoder is None:
             raise ValueError("to index, open the gallery with an embedder")
-        self._snapshot = None
-        return Ingest(self._db, self._encoder, self.batch_size, progress).update(found, prune)
+        with self._changing() as db:
+            return Ingest(db, self._encoder, self.batch_size, progress).update(found, prune)
 
     def remove(self, paths: Paths) -> int:
         """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
-        self._snapshot = None
         removed = 0
-        with self._db.transaction():
+        with self._changing() as db, db.transaction():
             for path in map(os.path.abspath, scan.several(paths)):
                 below = os.fsencode(os.path.join(path, ""))
                 sql = "DELETE FROM pictures WHERE path = ? OR substr(path, 1, ?) = ?"
-                removed += self._db.run(sql, [os.fsencode(path), len(below), below])
-            self._db.drop_unused_contents()
+                removed += db.run(sql, [os.fsencode(path), len(below), below])
+            db.drop_unused_contents()
         return removed
+
+    @contextmanager
+    def _changing(self) -> Iterator[Database]:
+        """The file to write to, which one thread at a time may."""
+        if self._writer is None:
+            raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
+        with self._writing:
+            yield self._writer
 
     # Reading
 
@@ -217,13 +221,14 @@ class Gallery:
         They are read in parts, so that a slow loop keeps no writer waiting; what is written meanwhile shows or not.
         """
         last: Any = -math.inf  # less than every path, for SQLite
+        length = packed.row_length(self.dimension, self.dtype)
         sql = (
             "SELECT path, size, mtime_ns, pictures.hash, width, height, "
             "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
             "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL "
             "WHERE path > ? ORDER BY path LIMIT ?"
         )
-        while part := list(self._db.rows(sql, [self._row_length, last, PART])):
+        while part := self._open.db.rows(sql, [length, last, PART]):
             for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
                 embedding = None
                 if isinstance(blob, bytes):
@@ -235,19 +240,27 @@ class Gallery:
                     name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, bool(vanished)
                 )
 
-    def holds(self, path: str | os.PathLike[str]) -> bool:
+    def __len__(self) -> int:
+        """The number of pictures, as an iteration gives them."""
+        count: int = self._open.db.one("SELECT COUNT(*) FROM pictures")
+        return count
+
+    def __contains__(self, path: object) -> bool:
         """Whether a file is recorded, under this path or the one that its links lead to."""
-        sql = "SELECT 1 FROM pictures WHERE path IN (?, ?)"
-        return bool([*self._db.rows(sql, [os.fsencode(os.path.abspath(path)), os.fsencode(os.path.realpath(path))])])
+        if not isinstance(path, (str, os.PathLike)):
+            return False
+        paths = [os.fsencode(real(path)) for real in (os.path.abspath, os.path.realpath)]
+        return bool(self._open.db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
 
     def stats(self) -> dict[str, Any]:
         """Numbers of pictures and contents, the size of the file in bytes, and the settings."""
-        (counts,) = self._db.rows(
+        db = self._open.db
+        (counts,) = db.rows(
             "SELECT COUNT(*) FILTER (WHERE error IS NULL AND vanished = 0), "
             "COUNT(*) FILTER (WHERE error IS NOT NULL AND vanished = 0), COUNT(*) FILTER (WHERE vanished), "
             "(SELECT COUNT(*) FROM contents) FROM pictures"
         )
-        size = self._db.one("PRAGMA page_count") * self._db.one("PRAGMA page_size")
+        size = db.one("PRAGMA page_count") * db.one("PRAGMA page_size")
         names = ("pictures", "unreadable", "vanished", "contents")
         return dict(zip(names, counts, strict=True)) | {"bytes": size} | asdict(self.settings)
 
@@ -263,7 +276,7 @@ class Gallery:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        snapshot = self._load()
+        snapshot = self._snapshot()
         if isinstance(queries, np.ndarray) and queries.dtype != np.uint8:
             with np.errstate(over="ignore", invalid="ignore"):
                 vectors = np.atleast_2d(queries).astype(np.float32)
@@ -283,17 +296,27 @@ class Gallery:
 
         The distances are those to the first of the group. Time grows with the square of the number of pictures.
         """
-        return self._load().duplicates(threshold)
+        return self._snapshot().duplicates(threshold)
 
-    def _load(self) -> Snapshot:
-        """All that can be found, read once and again when another process has written."""
-        version = self._db.one("PRAGMA data_version")
-        if self._snapshot is None or version != self._version:
-            self._snapshot = None  # to have the room
-            self._version = version
-            self._snapshot = Snapshot.read(self._db, self.settings)
-            self.damaged = list(self._snapshot.damaged)
-        return self._snapshot
+    @property
+    def damaged(self) -> list[tuple[str, str]]:
+        """Rows that cannot be ranked: path and reason."""
+        return list(self._snapshot().damaged)
+
+    @property
+    def _open(self) -> Reader:
+        if (reader := self._reader) is None:
+            raise ValueError("the gallery is closed")
+        return reader
+
+    def _snapshot(self) -> Snapshot:
+        return self._open.snapshot(self.settings)
+
+    @property
+    def space(self) -> list[Any]:
+        """What two galleries have in common whose embeddings can be compared."""
+        whitening = self._open.db.rows("SELECT mean, projection FROM whitening") if self.settings.reduced else []
+        return [self.settings.identity, self.settings.flip, self.settings.reduced, self.dimension, *whitening]
 
     def _find_or_embed(self, source: ImageSource, snapshot: Snapshot) -> tuple[Array, bytes | None]:
         """The embedding (dimension,) of a picture, as it is stored where its content is, and a file's content."""
@@ -323,56 +346,13 @@ class Gallery:
         """Writes a new, smaller gallery, its embeddings PCA-whitened to fewer dimensions and divided by their L2 norm.
 
         What was learned travels in the file, so that pictures are indexed into it and searched for as in any other. It
-        holds the pictures that can be found now; those that vanished or could not be read are left to its ``index``.
+        holds the pictures that can be found now; those that are missing or could not be read are left to its ``index``.
         Returns the share of the variance of the embeddings that is kept.
 
         Raises GalleryError, and writes nothing, where ``path`` exists, where this gallery is reduced already, and where
         its embeddings vary along fewer axes than ``dimensions``: they do so where there are no more of them than that.
         """
-        target = os.path.abspath(path)
-        for name in (target, target + "-wal", target + "-journal"):  # what SQLite would apply to the new file
-            if os.path.lexists(name):
-                raise GalleryError(f"{name}: exists already; choose another name, or remove it first")
-        if self.settings.reduced:
-            raise GalleryError(f"{self.path}: reduced already; reduce the gallery that it was made from")
-        try:
-            whitening = postprocess.learn_whitening(self._blocks(), dimensions)
-        except ValueError as error:
-            raise GalleryError(f"{self.path}: {error}; index more pictures, or take fewer dimensions") from None
-        try:
-            with tempfile.TemporaryDirectory(dir=os.path.dirname(target), prefix=".alnumpy-") as folder:
-                whole = os.path.join(folder, os.path.basename(target))
-                with closing(Database(whole, True)) as db, db.transaction():
-                    self._copy_reduced(db, whitening)
-                os.rename(whole, target)
-        except OSError as error:
-            raise GalleryError(f"{target}: cannot be written ({error.strerror})") from None
-        return whitening.kept
-
-    def _blocks(self) -> Iterator[Array]:
-        """All embeddings float32 (n, dimension), that of each content once, a block at a time."""
-        rows = self._db.rows(
-            "SELECT embedding FROM contents WHERE typeof(embedding) = 'blob' AND length(embedding) = ?",
-            [self._row_length],
-        )
-        while blobs := [blob for (blob,) in islice(rows, packed.BLOCK)]:
-            block = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1)
-            yield packed.decode(block[np.isfinite(packed.squared_norms(block, self.dtype))], self.dtype)
-
-    def _copy_reduced(self, db: Database, whitening: postprocess.Whitening) -> None:
-        """Fills a new database with all that can be found here."""
-        mean, projection, _ = whitening
-        db.set_meta("settings", replace(self.settings, dimension=projection.shape[1], reduced=True).to_json())
-        blobs = [array.astype("<f4").tobytes() for array in (mean, projection)]
-        db.run("INSERT INTO whitening VALUES (?, ?)", blobs)
-        for picture in self:
-            if picture.embedding is not None and picture.hash is not None and not picture.vanished:
-                vectors = postprocess.whiten(picture.embedding[None], mean, projection)
-                hash, blob = bytes.fromhex(picture.hash), packed.encode(vectors, self.dtype).tobytes()
-                content = hash, picture.width, picture.height, blob
-                db.run("INSERT OR IGNORE INTO contents VALUES (?, ?, ?, ?)", content)
-                row = os.fsencode(picture.path), picture.size, picture.mtime_ns, hash, None, picture.added, 0
-                db.run("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        return reduction.reduce(self._open.db, self.settings, path, dimensions)
 
 
 def _rankable(vectors: Array) -> Array:

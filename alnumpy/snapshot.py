@@ -43,17 +43,18 @@ class Snapshot:
         hashes: list[bytes] = []
         damaged: list[tuple[str, str]] = []
         blobs = bytearray()
-        for path, hash, blob in db.rows(
+        sql = (
             "SELECT path, pictures.hash, CASE WHEN length(embedding) = ? THEN embedding END FROM pictures "
-            "LEFT JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0 ORDER BY path",
-            [length],
-        ):
-            if not isinstance(path, bytes) or not isinstance(blob, bytes):
-                damaged.append((name_of(path), f"its embedding is not of {settings.dimension} {settings.dtype}"))
-                continue
-            paths.append(os.fsdecode(path))
-            hashes.append(hash)
-            blobs += blob
+            "LEFT JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0 ORDER BY path"
+        )
+        with db.cursor(sql, [length]) as found:
+            for path, hash, blob in found:
+                if not isinstance(path, bytes) or not isinstance(blob, bytes):
+                    damaged.append((name_of(path), f"its embedding is not of {settings.dimension} {settings.dtype}"))
+                    continue
+                paths.append(os.fsdecode(path))
+                hashes.append(hash)
+                blobs += blob
         rows = np.frombuffer(blobs, np.uint8).reshape(-1, length)
         norms = packed.squared_norms(rows, settings.dtype)
         good = np.isfinite(norms)

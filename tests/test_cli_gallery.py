@@ -203,7 +203,7 @@ def test_what_is_no_gallery_is_named(desk, command):
     (desk / "other.db").write_text("hello" * 100)
     code, out, err = run(*command.split(), "--db", "other.db", cwd=desk)
     assert (code, out) == (1, "")
-    assert re.fullmatch(r"alnumpy: .*/other.db: damaged, or not a data base .*\n", err)
+    assert re.fullmatch(r"alnumpy: .*/other.db: damaged, or not a database .*\n", err)
     assert (desk / "other.db").read_text() == "hello" * 100
 
 

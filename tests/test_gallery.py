@@ -1,7 +1,8 @@
-"""The local data base: what it stores, what it skips, what it survives, and that it finds the nearest."""
+"""The local database: what it stores, what it skips, what it survives, and that it finds the nearest."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import multiprocessing
@@ -14,7 +15,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, astuple, replace
@@ -764,11 +767,133 @@ def test_a_link_to_a_gallery_is_that_gallery(folder, path, embedder, tmp_path):
         assert opened.stats()["pictures"] == 3
 
 
-def test_another_thread_is_told_so(path, embedder):
-    with Gallery(path, embedder, "a") as opened, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(opened.stats)
-        with pytest.raises(sqlite3.ProgrammingError, match="thread"):
-            asked.result()
+def test_eight_threads_search_while_a_ninth_indexes(tmp_path, path, embedder):
+    for i in range(60):
+        noise(tmp_path / f"{i:02}.png", i)
+    done = threading.Event()
+    with Gallery(path, embedder, "a", batch_size=3) as opened, ThreadPoolExecutor(9) as pool:
+        opened.index(tmp_path / "00.png")
+
+        def search(number):
+            seen = []
+            while not done.is_set():
+                seen.append(len(opened.search(np.zeros(24), 100)[0]))
+                assert opened.search(tmp_path / "00.png", 1)[0][0] == Match(str(tmp_path / "00.png"), 0.0, True)
+                assert opened.search(tmp_path / f"{number:02}.png", 1)[0][0].path
+                assert len(list(opened)) >= seen[-1]
+                assert opened.stats()["pictures"] >= seen[-1]
+            assert seen == sorted(seen)
+            return seen[-1]
+
+        searching = [pool.submit(search, number) for number in range(8)]
+        report = pool.submit(opened.index, tmp_path).result()
+        done.set()
+        assert all(future.result() <= 60 for future in searching)
+        assert (report.embedded, len(opened.search(np.zeros(24), 100)[0])) == (59, 60)
+
+
+def test_of_two_threads_that_change_a_gallery_one_waits(folder, path, embedder):
+    with Gallery(path, embedder, "a", batch_size=1) as opened, ThreadPoolExecutor(2) as pool:
+        reports = [future.result() for future in [pool.submit(opened.index, folder) for _ in range(2)]]
+        assert sorted((report.embedded, report.unchanged) for report in reports) == [(0, 4), (3, 0)]
+
+
+def test_a_gallery_is_used_from_asyncio(folder, path, embedder):
+    async def work(opened):
+        await asyncio.to_thread(opened.index, folder)
+        found = await asyncio.gather(*(asyncio.to_thread(opened.search, folder / "a.png", 1) for _ in range(5)))
+        rows = [row.path for row in await asyncio.to_thread(list, opened)]
+        assert await asyncio.to_thread(opened.remove, folder / "a.png") == 1
+        return found, rows
+
+    with Gallery(path, embedder, "a") as opened:
+        found, rows = asyncio.run(work(opened))
+        assert found == [[[Match(str(folder / "a.png"), 0.0, True)]]] * 5
+        assert len(rows) == 4
+        assert folder / "a.png" not in opened
+
+
+def test_galleries_of_one_file_share_what_they_read_of_it(folder, path, embedder, tmp_path):
+    with Gallery(path, embedder, "a") as writer:
+        writer.index(folder)
+        (tmp_path / "link.db").symlink_to(path)
+        with Gallery(path) as one, Gallery(tmp_path / "link.db") as other:
+            shared = one._snapshot()
+            assert shared is other._snapshot() is writer._snapshot()
+            writer.remove(folder / "a.png")
+            assert one._snapshot() is not shared
+            assert one._snapshot() is other._snapshot()
+            assert (len(one._snapshot().paths), len(shared.paths)) == (2, 3)
+            noise(folder / "d.png", 5)
+            Image.open(folder / "d.png").save(folder / "e.png", compress_level=0)
+            code = (
+                "import alnumpy, sys; from alnumpy.gallery import Gallery\n"
+                "with Gallery(sys.argv[1], mode='a') as opened: opened.remove(sys.argv[2])"
+            )
+        last = weakref.ref(writer._snapshot())
+        assert last() is not None
+    assert last() is None  # its memory is free
+    with Gallery(path) as reader:
+        assert len(reader.search(np.zeros(24))[0]) == 2
+        subprocess.run([sys.executable, "-c", code, path, folder / "b.png"], check=True)
+        assert len(reader.search(np.zeros(24))[0]) == 1  # another process has written
+        with Gallery(tmp_path / "other.db", embedder, "a") as other:
+            other.index(folder)
+        os.replace(tmp_path / "other.db", path)
+        with Gallery(path) as replaced:
+            assert len(replaced.search(np.zeros(24))[0]) == 5
+            assert len(reader.search(np.zeros(24))[0]) == 1
+
+
+def test_a_gallery_that_is_closed_while_others_use_it(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    started = threading.Barrier(5)
+
+    def search_for_ever(opened):
+        while True:
+            assert len(opened.search(np.zeros(24))[0]) == 3
+            list(opened)
+
+    def search(opened):
+        started.wait()
+        with pytest.raises(ValueError, match="the gallery is closed"):
+            search_for_ever(opened)
+        return True
+
+    with ThreadPoolExecutor(4) as pool, Gallery(path) as other:
+        opened = Gallery(path)
+        searching = [pool.submit(search, opened) for _ in range(4)]
+        started.wait()
+        opened.close()
+        opened.close()
+        assert all(future.result() for future in searching)
+        assert len(other.search(np.zeros(24))[0]) == 3
+    writer = Gallery(path, embedder, "a", batch_size=1)
+    for i in range(3):
+        noise(folder / f"new{i}.png", 10 + i)
+    with pytest.raises(ValueError, match="the gallery is closed"):
+        writer.index(folder, progress=lambda *_: writer.close())
+    with Gallery(path) as opened:
+        assert len(opened) == 5  # what was stored stays
+
+
+def test_length_membership_and_text(folder, path, embedder, tmp_path):
+    with Gallery(path, embedder, "a") as opened:
+        assert (len(opened), folder / "a.png" in opened) == (0, False)
+        opened.index(folder)
+        os.unlink(folder / "a.png")
+        opened.index(folder)
+        (tmp_path / "link").symlink_to(folder)
+        assert len(opened) == len(list(opened)) == 4
+        for path_in in (folder / "a.png", str(folder / "below/../b.png"), tmp_path / "link" / "b.png"):
+            assert path_in in opened
+        for other in (folder, folder / "new.png", "a.png", 3, None):
+            assert other not in opened
+        assert repr(opened) == f"<Gallery {str(path)!r}, small, 24 float32, to write>"
+    assert repr(opened) == f"<Gallery {str(path)!r}, small, 24 float32, closed>"
+    with Gallery(path) as opened:
+        assert repr(opened).endswith("float32, to read>")
 
 
 def test_a_gallery_whose_name_is_not_text_and_which_was_moved(folder, tmp_path, embedder):
@@ -844,7 +969,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode
         path.unlink()
 
     path.write_text("hello" * 1000)
-    refused("damaged, or not a data base")
+    refused("damaged, or not a database")
     change(path, "CREATE TABLE bookmarks (url TEXT)")
     if mode == "a":
         change(path, "PRAGMA journal_mode = WAL")  # which a reader would leave two more files of
@@ -903,7 +1028,9 @@ def test_missing_and_empty_files(path, embedder):
         (sqlite3.OperationalError("database is locked"), "another alnumpy is writing to it; try again"),
         (sqlite3.OperationalError("database or disk is full"), "make room and run again: what was stored before is"),
         (sqlite3.OperationalError("disk I/O error"), "a full or failing disk; what was stored before is safe"),
-        (sqlite3.DatabaseError("malformed"), r"damaged, or not a data base \(malformed\); restore it"),
+        (sqlite3.ProgrammingError("wrong thread"), "wrong thread"),
+        (sqlite3.InterfaceError("bad parameter"), "bad parameter"),
+        (sqlite3.DatabaseError("malformed"), r"damaged, or not a database \(malformed\); restore it"),
     ],
 )
 def test_what_sqlite_says_is_told_with_the_remedy(path, embedder, monkeypatch, error, message):
@@ -914,7 +1041,8 @@ def test_what_sqlite_says_is_told_with_the_remedy(path, embedder, monkeypatch, e
             raise error
 
     with Gallery(path, embedder, "a") as opened, monkeypatch.context() as patch:
-        patch.setattr(opened._db, "_connection", Failing())
+        for db in (opened._reader.db, opened._writer):
+            patch.setattr(db, "_connection", Failing())
         for call in (opened.stats, opened.update, lambda: opened.remove("x")):
             with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
                 call()
@@ -1094,7 +1222,7 @@ def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeyp
             order = np.argsort(row, kind="stable")[:12]
             assert [match.path for match in matches] == [rows[i].path for i in order]
             np.testing.assert_allclose([match.distance for match in matches], row[order], rtol=1e-5)
-        assert opened._load().embeddings.rows.nbytes == 40 * row_length(24, dtype)
+        assert opened._snapshot().embeddings.rows.nbytes == 40 * row_length(24, dtype)
         for row in rows:
             first = opened.search(row.path, 1)[0][0]
             assert (first.distance, first.same) == (0, True)

@@ -57,7 +57,7 @@ def run_search(args: argparse.Namespace) -> int:
     with Gallery(args.db) as made:
         recorded = made.settings
         for target in filter(os.path.isfile, written):
-            if made.holds(target) or any(same_file(path, target) for path in [args.db, *paths]):
+            if target in made or any(same_file(path, target) for path in [args.db, *paths]):
                 raise UsageError(f"{target} is the gallery, one of its pictures, or one of the queries")
     found: list[tuple[str, list[Match]]] = []
     with Gallery(args.db, gallery_embedder(args, recorded), max_pixels=args.max_pixels) as gallery:

@@ -1,0 +1,60 @@
+"""How a gallery's file is read: one connection and one snapshot for all threads and galleries of it in a process."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from threading import Lock
+from weakref import WeakValueDictionary
+
+from .database import Database
+from .settings import Settings
+from .snapshot import Snapshot
+
+_opening = Lock()
+_readers: WeakValueDictionary[tuple[object, ...], Reader] = WeakValueDictionary()
+
+
+class Reader:
+    """Reads one file. Made by ``open_reader``, and closed by the last of those who ``close`` it."""
+
+    def __init__(self, path: str):
+        self.db = Database(path, False)
+        self.users = 0
+        self._snapshot: Snapshot | None = None
+        self._version = -1  # of the data when they were read
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with _opening:
+            self.users -= 1
+            if self.users == 0:
+                self._snapshot = None
+                self.db.close()
+
+    def snapshot(self, settings: Settings) -> Snapshot:
+        """All that can be found, read once and again when something has been written. Raises GalleryError."""
+        with self.db.lock:
+            version = self.db.one("PRAGMA data_version")  # which changes with what other connections write
+            if self._snapshot is None or version != self._version:
+                self._snapshot = None  # to have the room
+                self._snapshot = Snapshot.read(self.db, settings)
+                self._version = version
+            return self._snapshot
+
+
+def open_reader(path: str) -> Reader:
+    """The reader of a gallery's file, a new one where nobody in this process has it open. Raises GalleryError."""
+    with _opening:
+        identity: tuple[object, ...] = ()
+        with suppress(OSError):  # which opening it will explain
+            found = os.stat(path)
+            identity = found.st_dev, found.st_ino
+        key = os.getpid(), path, *identity  # nothing of SQLite's outlives a fork
+        reader = _readers.get(key)
+        if reader is None or reader.users == 0:
+            reader = Reader(path)
+            if not reader.db.immutable:  # else it would not see what is written
+                _readers[key] = reader
+        reader.users += 1
+        return reader
