@@ -458,7 +458,7 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
     read = []
     monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
     reasons = [
-        ("broken.png", "not a picture that can be read (JPEG, PNG, WEBP, BMP, GIF, TIFF)"),
+        ("broken.png", "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF"),
         ("dangling.png", "No such file or directory"),
         ("huge.png", "100x100 pixels, more than the limit"),
         ("loop.png", "Too many levels of symbolic links"),
