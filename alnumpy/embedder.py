@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from . import images, reference
-from .errors import AlnumpyError, ImageError, MissingExtraError
+from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedError
 from .images import ImageSource
 from .weights import Weights, default_path
 from .weights import read as read_weights
 
 if TYPE_CHECKING:
-    from .program import Program
+    from .lower import Program
 
 BACKENDS = ("auto", "numba", "numpy")
 NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnumpy verify, or convert them again"
@@ -108,7 +108,23 @@ class Embedder:
             return "numpy"
         from . import kernels
 
-        return "numba" if kernels.is_cached() or self._numpy_seconds >= COMPILE_SECONDS else "numpy"
+        if not kernels.is_cached() and self._numpy_seconds < COMPILE_SECONDS:
+            return "numpy"
+        try:
+            self._lower()
+        except UnsupportedError:
+            self.backend = "numpy"  # settled
+            return "numpy"
+        return "numba"
+
+    def _lower(self) -> Program:
+        """The network as a program for the compiled kernels. Raises UnsupportedError where they do not compute it."""
+        from .lower import lower
+        from .networks import Spec
+
+        if self._program is None:
+            self._program = lower(Spec.from_dict(self.spec.to_dict()), self.weights.parameters)
+        return self._program
 
     def _run_numpy(self, x: np.ndarray) -> np.ndarray:
         y = np.empty((len(x), self.spec.embedding), np.float32)
@@ -117,11 +133,9 @@ class Embedder:
         return y
 
     def _run_numba(self, x: np.ndarray) -> np.ndarray:
-        from . import kernels, program
+        from . import kernels
 
-        if self._program is None:
-            self._program = program.compile_program(self.spec, self.weights.parameters)
-        return kernels.run(self._program, x, self.threads)
+        return kernels.run(self._lower(), x, self.threads)
 
     def self_test(self) -> SelfTest:
         """Computes the weights file's recorded input and compares with the embedding recorded there."""

@@ -6,6 +6,7 @@
         ImageError          a picture
         GalleryError        a gallery
         MissingExtraError   a package that is not installed; an ImportError, too
+        UnsupportedError    a network with a layer that the compiled kernels do not compute
 
 Besides these, alnumpy lets OSError through where a file cannot be written, and MemoryError; a call that no input could
 make right, such as an array of the wrong shape, raises ValueError or TypeError. The command line shows each as one line
@@ -32,6 +33,10 @@ class WeightsError(AlnumpyError):
 
 class MissingExtraError(AlnumpyError, ImportError):
     """Something was asked for that needs an optional dependency which is not installed."""
+
+
+class UnsupportedError(AlnumpyError):
+    """A network has a layer that no compiled kernel computes. The backend numpy runs every network."""
 
 
 class ImageError(AlnumpyError):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alnumpy import layers, networks
 from alnumpy.spec import CBAM_LAYOUTS, Block, Spec, parameters
 
 DATA = Path(__file__).parent / "data"
@@ -35,7 +36,7 @@ except ImportError:  # a device without the test extra runs what needs neither t
     st = Missing()
 
 
-def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+def random_params(spec: Spec | networks.Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """Arrays for a spec, with statistics far from 0 and 1.
 
     The gains balance two faults: below 1 the attentions shrink the signal until embeddings hardly depend on the
@@ -43,7 +44,7 @@ def random_params(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     params = {}
-    for name, shape in parameters(spec).items():
+    for name, shape in (parameters(spec) if isinstance(spec, Spec) else layers.parameters(spec.layers())).items():
         if name.endswith("running_var"):
             array = rng.uniform(0.5, 2, shape)
         elif name.endswith("bn.weight"):

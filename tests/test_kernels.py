@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import given, random_params, st
 
-from alnumpy import kernels, reference
-from alnumpy import program as prg
-from alnumpy.kernels.abi import LINE, PACK, STEM_ROWS, Op
-from alnumpy.spec import CBAM_LAYOUTS, Block, Cbam, Conv, Spec, layer_parameters, layers, output_size
+from alnumpy import arena, kernels, lower, reference
+from alnumpy.arena import Buffer, round_up
+from alnumpy.kernels.abi import ACTIVATIONS, COLUMNS, LINE, Op
+from alnumpy.layers import CBAM_LAYOUTS, Cbam, Conv, Layer, Mean, Shuffle, parameters
+from alnumpy.lower import Attention, Map, Place
+from alnumpy.networks import ALNet, Block
 
 pytest.importorskip("numba")
+from alnumpy.kernels import runner
 from alnumpy.kernels.simd import LANES
 
 POISON = np.uint32(0x7FC0DEAD)  # a NaN, so that reading it shows in results
@@ -31,13 +36,12 @@ SPECIALS = st.sampled_from(["", "", "nan", "inf", "-inf"])
 class Bench:
     """Runs a few steps on given buffers, and checks that nothing outside the steps' buffers was written."""
 
-    def __init__(self) -> None:
-        self.steps = prg.Steps()
-        self.weights, self.tables = prg.Packer(np.float32), prg.Packer(np.int64)
-        self.inputs: dict[prg.Buffer, np.ndarray] = {}
+    def __init__(self, params: dict[str, np.ndarray] | None = None) -> None:
+        self.steps, self.pack = arena.Steps(), lower.Pack(params or {})
+        self.inputs: dict[Buffer, np.ndarray] = {}
 
-    def input(self, array: np.ndarray) -> prg.Buffer:
-        buffer = prg.Buffer(array.size)
+    def input(self, array: np.ndarray) -> Buffer:
+        buffer = Buffer(array.size)
         self.inputs[buffer] = array.ravel()
         return buffer
 
@@ -52,7 +56,7 @@ class Bench:
         bits[:] = POISON
         for buffer, array in self.inputs.items():
             arena[self.places[buffer] : self.places[buffer] + len(array)] = array
-        weights, tables = self.weights.join(), self.tables.join()
+        weights, tables = self.pack.weights.join(), self.pack.tables.join()
         output = np.full(result + 2 * LINE, np.nan, np.float32)
         image = np.zeros(1, np.float32) if image is None else np.ascontiguousarray(image, np.float32)
         kernels._load()(
@@ -67,22 +71,31 @@ class Bench:
         self.arena = arena
         return output[:result]
 
-    def read(self, buffer: prg.Buffer) -> np.ndarray:
+    def read(self, buffer: Buffer) -> np.ndarray:
         return self.arena[self.places[buffer] :][: buffer.size]
 
+    def planar(self, x: np.ndarray) -> Map:
+        """(C, H, W) as a map of planes whose padding is poison, with its totals."""
+        c, h, w = x.shape
+        planes = np.full((c, lower.plane_size(h, w)), np.nan, np.float32)
+        rows = planes[:, : h * round_up(w, LINE)].reshape(c, h, -1)
+        rows[:, :, :w] = x
+        return Map(self.input(planes), (h, w), totals=self.input(totals_of(x)))
 
-def to_planar(x: np.ndarray) -> np.ndarray:
-    """(C, H, W) -> planes whose padding is poison."""
-    c, h, w = x.shape
-    planes = np.full((c, prg.plane_size(h, w)), np.nan, np.float32)
-    rows = planes[:, : h * prg.round_up(w, LINE)].reshape(c, h, -1)
-    rows[:, :, :w] = x
-    return planes
+    def channels_last(self, x: np.ndarray, place: Place) -> Map:
+        """(C, H, W) as a map of records whose padding is 0."""
+        records = np.zeros((*x.shape[1:], place.width), np.float32)
+        records[:, :, place.channels] = x.transpose(1, 2, 0)
+        return Map(self.input(records), x.shape[1:])
 
-
-def from_planar(planes: np.ndarray, c: int, h: int, w: int) -> np.ndarray:
-    planes = planes[: c * prg.plane_size(h, w)].reshape(c, -1)
-    return planes[:, : h * prg.round_up(w, LINE)].reshape(c, h, -1)[:, :, :w]
+    def read_map(self, y: Map, place: Place) -> np.ndarray:
+        """What the kernels made of a map, as (C, H, W)."""
+        h, w = y.size
+        if place.planar:
+            planes = self.read(y.buffer)[: place.width * lower.plane_size(h, w)].reshape(place.width, -1)
+            return planes[place.channels, : h * round_up(w, LINE)].reshape(-1, h, round_up(w, LINE))[:, :, :w]
+        records = self.read(y.buffer)[: h * w * place.width].reshape(h, w, place.width)
+        return records[:, :, place.channels].transpose(2, 0, 1)
 
 
 def totals_of(x: np.ndarray) -> np.ndarray:
@@ -110,33 +123,46 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours[finite] / scale, theirs[finite] / scale, rtol=0, atol=3e-6)
 
 
-def assert_totals(totals: np.ndarray, x: np.ndarray) -> None:
+def assert_totals(bench: Bench, y: Map, x: np.ndarray) -> None:
+    assert y.totals
     if np.isfinite(x).all():
-        totals = totals[: 2 * LINE * len(x)].reshape(len(x), 2, LINE)[:, :, :LANES]
+        totals = bench.read(y.totals)[: 2 * LINE * len(x)].reshape(len(x), 2, LINE)[:, :, :LANES]
         assert_same(totals[:, 0].sum(1), x.sum((1, 2)))
         assert_same(totals[:, 1].max(1), x.max((1, 2)))
+
+
+def arrays_of(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random arrays for layers."""
+    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in parameters(layers).items()}
+    return {name: np.abs(array) + 0.5 if name.endswith("running_var") else array for name, array in arrays.items()}
+
+
+def conv(cin: int, channels: int, activation: str = "", **options: int) -> Conv:
+    """A convolution with a bias and without batch norm."""
+    return Conv("conv", ("x",), channels, cin, bias=True, batch_norm=False, activation=activation, **options)
+
+
+def convolved(x: np.ndarray, layer: Conv, params: dict[str, np.ndarray]) -> np.ndarray:
+    """reference.py's convolution and activation of (C, H, W)."""
+    weight, bias = params[f"{layer.name}.conv.weight"], params[f"{layer.name}.conv.bias"]
+    with np.errstate(invalid="ignore"):  # BLAS may meet infinity times zero in numbers that it throws away
+        y = reference.conv2d(x[None], weight, bias, layer.stride, layer.kernel // 2, groups=layer.groups)
+        return reference.ACTIVATIONS[layer.activation](y)[0]
 
 
 @given(SIDES, SIDES, st.integers(1, 20), SPECIALS, st.integers(0, 99))
 def test_stem(height: int, width: int, channels: int, special: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = picture(rng, (3, height, width), special)
-    weight, bias = rng.normal(size=(channels, 3, 3, 3)), rng.normal(size=channels)
-    bench = Bench()
-    image = prg.Buffer(prg.image_size((height, width)))
-    plane = prg.plane_size(height, width)
-    y = prg.Buffer(prg.round_up(channels, STEM_ROWS) * plane)
-    totals = prg.Buffer(2 * LINE * prg.round_up(channels, STEM_ROWS))
-    bench.steps.add(Op.PAD_IMAGE, image, height, width)
-    at = bench.weights.add(prg.pack_stem(weight, bias))
-    bench.steps.add(Op.STEM, image, y, at, height, width, channels, plane, totals)
+    layer = conv(3, channels, "relu", kernel=3)
+    params = arrays_of([layer], rng)
+    bench = Bench(params)
+    unit = lower.Stem(layer, bench.pack)
+    y = unit.emit(bench.steps, Map(Buffer(0), (height, width)))
     bench.run(x)
-    ours = from_planar(bench.read(y), channels, height, width)
-    with np.errstate(invalid="ignore"):  # BLAS may meet infinity times zero in numbers that it throws away
-        convolved = reference.conv2d(x[None], weight.astype(np.float32), bias.astype(np.float32), padding=1)
-    theirs = reference.relu(convolved)
-    assert_same(ours, theirs[0])
-    assert_totals(bench.read(totals), ours)
+    ours = bench.read_map(y, unit.place)
+    assert_same(ours, convolved(x, layer, params))
+    assert_totals(bench, y, ours)
 
 
 @given(
@@ -149,165 +175,145 @@ def test_planar_block(
 ) -> None:  # fmt: skip
     """Expand, shuffle, depthwise and project in one kernel, of an input with or without attention still to multiply."""
     rng = np.random.default_rng(seed)
-    block = Block(t, groups * outputs, stride)
-    spec = Spec("one", groups * inputs, True, (block,), embedding=1, groups=groups, shuffle=shuffle, cbam="")
-    params = random_params(spec, seed)
-    program = prg.compile_program(spec, params)
-    x = picture(rng, (spec.stem, height, width), special)
-    channel, spatial = rng.uniform(0.1, 1, spec.stem), rng.uniform(0.1, 1, (height, width))
-    expand, *others = layers(spec)[1:-1]
-    assert isinstance(expand, Conv)
-    new_size = -(-height // stride), -(-width // stride)
-
-    bench = Bench()
-    bench.weights.add(program.weights)
-    bench.tables.add(program.tables)
-    attention = None
+    cin, wide = groups * inputs, groups * inputs * t
+    options = {"bias": True, "batch_norm": False}
+    expand = Conv("expand", ("x",), wide, cin, groups=groups, activation="relu6", **options)
+    depthwise = Conv("depthwise", ("",), wide, wide, 3, stride, wide, activation="relu6", **options)
+    project = Conv("project", ("",), groups * outputs, wide, groups=groups, **options)
+    layers = [expand, *[Shuffle("shuffle", ("",), wide, groups)] * shuffle, depthwise, project]
+    params = arrays_of(layers, rng)
+    x = picture(rng, (cin, height, width), special)
+    bench = Bench(params)
+    source = bench.planar(x)
     if attended:
-        rows = np.full((height, prg.round_up(width, LINE)), np.nan, np.float32)
-        rows[:, :width] = spatial
-        attention = prg.Attention(bench.input(channel), bench.input(rows))
-    y, totals = prg.add_planar_block(
-        bench.steps, program.offsets, "block1", expand, block, groups, bench.input(to_planar(x)), attention,
-        (height, width), new_size,
-    )  # fmt: skip
+        channel, spatial = rng.uniform(0.1, 1, cin).astype(np.float32), np.full((height, 64), np.nan, np.float32)
+        spatial = spatial[:, : round_up(width, LINE)]
+        spatial[:, :width] = rng.uniform(0.1, 1, (height, width))
+        source = source._replace(attention=Attention(bench.input(channel), bench.input(spatial)))
+        x = x * channel[:, None, None] * spatial[:, :width]
+    unit = lower.PlanarBlock(layers, bench.pack)
+    y = unit.emit(bench.steps, source)
     bench.run()
-    ours = from_planar(bench.read(y), block.c, *new_size)
-
-    theirs = x[None]
-    if attended:
-        theirs = theirs * channel.astype(np.float32)[:, None, None] * spatial.astype(np.float32)
-    for layer in [expand, *others]:
-        if isinstance(layer, Conv):
-            with np.errstate(invalid="ignore"):
-                theirs = reference.conv_bn_activation(theirs, layer, params)
-        else:
-            theirs = reference.channel_shuffle(theirs, groups)
-    assert_same(ours, theirs[0])
-    assert_totals(bench.read(totals), ours)
+    ours = bench.read_map(y, unit.place)
+    for layer in layers:
+        x = convolved(x, layer, params) if isinstance(layer, Conv) else reference.channel_shuffle(x[None], groups)[0]
+    assert_same(ours, x)
+    assert_totals(bench, y, ours)
 
 
 @given(
     st.integers(1, 40), st.sampled_from([1, 2, 3, 8]), st.integers(1, 40), st.integers(1, 60),
-    st.sampled_from(sorted(prg.ACTIVATION_CODES)), SPECIALS, st.integers(0, 99),
+    st.sampled_from(sorted(ACTIVATIONS)), SPECIALS, st.integers(0, 99),
 )  # fmt: skip
 def test_pointwise(
     pixels: int, groups: int, inputs: int, outputs: int, activation: str, special: str, seed: int
 ) -> None:
+    """Of inputs that stand in any order, as after a shuffle."""
     rng = np.random.default_rng(seed)
-    x = picture(rng, (pixels, groups * inputs), special)
-    weight, bias = rng.normal(size=(groups * outputs, inputs, 1, 1)), rng.normal(size=groups * outputs)
-    layer = Conv("conv", groups * inputs, groups * outputs, 1, 1, groups, False, activation)
-    bench = Bench()
-    order = rng.permutation(x.shape[1])  # where the inputs stand: a shuffle
-    offsets = {
-        "conv": bench.weights.add(prg.pack_pointwise(weight[:, :, 0, 0], bias, groups)),
-        "conv.table": bench.tables.add(order),
-    }
-    shuffled = np.empty_like(x)
-    shuffled[:, order] = x
-    y, width = prg.add_pointwise(bench.steps, offsets, layer, bench.input(shuffled), x.shape[1], (pixels, 1))
+    x = picture(rng, (groups * inputs, pixels, 1), special)
+    layer = conv(len(x), groups * outputs, activation, groups=groups)
+    params = arrays_of([layer], rng)
+    bench = Bench(params)
+    source = Place(rng.permutation(len(x)), len(x))
+    unit = lower.Pointwise(layer, source, bench.pack)
+    y = unit.emit(bench.steps, bench.channels_last(x, source))
     bench.run()
-    ours = bench.read(y)[: pixels * width].reshape(pixels, width)[:, prg.positions(groups * outputs, groups)]
-    x4 = x.T[None, :, :, None]
-    with np.errstate(invalid="ignore"):
-        theirs = reference.conv2d(x4, weight.astype(np.float32), bias.astype(np.float32), groups=groups)
-    assert_same(ours, reference.ACTIVATIONS[activation](theirs)[0, :, :, 0].T)
+    assert_same(bench.read_map(y, unit.place), convolved(x, layer, params))
 
 
 @given(
-    st.integers(1, 20), st.integers(1, 20), st.integers(1, 12), st.sampled_from([1, 2, 3]), SPECIALS,
+    st.integers(1, 20), st.integers(1, 20), st.integers(1, 90), st.sampled_from([1, 2, 3]), SPECIALS,
     st.integers(0, 99),
 )  # fmt: skip
-def test_depthwise(height: int, width: int, packs: int, stride: int, special: str, seed: int) -> None:
+def test_depthwise(height: int, width: int, channels: int, stride: int, special: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    channels = packs * PACK
-    x = picture(rng, (height, width, channels), special)
-    weight, bias = rng.normal(size=(channels, 1, 3, 3)), rng.normal(size=channels)
-    layer = Conv("conv", channels, channels, 3, stride, channels, False, "relu6")
-    bench = Bench()
-    offsets = {"conv": bench.weights.add(np.vstack([bias, weight.reshape(channels, 9).T]))}
-    y, size = prg.add_depthwise(bench.steps, offsets, layer, bench.input(x), channels, (height, width))
-    assert size == output_size(layer, (height, width))
+    x = picture(rng, (channels, height, width), special)
+    layer = conv(channels, channels, "relu6", kernel=3, stride=stride, groups=channels)
+    params = arrays_of([layer], rng)
+    bench = Bench(params)
+    source = lower.grouped(channels, 1)
+    unit = lower.Depthwise(layer, source, bench.pack)
+    y = unit.emit(bench.steps, bench.channels_last(x, source))
     bench.run()
-    ours = bench.read(y)[: channels * size[0] * size[1]].reshape(*size, channels)
-    x4, weight, bias = x.transpose(2, 0, 1)[None], weight.astype(np.float32), bias.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        theirs = reference.relu6(reference.conv2d(x4, weight, bias, stride, 1, groups=channels))
-    assert_same(ours, theirs[0].transpose(1, 2, 0))
+    assert_same(bench.read_map(y, unit.place), convolved(x, layer, params))
 
 
 @given(
     SIDES, SIDES, st.integers(1, 70), st.sampled_from([1, 4, 16]), st.sampled_from(sorted(CBAM_LAYOUTS)),
-    st.sampled_from(["planar", "channels last"]), SPECIALS, st.integers(0, 99),
+    st.sampled_from(["planar", "channels last"]), st.booleans(), SPECIALS, st.integers(0, 99),
 )  # fmt: skip
 def test_cbam(
-    height: int, width: int, channels: int, reduction: int, layout: str, kind: str, special: str, seed: int
-) -> None:
+    height: int, width: int, channels: int, reduction: int, layout: str, kind: str, pending: bool, special: str,
+    seed: int,
+) -> None:  # fmt: skip
     """Both attentions and the multiplication, by the kernels of each layout of activations."""
     rng = np.random.default_rng(seed)
     x = picture(rng, (channels, height, width), special)
-    layer = Cbam("cbam", channels, max(1, channels // reduction), CBAM_LAYOUTS[layout])
-    shapes = layer_parameters(layer)
-    params = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    params |= {name: rng.uniform(0.5, 2, 1).astype(np.float32) for name in shapes if name.endswith("running_var")}
-    size = height, width
-    bench = Bench()
+    layer = Cbam("cbam", ("x",), channels, max(1, channels // reduction), CBAM_LAYOUTS[layout])
+    params = arrays_of([layer], rng)
+    bench = Bench(params)
     if kind == "planar":
-        place, record = np.arange(channels), channels
-        offsets = prg.pack_cbam(layer, params, 1e-5, place, bench.weights, bench.tables)
-        source, totals = bench.input(to_planar(x)), bench.input(totals_of(x))
-        attention = prg.add_planar_cbam(bench.steps, offsets, layer, source, totals, size)
-        y = prg.Buffer(channels * height * width)
-        plane = prg.plane_size(*size)
-        bench.steps.add(Op.TO_CHANNELS_LAST, source, y, *size, channels, plane, *attention)
+        place, source = Place(np.arange(channels), channels, planar=True), bench.planar(x)
+        attended = lower.Attend(layer, place, bench.pack, pending=True)
+        last = lower.ToChannelsLast(attended.place)
+        y, place = last.emit(bench.steps, attended.emit(bench.steps, source)), last.place
     else:
-        groups = 2 if channels % 2 == 0 else 1
-        place, record = prg.positions(channels, groups), prg.record(channels, groups)
-        offsets = prg.pack_cbam(layer, params, 1e-5, place, bench.weights, bench.tables)
-        pixels = np.zeros((height, width, record), np.float32)
-        pixels[:, :, place] = x.transpose(1, 2, 0)
-        y = bench.input(pixels)
-        attention = prg.add_cbam(bench.steps, offsets, layer, y, record, size)
-        bench.steps.add(Op.SCALE, y, *size, record, *attention)
+        place = lower.grouped(channels, 2 if channels % 2 == 0 else 1)
+        y = lower.Attend(layer, place, bench.pack, pending=False).emit(bench.steps, bench.channels_last(x, place))
     bench.run()
-    ours = bench.read(y)[: record * height * width].reshape(height, width, record)[:, :, place]
     with np.errstate(invalid="ignore"):
-        theirs = reference.cbam(x[None], layer, params)
-    assert_same(ours.transpose(2, 0, 1), theirs[0])
+        assert_same(bench.read_map(y, place), reference.cbam(x[None], layer, params)[0])
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 50), st.booleans(), st.integers(0, 99))
 def test_embedding(height: int, width: int, channels: int, attended: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    record = prg.round_up(channels, PACK)
-    x = picture(rng, (height, width, record))
-    channel = rng.uniform(0, 1, record).astype(np.float32)
-    spatial = rng.uniform(0, 1, (height, prg.round_up(width, LINE))).astype(np.float32)
+    x = picture(rng, (channels, height, width))
+    place = lower.grouped(channels, 1)
     bench = Bench()
-    factors = (bench.input(channel), bench.input(spatial)) if attended else (-1, -1)
-    source = bench.input(x)
-    bench.steps.add(Op.EMBEDDING, source, height, width, record, channels, *factors, prg.Buffer(record))
-    ours = bench.run(result=channels)
-    theirs = x * channel * spatial[:, :width, None] if attended else x
-    assert_same(ours, theirs.mean((0, 1))[:channels])
+    source = bench.channels_last(x, place)
+    if attended:
+        channel, spatial = rng.uniform(0, 1, place.width), rng.uniform(0, 1, (height, round_up(width, LINE)))
+        source = source._replace(attention=Attention(bench.input(channel), bench.input(spatial)))
+        x = (x * channel[:channels, None, None] * spatial[:, :width]).astype(np.float32)
+    lower.Embedding(Mean("mean", ("x",), channels), place).emit(bench.steps, source)
+    assert_same(bench.run(result=channels), x.mean((1, 2)))
 
 
 def test_sigmoid_extremes() -> None:
     """Through a CBAM of one pixel whose channels' sums reach from far below to far above where exp overflows."""
     values = np.float32([-np.inf, -1e4, -104, -89, -88, -50, -1, -1e-6, 0, 1e-6, 1, 50, 88, 89, 1e4, np.inf])
-    layer = Cbam("cbam", len(values), 1, CBAM_LAYOUTS["max-mean-bias-bn"])
-    params = {name: np.zeros(shape, np.float32) for name, shape in layer_parameters(layer).items()}
+    layer = Cbam("cbam", ("x",), len(values), 1, CBAM_LAYOUTS["max-mean-bias-bn"])
+    params = {name: np.zeros(shape, np.float32) for name, shape in parameters([layer]).items()}
     params["cbam.fc2.bias"] = values / 2
-    bench = Bench()
-    offsets = prg.pack_cbam(layer, params, 1e-5, np.arange(16), bench.weights, bench.tables)
-    channel = prg.add_channel_attention(bench.steps, offsets, layer, bench.input(np.zeros(32)), 16)
+    bench = Bench(params)
+    place = Place(np.arange(16), 16)
+    y = lower.Attend(layer, place, bench.pack, pending=False).emit(
+        bench.steps, bench.channels_last(np.full((16, 1, 1), 2.0), place)
+    )
     bench.run()
-    np.testing.assert_allclose(bench.read(channel), reference.sigmoid(values), rtol=4e-7, atol=1e-37)
+    ours = bench.read_map(y, place).ravel()  # the spatial attention is a half
+    np.testing.assert_allclose(ours, reference.sigmoid(values), rtol=4e-7, atol=1e-37)
+
+
+def test_arguments_are_those_of_the_kernels() -> None:
+    """Each operation names the arguments of its kernel, which begin after the addresses of what it works in."""
+    for op in Op:
+        names = list(inspect.signature(getattr(runner, op.name.lower()).py_func).parameters)
+        given = [name for name in names if name not in ("images", "arena", "weights", "tables", "output")]
+        assert given == list(op.arguments), op
+        assert len(given) < COLUMNS
+
+
+def test_a_step_with_other_arguments_is_refused() -> None:
+    steps = arena.Steps()
+    with pytest.raises(TypeError, match="PAD_IMAGE: missing or unknown arguments: height, heigth"):
+        steps.add(Op.PAD_IMAGE, y=Buffer(1), heigth=1, width=1)
+    assert not steps.rows
 
 
 def test_importing_the_package_imports_no_numba() -> None:
-    code = "import sys, alnumpy.kernels as k, alnumpy.program; k.is_cached(); sys.exit('numba' in sys.modules)"
+    code = "import sys, alnumpy.kernels as k, alnumpy.lower; k.is_cached(); sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -362,7 +368,7 @@ def test_only_whole_code_of_our_own_for_this_cpu_is_loaded(monkeypatch: pytest.M
     kernels._write(path, compiler.sign(b"code") + b"code")
     assert kernels._read(path, compiler.sign) == b"code"
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "host", lambda: "another CPU")
+        patch.setattr(compiler, "TARGET", "another CPU")
         assert kernels._read(path, compiler.sign) is None
     if hasattr(os, "getuid"):
         with monkeypatch.context() as patch:
@@ -388,8 +394,8 @@ def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.Monke
 
 
 def test_run_refuses_what_the_kernels_cannot_read() -> None:
-    spec = Spec("tiny", 2, True, (), embedding=8, groups=2, cbam="")
-    program = prg.compile_program(spec, random_params(spec))
+    spec = ALNet("tiny", 2, True, (), embedding=8, groups=2, cbam="")
+    program = lower.lower(spec, random_params(spec))
     for x in (
         np.zeros((3, 8, 8), np.float32),
         np.zeros((1, 1, 8, 8), np.float32),
@@ -426,9 +432,9 @@ def test_an_interrupted_run_frees_nothing_that_a_thread_still_uses(monkeypatch: 
     monkeypatch.setattr(kernels, "_load", lambda: run_program)
     monkeypatch.setattr(kernels, "_arenas", [])
     monkeypatch.setattr(kernels, "_take_arena", taken)
-    spec = Spec("small", 4, True, (Block(1, 4, 1),), embedding=24, groups=2, cbam="")
+    spec = ALNet("small", 4, True, (Block(1, 4, 1),), embedding=24, groups=2, cbam="")
     with pytest.raises(KeyboardInterrupt):
-        kernels.run(prg.compile_program(spec, random_params(spec)), np.zeros((40, 3, 8, 8), np.float32), 2)
+        kernels.run(lower.lower(spec, random_params(spec)), np.zeros((40, 3, 8, 8), np.float32), 2)
     unwound.set()
     assert looked.wait(10)
     assert alive == [True]

@@ -40,6 +40,9 @@ import numpy as np
 
 import alnumpy
 from alnumpy import reference, weights
+from alnumpy.layers import IMAGE
+from alnumpy.layers import Conv as NewConv
+from alnumpy.networks import Spec as NewSpec
 from alnumpy.spec import Cbam, Conv, Shuffle, Spec, layers, output_size
 
 PARTS = ("latency", "batch", "cold", "installed", "profile")
@@ -623,12 +626,22 @@ def profile_numpy(network: Network, size: int, rounds: int) -> list[Record]:
     return profile_records("numpy", size, names, times, flops)
 
 
+def sizes_of(spec: NewSpec, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """(H, W) of the picture and of every layer's output, by name."""
+    sizes = {IMAGE: size}
+    for layer in spec.layers():
+        sizes[layer.name] = layer.size(sizes[layer.inputs[0]])
+    return sizes
+
+
 def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     """Time and work of each step of the compiled program, run one by one. What a call costs by itself is taken off."""
     from alnumpy import kernels
-    from alnumpy.program import Op, compile_program
+    from alnumpy.kernels.abi import Op
+    from alnumpy.lower import lower
 
-    program, run_program = compile_program(network.spec, network.params), kernels._load()
+    spec = NewSpec.from_dict(network.spec.to_dict())
+    program, run_program = lower(spec, network.params), kernels._load()
     layout = program.layout((size, size))
     arena, y = layout.new_arena(), np.empty(network.spec.embedding, np.float32)
     x = np.random.default_rng(size).standard_normal((3, size, size), np.float32)
@@ -644,21 +657,14 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     nothing, everything = np.median(times[:, -2:], axis=0)
     times = np.maximum(times[:, :-2] - nothing, 0)
 
-    convolutions, shape = [], (size, size)  # in the order in which the steps compute them
-    for layer in layers(network.spec):
-        shape = output_size(layer, shape)
-        if isinstance(layer, Conv):
-            convolutions.append((layer, conv_flops(layer, shape)))
-    names, flops, where = list[str](), list[int](), ""
-    computes = {Op.STEM: 1, Op.PLANAR_BLOCK: 3, Op.POINTWISE: 1, Op.DEPTHWISE: 1}
-    for op in map(Op, layout.steps[:, 0].tolist()):
-        done = [convolutions.pop(0) for _ in range(computes.get(op, 0))]
-        if done:
-            where = done[-1][0].name.partition(".")[0]
-        names.append(f"{where} {op.name.lower()}".strip())
-        flops.append(sum(work for _, work in done))
-    if convolutions:
-        raise ValueError(f"no step seems to compute {convolutions[0][0].name}")
+    work, labels = dict[str, int](), layout.labels
+    sizes = sizes_of(spec, (size, size))
+    for node in program.nodes:
+        convolutions = [layer for layer in node.layers if isinstance(layer, NewConv)]
+        work[node.label] = 2 * sum(layer.multiply_adds(sizes[layer.inputs[0]]) for layer in convolutions)
+    names = [f"{label} {Op(op).name.lower()}".strip() for label, op in zip(labels, layout.steps[:, 0], strict=True)]
+    # The last step of a node is the one that multiplies.
+    flops = [work[label] if label != after else 0 for label, after in zip(labels, [*labels[1:], None], strict=True)]
     records = profile_records("numba", size, names, times, flops)
     whole = {"median_ms": everything * 1e3, "share": None, "gflops": sum(flops) / everything / 1e9}
     return [*records, {"backend": "numba", "size": size, "operator": "all in one call", **whole}]

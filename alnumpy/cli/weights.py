@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import spec, weights
 from ..embedder import load
-from ..errors import MissingExtraError, printable
+from ..errors import MissingExtraError, UnsupportedError, printable
 from ..spec import SPECS, Spec
 from .common import Command, UsageError, add_backend, height_and_width
 
@@ -45,10 +45,14 @@ def run_info(args: argparse.Namespace) -> int:
         size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
     print(f"{title}: input 3x{size[0]}x{size[1]}")
     print(layer_table(network, size))
-    from .. import program
+    from .. import networks
+    from ..lower import lower
 
-    arena = program.compile_program(network, parameters).arena_bytes(size)
-    print(f"activations: {arena:,} bytes a thread (numba backend)")
+    try:
+        arena = lower(networks.Spec.from_dict(network.to_dict()), parameters).arena_bytes(size)
+        print(f"activations: {arena:,} bytes a thread (numba backend)")
+    except UnsupportedError as error:
+        print(f"activations: numpy backend only: {error}")
     if not args.spec:
         for field, value in (("source", loaded.source), ("sha256", loaded.source_sha256), *loaded.card.items()):
             print(f"{printable(field)}: {printable(value)}")

@@ -1,4 +1,4 @@
-"""The fast path: a program (see ``alnumpy.program``) run by compiled kernels.
+"""The fast path: a program (see ``alnumpy.lower``) run by compiled kernels.
 
 Numba is imported to compile them, which happens once: the object code is kept in a file named after a digest of all
 that it depends on, which is the kernels' sources, the versions of Numba and llvmlite, and the CPU. Code that is out of
@@ -26,7 +26,8 @@ from ..files import replacing
 from .abi import address
 
 if TYPE_CHECKING:
-    from ..program import Layout, Program
+    from ..arena import Layout
+    from ..lower import Program
 
 
 def cache_file() -> Path | None:
@@ -51,8 +52,8 @@ def _digest() -> str:
 
 
 def _cpu() -> str:
-    """The CPU's name and features, without importing llvmlite; LLVM's own view of them is checked on loading."""
-    lines = [platform.machine()]
+    """The CPU's name, features and ALNUMPY_TARGET, without importing llvmlite; LLVM's view is checked on loading."""
+    lines = [platform.machine(), os.environ.get("ALNUMPY_TARGET", "")]
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             first = file.read().split("\n\n")[0].splitlines()
@@ -161,7 +162,7 @@ def run(program: Program, x: np.ndarray, threads: int = 1) -> np.ndarray:
         raise ValueError(f"expected C-contiguous float32 (N, 3, H, W), not {x.dtype} {x.shape}")
     run_program = _load()
     count, _, height, width = x.shape
-    image_size, output_size = 3 * height * width, program.spec.embedding
+    image_size, output_size = 3 * height * width, program.channels
     output = np.empty((count, output_size), np.float32)
     x_address, output_address = address(x), address(output)
     layout = program.layout((height, width))

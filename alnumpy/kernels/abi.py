@@ -1,5 +1,7 @@
 """What a program and the kernels that run it agree on. No Numba here."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 import numpy as np
@@ -9,25 +11,42 @@ PACK = 8  # channels: packed weights and channels-last groups are padded to this
 STEM_ROWS = 8  # output channels that the stem computes together
 TILE_PACKS = 3  # packs of output channels that a pointwise tile computes together
 COLUMNS = 24  # of the step table: the operation, then its arguments
+NONE = -1  # the place of a buffer that a step can do without
+ACTIVATIONS = {"": 0, "relu": 1, "relu6": 2}  # codes of the activations that kernels compute
 
 
 class Op(IntEnum):
-    """Codes of the operations. A step's arguments are those of the kernel of the same name, in order."""
+    """The operations: each a code, and the arguments of a step by name, in the order of the step table.
 
-    PAD_IMAGE = 0
-    STEM = 1
-    PLANAR_BLOCK = 2
-    PLANAR_MEANS = 3
-    PLANAR_POOL = 4
-    TO_CHANNELS_LAST = 5
-    POINTWISE = 6
-    DEPTHWISE = 7
-    MEANS = 8
-    POOL = 9
-    SCALE = 10
-    CHANNEL_ATTENTION = 11
-    SPATIAL_ATTENTION = 12
-    EMBEDDING = 13
+    The kernel of the same name takes them in this order, after the addresses of what it works in. ``x`` is the place of
+    the input in the arena and ``y`` of the output, ``w`` of the weights and ``table`` of the index table in theirs.
+    """
+
+    arguments: tuple[str, ...]
+
+    def __new__(cls, code: int, arguments: str = "") -> Op:
+        op = int.__new__(cls, code)
+        op._value_, op.arguments = code, tuple(arguments.split())
+        return op
+
+    PAD_IMAGE = 0, "y height width"
+    STEM = 1, "x y w height width channels plane totals"
+    PLANAR_BLOCK = (
+        2,
+        "x y w table height width new_height new_width stride channels groups expand_inputs project_inputs outputs "
+        "band x_plane y_plane channel spatial totals source expanded filtered",
+    )
+    PLANAR_MEANS = 3, "totals y height width channels"
+    PLANAR_POOL = 4, "x maps height width channels plane channel"
+    TO_CHANNELS_LAST = 5, "x y height width channels plane channel spatial"
+    POINTWISE = 6, "x y w table pixels x_stride y_stride groups inputs packs activation"
+    DEPTHWISE = 7, "x y w height width new_height new_width stride channels"
+    MEANS = 8, "x y height width channels"
+    POOL = 9, "x maps height width channels real_channels channel real"
+    SCALE = 10, "x height width channels channel spatial"
+    CHANNEL_ATTENTION = 11, "means hidden y w1 table1 w2 table2 width channels hidden_channels"
+    SPATIAL_ATTENTION = 12, "maps y w height width"
+    EMBEDDING = 13, "x height width channels size channel spatial y"
 
 
 def address(array: np.ndarray) -> int:

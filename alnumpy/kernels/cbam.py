@@ -48,7 +48,7 @@ def channel_attention(
 
 @inline
 def map_plane(height, width):
-    """As in program.py's map_size: rows for whole tiles of four and the kernel's border."""
+    """As in lower.py's map_size: rows for whole tiles of four and the kernel's border."""
     return (round_up(height, 4) + TAPS - 1) * (LINE + round_up(width, LINE))
 
 

@@ -26,7 +26,7 @@ def round_up(value, multiple):
 
 @inline
 def plane_size(height, width):
-    """As in program.py: an odd number of lines."""
+    """As in lower.py: an odd number of lines."""
     return (height * (round_up(width, LINE) // LINE) | 1) * LINE
 
 

@@ -1,0 +1,122 @@
+"""A step table and the arena it works in: what compiled kernels run, as plain arrays.
+
+Steps name the buffers that they read and write; ``Steps.layout`` gives each buffer its place in one arena of float32,
+where buffers that are never in use at the same time share their room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .kernels.abi import COLUMNS, LINE, Op, address
+
+Array = np.ndarray
+
+GUARD = 4 * LINE  # floats between buffers: vectors may be read, but never written, past a buffer's end
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple of ``multiple`` that is not below ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def aligned_zeros(size: int) -> Array:
+    """float32 zeros (size,) that start on a cache line."""
+    raw = np.zeros(size + LINE, np.float32)
+    start = -(raw.ctypes.data // 4) % LINE
+    return raw[start : start + size]
+
+
+class Packer:
+    """Appends arrays to one flat array, each on a cache line, and returns where each begins."""
+
+    def __init__(self, dtype: type) -> None:
+        self.dtype, self.parts, self.size = dtype, list[Array](), 0
+
+    def add(self, array: Array) -> int:
+        start = self.size
+        part: Array = np.ascontiguousarray(array, self.dtype).ravel()
+        padding: Array = np.zeros(-len(part) % LINE, self.dtype)
+        self.parts += [part, padding]
+        self.size += len(part) + len(padding)
+        return start
+
+    def join(self) -> Array:
+        joined = aligned_zeros(self.size) if self.dtype is np.float32 else np.zeros(self.size, self.dtype)
+        if self.parts:
+            np.concatenate(self.parts, out=joined)
+        return joined
+
+
+class Buffer:
+    """A part of the arena, named by the steps that use it; it gets its place when all steps are known."""
+
+    def __init__(self, size: int) -> None:
+        self.size = round_up(size, LINE)
+
+
+Argument = int | Buffer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A program for one picture size."""
+
+    steps: Array  # int64 (steps, COLUMNS)
+    labels: list[str]  # the layer that each step belongs to
+    arena_size: int  # floats
+    places: dict[Buffer, int]  # where each buffer begins in the arena
+    life: dict[Buffer, tuple[int, int]]  # the first and the last step that use it
+
+    @property
+    def arena_bytes(self) -> int:
+        return 4 * self.arena_size
+
+    @cached_property
+    def steps_address(self) -> int:
+        return address(self.steps)
+
+    def new_arena(self) -> Array:
+        """float32 (arena_size,): room for all activations of one picture."""
+        return aligned_zeros(self.arena_size)
+
+
+class Steps:
+    """A step table under construction."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Argument, ...]] = []
+        self.labels: list[str] = []
+        self.label = ""  # of the steps to come
+
+    def add(self, op: Op, **arguments: Argument) -> None:
+        """Appends a step. Raises TypeError where the arguments are not those that ``op`` names."""
+        if wrong := arguments.keys() ^ set(op.arguments):
+            raise TypeError(f"{op.name}: missing or unknown arguments: {', '.join(sorted(wrong))}")
+        self.rows.append((int(op), *(arguments[name] for name in op.arguments)))
+        self.labels.append(self.label)
+
+    def layout(self) -> Layout:
+        """Places the buffers: each at the lowest free address among those that are alive at the same time."""
+        life: dict[Buffer, tuple[int, int]] = {}
+        for i, row in enumerate(self.rows):
+            for item in row:
+                if isinstance(item, Buffer):
+                    life[item] = life.get(item, (i, i))[0], i
+        starts: dict[Buffer, int] = {}
+        for buffer in sorted(life, key=lambda b: -b.size):
+            first, last = life[buffer]
+            start = GUARD
+            for other in sorted(starts, key=lambda b: starts[b]):
+                alive = life[other][0] <= last and first <= life[other][1]
+                if alive and starts[other] < start + buffer.size + GUARD:
+                    start = max(start, starts[other] + other.size + GUARD)
+            starts[buffer] = start
+        steps = np.zeros((len(self.rows), COLUMNS), np.int64)
+        for i, row in enumerate(self.rows):
+            steps[i, : len(row)] = [starts[item] if isinstance(item, Buffer) else item for item in row]
+        end = max(start + buffer.size for buffer, start in starts.items())
+        return Layout(steps, self.labels, end + GUARD, starts, life)

@@ -1,0 +1,491 @@
+"""A network's layers and weights, lowered to a program for the compiled kernels.
+
+``lower`` walks the layers once and makes units: a unit is one layer, or several that one kernel computes. It packs its
+weights, batch norm folded in, in the order in which its kernel reads them, and it emits its steps for any picture size.
+
+Two layouts of activations are in use:
+
+* planar: one plane per channel, rows padded to ``LINE`` floats. Vectors run along the row, so that layers of few
+  channels and many pixels fill them. What the padding of a row holds is not defined.
+* channels last: one record of channels per pixel. Vectors run along the channels of a group, each group padded to
+  ``PACK`` channels, so that layers of many channels and few pixels fill them. Padding channels hold 0.
+
+Where a channel stands in its layout does not depend on the size. A channel shuffle therefore moves no data: it is
+another order of places, in which the next layer reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from threading import Lock
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .arena import Argument, Buffer, Layout, Packer, Steps, round_up
+from .errors import UnsupportedError
+from .kernels.abi import ACTIVATIONS, LINE, NONE, PACK, STEM_ROWS, TILE_PACKS, Op, address
+from .layers import BN, IMAGE, Cbam, Conv, Layer, Mean, Shuffle, Size
+from .networks import Spec
+
+Array = np.ndarray
+
+BAND = 8192  # floats of scratch (32 kB) that one group of a planar block may use, so that it stays in the L1 cache
+LAYOUTS = 8  # layouts kept, one per picture size; the least recently used is dropped
+
+
+# --- programs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Program:
+    """A network ready to run: ``alnumpy.kernels.run`` executes it. Made by ``lower``."""
+
+    channels: int  # of the embedding
+    weights: Array  # float32 (n,), on a cache line
+    tables: Array  # int64 (n,)
+    nodes: list[Node]
+    _layouts: OrderedDict[Size, Layout] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Of weights and tables: asking NumPy for them takes longer than it should take to start a run."""
+        return address(self.weights), address(self.tables)
+
+    def layout(self, size: Size) -> Layout:
+        """The step table and arena for pictures of (H, W). The last LAYOUTS sizes are remembered."""
+        with self._lock:
+            if size not in self._layouts:
+                steps, maps = Steps(), {IMAGE: Map(Buffer(0), size)}
+                for node in self.nodes:
+                    steps.label = node.label
+                    maps[node.name] = node.unit.emit(steps, *(maps[name] for name in node.inputs))
+                self._layouts[size] = steps.layout()
+                if len(self._layouts) > LAYOUTS:
+                    self._layouts.popitem(last=False)
+            self._layouts.move_to_end(size)
+            return self._layouts[size]
+
+    def arena_bytes(self, size: Size) -> int:
+        """Bytes of activations that one thread needs for pictures of (H, W)."""
+        return self.layout(size).arena_bytes
+
+
+class Node(NamedTuple):
+    """A unit in its place in the network."""
+
+    unit: Unit
+    inputs: tuple[str, ...]  # names of the maps that it reads
+    name: str  # of the map that it makes
+    layers: Sequence[Layer]  # that it computes, none where it only moves data
+
+    @property
+    def label(self) -> str:
+        """What to call its steps: its layer, what its layers have in common, as "block1", or "" for none."""
+        names = [layer.name for layer in self.layers] or [""]
+        return names[0] if len(names) == 1 else names[0].partition(".")[0]
+
+
+class Place(NamedTuple):
+    """Where the channels of a map stand, whatever its size."""
+
+    channels: Array  # of each channel, its plane or its index in a record
+    width: int  # planes, or floats of a record
+    planar: bool = False
+    attended: bool = False  # planar only: whoever reads the map multiplies it by the factors of its attention
+
+
+class Attention(NamedTuple):
+    """The two factors of a CBAM, to be multiplied by whoever reads the map next."""
+
+    channel: Argument = NONE  # (channels)
+    spatial: Argument = NONE  # (H, row)
+
+
+class Map(NamedTuple):
+    """A map of one size, while steps are emitted."""
+
+    buffer: Buffer
+    size: Size
+    attention: Attention = Attention()  # still to be multiplied
+    totals: Buffer | None = None  # of a planar map: each channel's sums and maxima, which its kernel took
+
+
+class Unit(Protocol):
+    """Its constructor packs weights and decides on ``place``; ``emit`` adds the steps that make the map of one size."""
+
+    place: Place
+
+    @property
+    def emit(self) -> Callable[..., Map]: ...
+
+
+class Pack:
+    """The arrays of a program, while units add theirs."""
+
+    def __init__(self, params: Mapping[str, Array]) -> None:
+        self.params = params
+        self.weights, self.tables = Packer(np.float32), Packer(np.int64)
+
+    def get(self, layer: Layer, name: str) -> Array:
+        """An array of a layer, float64."""
+        return np.asarray(self.params[f"{layer.name}.{name}"], np.float64)
+
+    def scale_shift(self, layer: Conv | Cbam) -> tuple[Array, Array]:
+        """A layer's batch norm as factors and summands."""
+        gamma, beta, mean, var = (self.get(layer, f"bn.{key}") for key in BN)
+        scale = gamma / np.sqrt(var + layer.eps)
+        return scale, beta - mean * scale
+
+    def fold(self, layer: Conv) -> tuple[Array, Array]:
+        """Weight (O, C/g, K, K) and bias (O,) of a convolution with its batch norm folded in, float64."""
+        weight = self.get(layer, "conv.weight")
+        bias = self.get(layer, "conv.bias") if layer.bias else np.zeros(layer.channels)
+        if not layer.batch_norm:
+            return weight, bias
+        scale, shift = self.scale_shift(layer)
+        return weight * scale[:, None, None, None], bias * scale + shift
+
+
+# --- sizes and orders -----------------------------------------------------------------------------------------------
+
+
+def plane_size(height: int, width: int) -> int:
+    """Floats from one plane to the next: an odd number of lines, so that planes do not share the same cache sets."""
+    return (height * round_up(width, LINE) // LINE | 1) * LINE
+
+
+def image_size(size: Size) -> int:
+    """Floats of a picture with a border of zeros."""
+    return 3 * (size[0] + 2) * (LINE + round_up(size[1], LINE)) + LINE
+
+
+def map_size(size: Size) -> int:
+    """Floats of two maps with room for the 7x7 kernel's border and for whole tiles of four rows."""
+    return 2 * (round_up(size[0], 4) + 6) * (LINE + round_up(size[1], LINE)) + LINE
+
+
+def grouped(channels: int, groups: int) -> Place:
+    """Channels last, each group padded to PACK."""
+    group = channels // groups
+    index = np.arange(channels)
+    width = round_up(group, PACK)
+    return Place(index // group * width + index % group, groups * width)
+
+
+def is_depthwise(layer: Conv) -> bool:
+    return layer.groups == layer.cin == layer.channels
+
+
+def symmetric(layer: Conv) -> bool:
+    """Whether the padding is kernel // 2 on each side, whatever the size."""
+    return layer.padding == "symmetric" or layer.stride == 1
+
+
+def shuffled(channels: int, groups: int) -> Array:
+    """For each channel after the shuffle, the channel that it was before."""
+    return np.arange(channels).reshape(groups, -1).T.ravel()
+
+
+def pack_stem(weight: Array, bias: Array) -> Array:
+    """(O, C, 3, 3) and (O,) -> for each STEM_ROWS outputs their biases, then their weights tap by tap."""
+    outputs = round_up(len(bias), STEM_ROWS)
+    table = np.zeros((1 + weight[0].size, outputs))
+    table[0, : len(bias)] = bias
+    table[1:, : len(bias)] = weight.reshape(len(bias), -1).T
+    return table.reshape(len(table), -1, STEM_ROWS).swapaxes(0, 1)
+
+
+def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
+    """(O, C/g) and (O,) -> for each group and each PACK of its outputs: biases, then weights input by input.
+
+    A kernel's tile covers up to TILE_PACKS packs, whose weights lie side by side for each input.
+    """
+    outputs, inputs = len(bias) // groups, weight.shape[1]
+    padded = np.zeros((groups, 1 + inputs, round_up(outputs, PACK)))
+    padded[:, 0, :outputs] = bias.reshape(groups, outputs)
+    padded[:, 1:, :outputs] = weight.reshape(groups, outputs, inputs).swapaxes(1, 2)
+    step = TILE_PACKS * PACK
+    tiles = [padded[g, :, i : i + step].ravel() for g in range(groups) for i in range(0, padded.shape[2], step)]
+    return np.concatenate(tiles)
+
+
+# --- units ----------------------------------------------------------------------------------------------------------
+
+
+class Stem:
+    """3x3 convolution of the picture, ReLU: planar, with the totals of each channel."""
+
+    def __init__(self, layer: Conv, pack: Pack) -> None:
+        self.layer, self.w = layer, pack.weights.add(pack_stem(*pack.fold(layer)))
+        self.place = Place(np.arange(layer.channels), layer.channels, planar=True)
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        (height, width), channels = x.size, self.layer.channels
+        plane, rows = plane_size(height, width), round_up(channels, STEM_ROWS)
+        padded, y, totals = Buffer(image_size(x.size)), Buffer(rows * plane), Buffer(2 * LINE * rows)
+        steps.add(Op.PAD_IMAGE, y=padded, height=height, width=width)
+        steps.add(
+            Op.STEM, x=padded, y=y, w=self.w, height=height, width=width, channels=channels, plane=plane, totals=totals
+        )
+        return Map(y, x.size, totals=totals)
+
+
+class PlanarBlock:
+    """Expansion, shuffle, depthwise convolution and projection in one kernel: planar, with the channels' totals."""
+
+    def __init__(self, layers: Sequence[Layer], pack: Pack) -> None:
+        self.expand, self.depthwise, self.project = (layer for layer in layers if isinstance(layer, Conv))
+        groups, wide, channels = self.expand.groups, self.expand.channels, self.project.channels
+        source = shuffled(wide, groups) if any(isinstance(layer, Shuffle) for layer in layers) else np.arange(wide)
+        (we, be), (wd, bd), (wp, bp) = (pack.fold(conv) for conv in (self.expand, self.depthwise, self.project))
+        per_channel = np.hstack([be[source, None], we[source, :, 0, 0], bd[:, None], wd.reshape(wide, 9)])
+        projection = wp.reshape(groups, channels // groups, -1).swapaxes(1, 2).reshape(groups, -1)
+        packed = np.hstack([per_channel.reshape(groups, -1), bp.reshape(groups, -1), projection])
+        self.w = pack.weights.add(packed)
+        self.table = pack.tables.add(source // (wide // groups) * (self.expand.cin // groups))
+        self.place = Place(np.arange(channels), channels, planar=True)
+
+    @staticmethod
+    def match(layers: Sequence[Layer], readers: Counter[str], places: Mapping[str, Place]) -> Sequence[Layer]:
+        """Those of the first layers that are such a block, of a planar map; none where they are not."""
+        shuffles = [layer for layer in layers[1:2] if isinstance(layer, Shuffle)]
+        block = layers[: 3 + len(shuffles)]
+        convs = [layer for layer in block if isinstance(layer, Conv)]
+        chain = all(b.inputs == (a.name,) and readers[a.name] == 1 for a, b in pairwise(block))
+        source = places.get(layers[0].inputs[0])
+        if source is None or not source.planar or not chain or len(convs) != 3:
+            return []
+        expand, depthwise, project = convs
+        in_groups: list[Conv | Shuffle] = [expand, *shuffles, project]
+        fits = (
+            [conv.kernel for conv in convs] == [1, 3, 1]
+            and [conv.activation for conv in convs] == ["relu6", "relu6", ""]
+            and expand.stride == project.stride == 1
+            and depthwise.stride <= 2
+            and is_depthwise(depthwise)
+            and len({layer.groups for layer in in_groups}) == 1
+            and symmetric(depthwise)
+            and project.channels // project.groups < PACK  # more of them fill the vectors of channels last
+        )
+        return block if fits else []
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        expand, groups, stride = self.expand, self.expand.groups, self.depthwise.stride
+        height, width = x.size
+        new_height, new_width = size = self.depthwise.size(x.size)
+        filters, outputs = expand.channels // groups, self.project.channels // groups
+        row = round_up(width if stride == 1 else 2 * round_up(-(-width // 2), LINE // 2), LINE)
+        per_row = stride * row + filters * round_up(new_width, LINE)  # scratch floats for one more row of output
+        band = min(new_height, max(2, (BAND - (3 - stride) * row) // per_row))
+        rows = stride * band + 3 - stride  # of input
+        plane = plane_size(*size)
+        y, totals = Buffer(groups * outputs * plane), Buffer(2 * LINE * groups * outputs)
+        steps.add(
+            Op.PLANAR_BLOCK, x=x.buffer, y=y, w=self.w, table=self.table, height=height, width=width,
+            new_height=new_height, new_width=new_width, stride=stride, channels=expand.cin, groups=groups,
+            expand_inputs=expand.cin // groups, project_inputs=filters, outputs=outputs, band=band,
+            x_plane=plane_size(*x.size), y_plane=plane, **x.attention._asdict(), totals=totals,
+            source=Buffer(expand.cin * plane_size(rows, row) + LINE), expanded=Buffer(LINE + rows * row),
+            filtered=Buffer(filters * plane_size(band, new_width)),
+        )  # fmt: skip
+        return Map(y, size, totals=totals)
+
+
+class ToChannelsLast:
+    """A planar map times its attention, channels last."""
+
+    def __init__(self, source: Place) -> None:
+        self.place = Place(source.channels, source.width)
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        (height, width), channels, plane = x.size, self.place.width, plane_size(*x.size)
+        y = Buffer(height * width * channels)
+        steps.add(
+            Op.TO_CHANNELS_LAST, x=x.buffer, y=y, height=height, width=width, channels=channels, plane=plane,
+            **x.attention._asdict(),
+        )  # fmt: skip
+        return Map(y, x.size)
+
+
+class Pointwise:
+    """1x1 convolution, channels last."""
+
+    def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
+        weight, bias = pack.fold(layer)
+        self.layer, self.x_stride = layer, source.width
+        self.w = pack.weights.add(pack_pointwise(weight[:, :, 0, 0], bias, layer.groups))
+        self.table = pack.tables.add(source.channels)
+        self.place = grouped(layer.channels, layer.groups)
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        pixels, groups, y_stride = x.size[0] * x.size[1], self.layer.groups, self.place.width
+        y = Buffer(pixels * y_stride)
+        steps.add(
+            Op.POINTWISE, x=x.buffer, y=y, w=self.w, table=self.table, pixels=pixels, x_stride=self.x_stride,
+            y_stride=y_stride, groups=groups, inputs=self.layer.cin // groups, packs=y_stride // groups // PACK,
+            activation=ACTIVATIONS[self.layer.activation],
+        )  # fmt: skip
+        return Map(y, x.size)
+
+
+class Depthwise:
+    """3x3 depthwise convolution, ReLU6, channels last."""
+
+    def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
+        weight, bias = pack.fold(layer)
+        packed = np.zeros((10, source.width))
+        packed[0, source.channels] = bias
+        packed[1:, source.channels] = weight.reshape(layer.channels, 9).T
+        self.layer, self.w, self.place = layer, pack.weights.add(packed), source
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        (height, width), (new_height, new_width) = x.size, self.layer.size(x.size)
+        y = Buffer(new_height * new_width * self.place.width)
+        steps.add(
+            Op.DEPTHWISE, x=x.buffer, y=y, w=self.w, height=height, width=width, new_height=new_height,
+            new_width=new_width, stride=self.layer.stride, channels=self.place.width,
+        )  # fmt: skip
+        return Map(y, (new_height, new_width))
+
+
+class Reordered:
+    """The same map with its channels in another order: nothing moves."""
+
+    def __init__(self, order: Array, source: Place) -> None:
+        self.place = source._replace(channels=source.channels[order])
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        return x
+
+
+class Attend:
+    """CBAM in either layout. Its factors are left to the next reader where that is ``pending``; else they multiply."""
+
+    def __init__(self, layer: Cbam, source: Place, pack: Pack, pending: bool) -> None:
+        self.layer, self.place, self.pending = layer, source._replace(attended=source.planar), pending
+        place = source.channels
+        self.width = round_up(source.width, PACK)
+        second, second_bias, real = np.zeros((self.width, layer.hidden)), np.zeros(self.width), np.zeros(self.width)
+        second[place] = pack.get(layer, "fc2.weight")
+        first_bias = np.zeros(layer.hidden)
+        if layer.layout.mlp_bias:
+            first_bias = pack.get(layer, "fc1.bias")
+            second_bias[place] = 2 * pack.get(layer, "fc2.bias")  # both passes through the MLP add it
+        real[place] = 1
+        spatial = pack.get(layer, "spatial.weight")[0]  # (2, 7, 7)
+        spatial = spatial if layer.layout.mean_first else spatial[::-1]
+        spatial_bias = np.zeros(1)
+        if layer.layout.spatial_bn:
+            scale, spatial_bias = pack.scale_shift(layer)
+            spatial = spatial * scale
+        self.mlp = {
+            "w1": pack.weights.add(pack_pointwise(pack.get(layer, "fc1.weight"), first_bias, 1)),
+            "table1": pack.tables.add(place),
+            "w2": pack.weights.add(pack_pointwise(second, second_bias, 1)),
+            "table2": pack.tables.add(np.arange(layer.hidden)),
+        }
+        self.real = pack.weights.add(real)
+        self.spatial = pack.weights.add(np.concatenate([spatial_bias, spatial.ravel()]))
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        (height, width), channels = x.size, self.layer.channels
+        size = {"height": height, "width": width}
+        means, channel, maps = Buffer(2 * self.width), Buffer(self.width), Buffer(map_size(x.size))
+        if self.place.planar:
+            assert x.totals
+            steps.add(Op.PLANAR_MEANS, totals=x.totals, y=means, **size, channels=channels)
+        else:
+            steps.add(Op.MEANS, x=x.buffer, y=means, **size, channels=self.width)
+        steps.add(
+            Op.CHANNEL_ATTENTION, means=means, hidden=Buffer(2 * round_up(self.layer.hidden, PACK)), y=channel,
+            **self.mlp, width=self.width, channels=channels, hidden_channels=self.layer.hidden,
+        )  # fmt: skip
+        if self.place.planar:
+            plane = plane_size(height, width)
+            steps.add(Op.PLANAR_POOL, x=x.buffer, maps=maps, **size, channels=channels, plane=plane, channel=channel)
+        else:
+            steps.add(
+                Op.POOL, x=x.buffer, maps=maps, **size, channels=self.width, real_channels=channels, channel=channel,
+                real=self.real,
+            )  # fmt: skip
+        spatial = Buffer(round_up(height, 4) * round_up(width, LINE))
+        steps.add(Op.SPATIAL_ATTENTION, maps=maps, y=spatial, w=self.spatial, **size)
+        attention = Attention(channel, spatial)
+        if self.pending:
+            return Map(x.buffer, x.size, attention)
+        steps.add(Op.SCALE, x=x.buffer, **size, channels=self.width, **attention._asdict())
+        return Map(x.buffer, x.size)
+
+
+class Embedding:
+    """The mean over the pixels of a channels-last map times its attention: the result of a program."""
+
+    def __init__(self, layer: Mean, source: Place) -> None:
+        self.channels, self.place = layer.channels, source
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        (height, width), channels = x.size, self.place.width
+        steps.add(
+            Op.EMBEDDING, x=x.buffer, height=height, width=width, channels=channels, size=self.channels,
+            **x.attention._asdict(), y=Buffer(channels),
+        )  # fmt: skip
+        return x
+
+
+# --- the walk -------------------------------------------------------------------------------------------------------
+
+
+def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
+    """The program of a network: ``params`` are the arrays of its layers.
+
+    Raises UnsupportedError where no kernel computes a layer.
+    """
+    layers = spec.layers()
+    pack, readers = Pack(params), Counter(read for layer in layers for read in layer.inputs)
+    places: dict[str, Place] = {}
+    nodes: list[Node] = []
+
+    def add(unit: Unit, inputs: tuple[str, ...], name: str, layers: Sequence[Layer] = ()) -> None:
+        nodes.append(Node(unit, inputs, name, layers))
+        places[name] = unit.place
+
+    def channels_last(name: str) -> Place:
+        """The place of a map, which is channels last from here on."""
+        if places[name].planar:
+            add(ToChannelsLast(places[name]), (name,), name)
+        return places[name]
+
+    def unit_of(layer: Layer) -> Unit:
+        match layer:
+            case Conv(inputs=("image",), kernel=3, stride=1, activation="relu", groups=1):
+                return Stem(layer, pack)
+            case Cbam(inputs=(x,)) if x != IMAGE and places[x].planar and not places[x].attended:
+                return Attend(layer, places[x], pack, pending=True)
+            case Conv(inputs=(x,), kernel=1, stride=1) if x != IMAGE:
+                return Pointwise(layer, channels_last(x), pack)
+            case Conv(inputs=(x,), kernel=3, activation="relu6") if (
+                x != IMAGE and is_depthwise(layer) and symmetric(layer)
+            ):
+                return Depthwise(layer, channels_last(x), pack)
+            case Shuffle(inputs=(x,)) if x != IMAGE:
+                return Reordered(shuffled(layer.channels, layer.groups), channels_last(x))
+            case Cbam(inputs=(x,)) if x != IMAGE:
+                pending = layers[-1].inputs == (layer.name,) and readers[layer.name] == 1
+                return Attend(layer, channels_last(x), pack, pending)
+            case Mean(inputs=(x,)) if x != IMAGE and layer is layers[-1]:
+                return Embedding(layer, channels_last(x))
+        raise UnsupportedError(f"{spec.name}: no compiled kernel computes the layer {layer.name}: {layer}")
+
+    rest = list(layers)
+    while rest:
+        block = PlanarBlock.match(rest, readers, places) or rest[:1]
+        unit: Unit = unit_of(rest[0]) if len(block) == 1 else PlanarBlock(block, pack)
+        add(unit, block[0].inputs, block[-1].name, block)
+        del rest[: len(block)]
+    return Program(layers[-1].channels, pack.weights.join(), pack.tables.join(), nodes)
