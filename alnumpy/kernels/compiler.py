@@ -12,32 +12,28 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from .target import TARGET
+
 ENTRY = "alnumpy_run_program"
 ARGUMENTS = 10  # of run_program, all int64
 
 _engines: list[Any] = []  # they own the code
 
 
-def host() -> str:
-    """This CPU as LLVM sees it."""
-    return f"{llvm.get_process_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-
-
 def sign(code: bytes) -> bytes:
-    """A digest of object code and the CPU it was made for."""
-    return hashlib.sha256(host().encode() + b"\0" + code).digest()
+    """A digest of object code and what it was made for."""
+    return hashlib.sha256(repr(TARGET).encode() + b"\0" + code).digest()
 
 
 def _target_machine() -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_triple(llvm.get_process_triple())
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True)
+    target = llvm.Target.from_triple(TARGET.triple)
+    return target.create_target_machine(cpu=TARGET.cpu, features=TARGET.features, opt=2, jit=True)
 
 
 def compile_runner() -> bytes:
-    """Object code of ``runner.run_program`` for this CPU. Raises ImportError where Numba is not installed."""
+    """Object code of ``runner.run_program`` for the target. Raises ImportError where Numba is not installed."""
     import numba
     from numba.core.registry import cpu_target
 

@@ -10,20 +10,15 @@ LLVM's maxnum, they return the second operand where the two do not compare.
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba.extending
 from llvmlite import ir
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import models, register_model
 
+from .target import TARGET
 
-def _native_lanes() -> int:
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
-
-
-LANES = _native_lanes()  # float32 in one vector register of this CPU
+LANES = TARGET.lanes  # float32 in one vector register
 
 intrinsic: Any = numba.extending.intrinsic  # what it decorates has another signature in kernels than here
 F32 = ir.FloatType()

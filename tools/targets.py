@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+"""Run the kernels' tests at every level of the CPU that this computer can run: 4, 8 and 16 lanes.
+
+    python tools/targets.py                        # tests/test_kernels.py and tests/test_compiled.py
+    python tools/targets.py tests/test_kernels.py -k stem
+
+Arguments are pytest's. Exits with 1 where a test fails at any level.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from alnumpy.errors import AlnumpyError
+from alnumpy.kernels.target import LEVELS, choose
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    arguments = sys.argv[1:] or ["tests/test_kernels.py", "tests/test_compiled.py"]
+    failed = []
+    for level in LEVELS:
+        try:
+            choose(level)
+        except AlnumpyError as error:
+            print(error)
+            continue
+        print(f"{level}: {LEVELS[level]} lanes", flush=True)
+        command = [sys.executable, "-m", "pytest", "-q", *arguments]
+        if subprocess.run(command, cwd=ROOT, env=os.environ | {"ALNUMPY_TARGET": level}, check=False).returncode:
+            failed.append(level)
+    print(f"failed: {', '.join(failed)}" if failed else "passed at every level")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
