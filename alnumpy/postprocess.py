@@ -31,7 +31,10 @@ def l2_normalize(vectors: Array) -> Array:
 
 
 def average_mirrored(forward: Callable[[Array], Array], x: Array) -> Array:
-    """The mean of the embeddings of pictures and of their mirror images: (N, 3, H, W) -> (N, D)."""
+    """The mean of the embeddings of pictures and of their mirror images: (N, 3, H, W) -> (N, D).
+
+    It has the same bits in any batch where those of ``forward`` have, as those of an ``Embedder``.
+    """
     plain, mirrored = np.split(forward(np.concatenate([x, x[..., ::-1]])), 2)
     return (plain + mirrored) / 2
 
@@ -60,7 +63,5 @@ def learn_whitening(blocks: Iterable[Array], dimensions: int) -> Whitening:
 
 def whiten(vectors: Array, mean: Array, projection: Array) -> Array:
     """Embeddings float32 (N, D) whitened and L2-normalised: (N, K)."""
-    whitened = np.empty((len(vectors), projection.shape[1]), np.float32)
-    for i, vector in enumerate(vectors):  # one by one, for the same bits in any batch
-        whitened[i] = (vector - mean) @ projection
-    return l2_normalize(whitened)
+    # Not by BLAS, for the same bits in any batch and with any number of threads.
+    return l2_normalize(np.einsum("nd,kd->nk", vectors - mean, np.ascontiguousarray(projection.T)))

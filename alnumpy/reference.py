@@ -75,8 +75,8 @@ def conv2d(
         columns = np.stack(taps, 2) if len(taps) > 1 else taps[0]  # (n, c, k, ho, wo)
         columns = columns.reshape(n, groups, c_per_group * kh * kw, ho * wo)
         kernel = weight.reshape(groups, o // groups, c_per_group * kh * kw)
-        # (n, g, o/g, ho*wo). The bits of a single row times a matrix depend on the number of BLAS's threads: not BLAS.
-        y = _product(kernel, columns) if o > groups else np.einsum("gok,ngkp->ngop", kernel, columns)
+        vector = o == groups or ho * wo == 1  # times a matrix: BLAS's bits depend on the number of its threads
+        y = np.einsum("gok,ngkp->ngop", kernel, columns) if vector else _product(kernel, columns)
         y = y.reshape(n, o, ho, wo)
     return y if bias is None else np.add(y, bias[:, None, None], out=y)
 
@@ -113,7 +113,7 @@ def sigmoid(x: Array) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``torch.nn.functional.linear``: (N, C) with weight (O, C) and bias (O,) -> (N, O)."""
-    y = x @ weight.T
+    y = np.einsum("nc,oc->no", x, weight)  # not by BLAS, for the same bits in any batch and with any number of threads
     return y if bias is None else y + bias
 
 
