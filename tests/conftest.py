@@ -62,3 +62,34 @@ def small_spec(request: pytest.FixtureRequest) -> Spec:
     """A spec of every operator and each CBAM layout that computes in a millisecond."""
     blocks = (Block(1, 4, 1), Block(3, 6, 2), Block(2, 8, 1))
     return Spec("small", 4, True, blocks, embedding=24, groups=2, cbam=request.param, reduction=4)
+
+
+# What the tests of galleries use; see galleries.py
+
+
+@pytest.fixture
+def embedder():
+    """A small network that counts what it embeds."""
+    from galleries import Counting, small_weights
+
+    Counting.embedded = 0
+    return Counting(small_weights(), backend="numpy", threads=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, one of them below, and a file that pretends to be one."""
+    from galleries import noise
+
+    root = tmp_path / "pictures"
+    (root / "below").mkdir(parents=True)
+    for seed, name in enumerate(("a.png", "b.png", "below/c.png")):
+        noise(root / name, seed)
+    (root / "broken.png").write_text("hello")
+    return root
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a test's gallery lies."""
+    return tmp_path / "gallery.db"

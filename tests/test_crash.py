@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from galleries import dump
 from PIL import Image, ImageDraw
-from test_gallery import dump
 
 from alnumpy import GalleryError
 from alnumpy.gallery import Gallery

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from test_gallery import SMALL, noise, small_weights
+from galleries import SMALL, noise, small_weights
 
 from alnumpy import AlnumpyError, Embedder, GalleryError
 from alnumpy.evaluation import (

@@ -1,0 +1,227 @@
+"""The gallery's file: foreign, damaged, older, read-only, and what SQLite says about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from galleries import change, counts, kill_a_writer, names
+
+from alnumpy import GalleryError
+from alnumpy.database import migrate
+from alnumpy.gallery import Gallery
+
+
+def test_a_gallery_whose_name_is_not_text_and_which_was_moved(folder, tmp_path, embedder):
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff?#%20 '\n.db")
+    with Gallery(strange, embedder, "a") as opened:
+        opened.index(folder)
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == [b"pictures", b"\xff?#%20 '\n.db", b"\xff?#%20 '\n.db-lock"]
+    os.rename(strange, tmp_path / "moved.db")
+    with Gallery(tmp_path / "moved.db", embedder, "a") as opened:
+        assert counts(opened.index(folder)) == {"unchanged": 4}
+
+
+def test_the_file_is_made_with_the_umask(path, embedder):
+    before = os.umask(0o027)
+    try:
+        with Gallery(path, embedder, "a"):
+            assert {stat.S_IMODE(os.stat(file).st_mode) & 0o137 for file in path.parent.iterdir()} == {0}
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
+def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder):
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "gallery.db"
+        with Gallery(path, embedder, "a") as opened:
+            opened.index(folder)
+        os.chmod(path, 0o644)
+
+        def search(message=""):
+            os.chmod(name, 0o555)
+            code = (
+                "import os, sys; import numpy as np; from alnumpy.gallery import Gallery; "
+                "os.getuid() or os.setuid(65534)\n"
+                "with Gallery(sys.argv[1]) as opened: print(len(opened.search(np.zeros(24))[0]))"
+            )
+            done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+            os.chmod(name, 0o755)
+            return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+        assert search() == "3"
+        os.chmod(path, 0)
+        assert "GalleryError: " in (refused := search())
+        assert "gallery.db: cannot be opened" in refused
+        os.chmod(path, 0o644)
+        change(path, "PRAGMA journal_mode = WAL")  # as a killed writer leaves it
+        assert sorted(os.listdir(name)) == ["gallery.db", "gallery.db-lock"]
+        assert search() == "3"
+        Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # then the file alone may be incomplete
+        os.chmod(Path(name, "gallery.db-wal"), 0o600)
+        assert "GalleryError" in search()
+        os.unlink(Path(name, "gallery.db-wal"))
+        change(path, "PRAGMA journal_mode = DELETE")
+        kill_a_writer(path)
+        os.chmod(Path(name, "gallery.db-journal"), 0o644)
+        assert "a writer was stopped half way" in search()
+        with Gallery(path) as opened:
+            assert len(opened.search(np.zeros(24))[0]) == 3
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode):
+    def refused(message):
+        before = path.read_bytes()
+        with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
+            Gallery(path, embedder, mode)
+        assert path.read_bytes() == before
+        assert set(os.listdir(tmp_path)) <= {"gallery.db", "gallery.db-lock"}
+        path.unlink()
+
+    path.write_text("hello" * 1000)
+    refused("damaged, or not a database")
+    change(path, "CREATE TABLE bookmarks (url TEXT)")
+    if mode == "a":
+        change(path, "PRAGMA journal_mode = WAL")  # which a reader would leave two more files of
+    refused("not an alnumpy gallery; make one with: alnumpy index")
+    change(path, "PRAGMA application_id = 7")
+    refused("not an alnumpy gallery")
+
+    def made(*changes):
+        with Gallery(path, embedder, "a"):
+            pass
+        for sql in changes:
+            change(path, sql)
+
+    made("PRAGMA user_version = 3")
+    refused("version 3, this alnumpy reads 2; update alnumpy")
+    made("CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM contents; END")
+    refused("its tables are not those")
+    made("DROP TABLE contents", "CREATE VIEW contents AS SELECT * FROM meta")
+    refused("its tables are not those")
+    for text in ("", "[]", "{}", "[" * 100_000, '{"dtype": "float32"}'):
+        made(f"UPDATE meta SET value = '{text}'")
+        refused("its settings are damaged")
+    made()
+    path.write_bytes(path.read_bytes()[:6000])
+    refused("damaged")
+    path.mkdir()
+    with pytest.raises(GalleryError, match="not a file"):
+        Gallery(path, embedder, mode)
+
+
+def test_missing_and_empty_files(path, embedder):
+    with pytest.raises(GalleryError, match=r"no such gallery; make one with: alnumpy index FOLDER --db FILE"):
+        Gallery(path)
+    path.touch()
+    with pytest.raises(GalleryError, match="not an alnumpy gallery"):
+        Gallery(path)
+    with Gallery(path, embedder, "a"):  # a writer killed at once leaves such a file
+        pass
+    change(path, "DELETE FROM meta")
+    with pytest.raises(GalleryError, match="an empty gallery; fill it"):
+        Gallery(path)
+    with pytest.raises(GalleryError, match="cannot be opened"):
+        Gallery(path / "below" / "gallery.db", embedder, "a")
+    for wrong in ({"mode": "w"}, {"dtype": "float64"}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Gallery(path, embedder, **wrong)
+    with Gallery(path, embedder, "a") as opened:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        opened.stats()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (sqlite3.OperationalError("database is locked"), "another alnumpy is writing to it; try again"),
+        (sqlite3.OperationalError("database or disk is full"), "make room and run again: what was stored before is"),
+        (sqlite3.OperationalError("disk I/O error"), "a full or failing disk; what was stored before is safe"),
+        (sqlite3.ProgrammingError("wrong thread"), "wrong thread"),
+        (sqlite3.InterfaceError("bad parameter"), "bad parameter"),
+        (sqlite3.DatabaseError("malformed"), r"damaged, or not a database \(malformed\); restore it"),
+    ],
+)
+def test_what_sqlite_says_is_told_with_the_remedy(path, embedder, monkeypatch, error, message):
+    class Failing:
+        in_transaction = False
+
+        def execute(self, *_):
+            raise error
+
+    with Gallery(path, embedder, "a") as opened, monkeypatch.context() as patch:
+        for db in (opened._reader.db, opened._writer):
+            patch.setattr(db, "_connection", Failing())
+        for call in (opened.stats, opened.update, lambda: opened.remove("x")):
+            with pytest.raises(GalleryError, match=rf"gallery.db: .*{message}"):
+                call()
+
+
+def test_flipped_bytes_give_named_errors_or_damaged_rows(tmp_path, folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+    good = path.read_bytes()
+    rng = random.Random(1)
+    refused = 0
+    for _ in range(200):
+        bad = bytearray(good)
+        for _ in range(20):
+            bad[rng.randrange(len(bad))] = rng.randrange(256)
+        path.write_bytes(bad)
+        try:
+            with Gallery(path, embedder, "a") as opened:
+                opened.search(np.zeros(24))
+                opened.duplicates(1)
+                opened.stats()
+                list(opened)
+                opened.index(folder, prune=True)
+        except GalleryError:
+            refused += 1
+    assert refused > 50
+
+
+def test_migrations_run_in_order_and_once():
+    scripts = ["CREATE TABLE t (a); INSERT INTO t VALUES (1)", "ALTER TABLE t ADD COLUMN b; UPDATE t SET b = a + 1"]
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        migrate(db, scripts[:1])
+        migrate(db, scripts)
+        migrate(db, scripts)
+        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]
+        with pytest.raises(sqlite3.OperationalError):
+            migrate(db, [*scripts, "DELETE FROM t; SELECT nonsense"])
+        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]  # whole or not at all
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        settings = {key: value for key, value in asdict(opened.settings).items() if key not in ("flip", "reduced")}
+    change(path, "DROP TABLE whitening")  # as version 1 was
+    change(path, "PRAGMA user_version = 1")
+    change(path, "UPDATE meta SET value = ? WHERE key = 'settings'", json.dumps(settings))
+    before = path.read_bytes()
+    with Gallery(path, embedder) as opened:
+        assert names(opened.search(folder / "a.png", 1)[0]) == ["a.png"]
+        assert (opened.settings.flip, opened.settings.reduced) == (False, False)
+    assert path.read_bytes() == before
+    with Gallery(path, embedder, "a") as opened:
+        assert counts(opened.index(folder)) == {"unchanged": 4}
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT * FROM whitening").fetchall() == []

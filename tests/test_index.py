@@ -1,0 +1,235 @@
+"""Indexing: what is stored, what is not read again, and what is tried again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+
+import numpy as np
+import pytest
+from galleries import Counting, change, counts, dump, names, noise
+from PIL import Image
+
+from alnumpy import images, ingest
+from alnumpy.gallery import Gallery
+from alnumpy.ingest import Ingest
+
+
+def test_what_is_stored(folder, path, embedder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    noise(folder / "turned.jpg", 7, (40, 20), exif=exif)
+    (folder / "._turned.jpg").write_bytes(b"\0\5\x16\7")  # as macOS leaves, and no picture
+    with Gallery(path, embedder, "a") as opened:
+        report = opened.index(folder)
+        rows = {os.path.relpath(row.path, folder): row for row in opened}
+    assert counts(report) == {"embedded": 4}
+    assert [(os.path.basename(p), reason[:24]) for p, reason in report.failed] == [
+        ("broken.png", "not a picture that can b")
+    ]
+    assert list(rows) == ["a.png", "b.png", "below/c.png", "broken.png", "turned.jpg"]
+    for name, row in rows.items():
+        content = (folder / name).read_bytes()
+        assert (row.size, row.mtime_ns) == (len(content), os.stat(folder / name).st_mtime_ns)
+        assert row.added.startswith("20")
+        if name == "broken.png":
+            assert (row.hash, row.embedding, row.width) == (None, None, None)
+            assert row.error.startswith("not a picture")
+            continue
+        assert row.hash == hashlib.sha256(content).hexdigest()
+        assert (row.width, row.height) == ((20, 40) if name == "turned.jpg" else (12, 9))
+        np.testing.assert_array_equal(row.embedding, embedder.embed(folder / name)[0])
+
+
+def test_unchanged_files_are_not_read(folder, path, embedder, monkeypatch):
+    with Gallery(path, embedder, "a") as opened:
+        first = opened.index(folder)
+        before = dump(path)
+        monkeypatch.setattr(ingest, "hash_file", None)
+        again = opened.index([folder])
+    assert counts(again) == {"unchanged": 4}
+    assert again.failed == first.failed  # known, but still worth saying
+    assert dump(path) == before
+
+
+def test_renamed_copied_and_touched_files_are_not_embedded_again(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.index(folder).embedded == 3
+        os.rename(folder / "a.png", folder / "renamed.png")
+        shutil.copy(folder / "b.png", folder / "copy.png")
+        os.utime(folder / "below" / "c.png", ns=(1, 1))
+        report = opened.index(folder, prune=True)
+        assert counts(report) == {"recognised": 3, "unchanged": 2, "vanished": 1, "pruned": 1}
+        assert Counting.embedded == 3
+        assert opened.stats()["contents"] == 3
+        assert names(opened.search(folder / "renamed.png")[0])[0] == "renamed.png"
+
+
+def test_copies_in_one_batch_are_embedded_once(folder, path, embedder):
+    for i in range(5):
+        shutil.copy(folder / "a.png", folder / f"copy{i}.png")
+    with Gallery(path, embedder, "a") as opened:
+        assert counts(opened.index(folder)) == {"embedded": 3, "recognised": 5}
+    assert Counting.embedded == 3
+
+
+def test_changed_files_are_done_again(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        added = [row.added for row in opened]
+        noise(folder / "a.png", 99, (30, 31))
+        assert counts(opened.index(folder)) == {"embedded": 1, "unchanged": 3}
+        row = next(iter(opened))
+        assert (row.width, row.height) == (30, 31)
+        np.testing.assert_array_equal(row.embedding, embedder.embed(folder / "a.png")[0])
+        assert [row.added for row in opened] == added
+        assert opened.stats()["contents"] == 3  # the old content is gone
+        (folder / "a.png").write_text("hello")
+        assert opened.index(folder).embedded == 0
+        assert opened.stats()["contents"] == 2
+
+
+def test_times_that_sqlite_cannot_hold(folder, path, embedder):
+    late = 13_569_465_600 * 10**9  # in the year 2400
+    os.utime(folder / "a.png", ns=(late, late))
+    if os.stat(folder / "a.png").st_mtime_ns != late:
+        pytest.skip("needs a file system that holds it")
+    with Gallery(path, embedder, "a") as opened:
+        assert counts(opened.index(folder)) == {"embedded": 3}
+        assert counts(opened.index(folder)) == {"unchanged": 4}
+        assert next(iter(opened)).mtime_ns == 2**63 - 1
+
+
+def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path, embedder, monkeypatch, tmp_path):
+    def failing(path, hash=ingest.hash_file):
+        if os.path.basename(path) in ("a.png", "b.png"):
+            raise PermissionError(13, "Permission denied")
+        return hash(path)
+
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        before = dump(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(ingest, "hash_file", failing)
+            for name in ("a.png", "b.png"):
+                os.utime(folder / name)
+            for _ in range(2):
+                report = opened.index(folder, prune=True)
+                assert [reason for _, reason in report.failed[:2]] == ["Permission denied"] * 2
+        unread = list(opened)[:2]
+        assert [(row.embedding, row.width, row.size) for row in unread] == [(None, None, -1)] * 2
+        assert names(opened.search(np.zeros(24))[0]) == ["c.png"]
+        assert opened.stats()["pictures"] == 1
+        assert [row.path for row in opened if row.embedding is not None] == [str(folder / "below" / "c.png")]
+        noise(folder / "b.png", 77)  # changed meanwhile
+        assert counts(opened.index(folder)) == {"embedded": 1, "recognised": 1, "unchanged": 2}
+        assert Counting.embedded == 4
+        after = dump(path)
+    assert [row[0] for row in after[0]] == [row[0] for row in before[0]]
+    assert after[0][0][3:] == before[0][0][3:]
+    assert len(after[1]) == 3  # the old content of b.png is gone
+
+
+def test_a_lack_of_memory_is_not_the_pictures_fault(folder, path, embedder, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    with Gallery(path, embedder, "a") as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_read_file", failing)
+            assert len(opened.index(folder).failed) == 4
+        assert counts(opened.index(folder)) == {"embedded": 3}
+
+
+def test_a_picture_whose_embedding_is_missing_is_read_again(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        before = dump(path)
+    change(path, "DELETE FROM contents WHERE rowid = 2")
+    with Gallery(path, embedder, "a") as opened:
+        assert len(opened.search(np.zeros(24))[0]) == 2
+        assert [reason for _, reason in opened.damaged] == ["its embedding is not of 24 float32"]
+        assert counts(opened.index(folder)) == {"embedded": 1, "unchanged": 3}
+        assert len(opened.search(np.zeros(24))[0]) == 3
+    assert dump(path) == before
+
+
+def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedder, monkeypatch):
+    noise(folder / "huge.png", 3, (100, 100))
+    os.mkfifo(folder / "pipe.png")
+    os.symlink("nowhere", folder / "dangling.png")
+    os.symlink("loop.png", folder / "loop.png")
+    read = []
+    monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
+    reasons = [
+        ("broken.png", "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF"),
+        ("dangling.png", "No such file or directory"),
+        ("huge.png", "100x100 pixels, more than the limit"),
+        ("loop.png", "Too many levels of symbolic links"),
+        ("pipe.png", "not a regular file"),
+    ]
+
+    def check(report, reasons):
+        found = [(os.path.basename(name), reason) for name, reason in report.failed]
+        assert len(found) == len(reasons)
+        for (name, reason), (wanted, text) in zip(found, reasons, strict=True):
+            assert (name, reason[: len(text)]) == (wanted, text)
+
+    with Gallery(path, embedder, "a", max_pixels=9999) as opened:
+        check(opened.index(folder), reasons)
+        read.clear()
+        check(opened.index(folder), reasons)
+        assert sorted(read) == ["dangling.png", "loop.png", "pipe.png"]  # which cost nothing to try
+        noise(folder / "broken.png", 4)
+        check(opened.index(folder), reasons[1:])
+        assert opened.stats()["unreadable"] == 4
+    with Gallery(path, embedder, "a") as opened:  # with a higher limit of pixels
+        assert opened.index(folder / "broken.png").unchanged == 1  # which leaves the others to be tried again
+        check(opened.index(folder), [reasons[1], *reasons[3:]])
+        read.clear()
+        opened.index(folder)
+        assert "huge.png" not in read
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_believed(folder, path, embedder, monkeypatch):
+    def touched(source, *arguments, read_file=images.read_file):
+        os.utime(source, (1, 1))
+        return read_file(source, *arguments)
+
+    with Gallery(path, embedder, "a") as opened:
+        monkeypatch.setattr(images, "read_file", touched)
+        report = opened.index(folder / "a.png")
+        assert report.failed == [(str(folder / "a.png"), "it was written to while it was read")]
+        monkeypatch.undo()
+        assert counts(opened.index(folder / "a.png")) == {"embedded": 1}
+
+
+def test_add_update_remove(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.add(folder / "a.png").embedded == 1
+        assert opened.add([folder / "b.png", folder / "below"]).embedded == 2
+        noise(folder / "a.png", 50)
+        noise(folder / "new.png", 51)
+        os.unlink(folder / "b.png")
+        assert opened.add(folder).vanished == 0
+        assert opened.remove(folder / "new.png") == 1
+        assert counts(opened.update()) == {"unchanged": 3, "vanished": 1}
+        assert opened.remove([folder / "below", folder / "none.png"]) == 1
+        assert opened.remove(os.fspath(folder)) == 3  # a.png, b.png and broken.png
+        assert (list(opened), opened.stats()["contents"]) == ([], 0)
+
+
+def test_names_that_are_not_text(folder, path, embedder):
+    name = os.fsencode(folder) + b"/\xff\n\xc3.png"
+    shutil.copy(folder / "a.png", name)
+    (folder / os.fsdecode(b"\xfe.png")).write_text("hello")
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        assert name in [os.fsencode(row.path) for row in opened]
+        assert [os.fsencode(m.path) for m in opened.search(folder / "a.png", 2)[0]] == [
+            os.fsencode(folder / "a.png"), name
+        ]  # fmt: skip
+        assert opened.index(folder).unchanged == 6
+        os.unlink(name)
+        assert opened.index(folder, prune=True).pruned == 1

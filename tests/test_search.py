@@ -1,0 +1,164 @@
+"""Search and duplicates: exact, in order, and what cannot be ranked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from galleries import SMALL, change, names, noise, small_weights
+from PIL import Image
+
+from alnumpy import Embedder, ImageError, packed
+from alnumpy.gallery import Gallery, Match
+from alnumpy.packed import encode, row_length
+
+
+def test_length_membership_and_text(folder, path, embedder, tmp_path):
+    with Gallery(path, embedder, "a") as opened:
+        assert (len(opened), folder / "a.png" in opened) == (0, False)
+        opened.index(folder)
+        os.unlink(folder / "a.png")
+        opened.index(folder)
+        (tmp_path / "link").symlink_to(folder)
+        assert len(opened) == len(list(opened)) == 4
+        for path_in in (folder / "a.png", str(folder / "below/../b.png"), tmp_path / "link" / "b.png"):
+            assert path_in in opened
+        for other in (folder, folder / "new.png", "a.png", 3, None):
+            assert other not in opened
+        assert repr(opened) == f"<Gallery {str(path)!r}, small, 24 float32, to write>"
+    assert repr(opened) == f"<Gallery {str(path)!r}, small, 24 float32, closed>"
+    with Gallery(path) as opened:
+        assert repr(opened).endswith("float32, to read>")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_search_is_exact_over_what_is_stored(tmp_path, path, embedder, monkeypatch, dtype):
+    monkeypatch.setattr(packed, "BLOCK", 7)
+    for i in range(40):
+        noise(tmp_path / f"{i:02}.png", i % 36)  # four copies
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
+        opened.index(tmp_path)
+        rows = list(opened)
+        stored = np.stack([row.embedding for row in rows])
+        queries = np.random.default_rng(1).normal(size=(5, 24)) * stored.std(0) + stored.mean(0)
+        found = opened.search(queries, 12)
+        distances = np.linalg.norm(stored[None] - queries.astype(np.float32)[:, None], axis=2)
+        for matches, row in zip(found, distances, strict=True):
+            order = np.argsort(row, kind="stable")[:12]
+            assert [match.path for match in matches] == [rows[i].path for i in order]
+            np.testing.assert_allclose([match.distance for match in matches], row[order], rtol=1e-5)
+        assert opened._snapshot().embeddings.rows.nbytes == 40 * row_length(24, dtype)
+        for row in rows:
+            first = opened.search(row.path, 1)[0][0]
+            assert (first.distance, first.same) == (0, True)
+    with Gallery(path, embedder) as opened:
+        assert opened.search(queries, 12) == found
+
+
+def test_ties_go_by_path_and_the_query_itself_is_marked(folder, path, embedder, tmp_path):
+    for name in ("z.png", "aa.png", "m.png"):
+        shutil.copy(folder / "b.png", folder / name)
+    shutil.copy(folder / "b.png", tmp_path / "elsewhere.png")
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        for query in (folder / "b.png", tmp_path / "elsewhere.png"):
+            (matches,) = opened.search(query, 5)
+            assert names(matches)[:4] == ["aa.png", "b.png", "m.png", "z.png"]
+            assert [match.same for match in matches] == [True] * 4 + [False]
+            assert [match.distance for match in matches[:4]] == [0] * 4
+        assert names(opened.search(folder / "b.png", 2)[0]) == ["aa.png", "b.png"]
+        (matches,) = opened.search(Image.open(folder / "b.png"), 100)
+        assert len(matches) == 6
+        assert not any(match.same for match in matches)
+        assert matches[0].distance == 0
+        pixels = np.asarray(Image.open(folder / "b.png"))
+        assert opened.search([pixels, os.fspath(folder / "b.png")], 100) == [
+            matches,
+            opened.search(folder / "b.png", 100)[0],
+        ]
+
+
+def test_searches_that_cannot_be(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.search(np.zeros((2, 24)), 3) == [[], []]
+        assert opened.search([], 3) == []
+        opened.index(folder)
+        for wrong in (np.zeros(23), np.zeros((1, 2, 24)), np.full(24, np.nan), np.full(24, 1e18), np.full(24, 1e300)):
+            with pytest.raises(ValueError, match=r"finite embeddings \(Q, 24\)"):
+                opened.search(wrong)
+        with pytest.raises(ValueError, match="k must be"):
+            opened.search(np.zeros(24), 0)
+        for name in ("broken.png", "missing.png", "below"):
+            with pytest.raises(ImageError, match=name):
+                opened.search(folder / name)
+    with Gallery(path) as opened:
+        assert opened.search(folder / "a.png")[0][0].same  # its embedding is there
+        with pytest.raises(ValueError, match="with an embedder"):
+            opened.search(noise(folder / "new.png", 77))
+        with pytest.raises(ValueError, match="with an embedder"):
+            opened.update()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_damaged_rows_are_reported_and_not_ranked(folder, path, embedder, dtype):
+    noise(folder / "d.png", 9)
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
+        opened.index(folder)
+
+    def set_row(name, row):
+        change(path, "UPDATE contents SET embedding = ? WHERE hash = (SELECT hash FROM pictures WHERE path = ?)",
+               row, os.fsencode(folder / name))  # fmt: skip
+
+    for short in (b"", b"123", b"0" * (row_length(24, dtype) + 1), "text", 17):
+        set_row("a.png", short)
+        set_row("b.png", encode(np.full((1, 24), np.nan, np.float32), dtype).tobytes())
+        with Gallery(path) as opened:
+            (matches,) = opened.search(np.zeros(24))
+            assert sorted(names([Match(*item, False) for item in opened.damaged])) == ["a.png", "b.png"]
+            assert sorted(names(matches)) == ["c.png", "d.png"]
+            assert len(list(opened)) == 5
+            assert opened.duplicates(1e9)[0][0].path == str(folder / "below" / "c.png")
+
+
+def test_an_embedding_that_the_format_cannot_hold_is_an_error(folder, path):
+    loud = small_weights()
+    loud.parameters["last.bn.weight"][:] = 1e30
+    loud.parameters["last.bn.bias"][:] = 1e30
+    spec = replace(SMALL, cbam="")
+    params = {name: array for name, array in loud.parameters.items() if ".cbam" not in name}
+    params["last.conv.weight"][:] = np.inf
+    embedder = Embedder(replace(loud, spec=spec, parameters=params), backend="numpy", threads=1)
+    with Gallery(path, embedder, "a") as opened:
+        report = opened.index(folder / "a.png")
+        assert report.failed == [(str(folder / "a.png"), "its embedding is not finite in the gallery's number format")]
+        assert opened.search(np.zeros(24)) == [[]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_duplicates_are_the_connected_groups(tmp_path, path, embedder, monkeypatch, dtype):
+    monkeypatch.setattr(packed, "BLOCK", 5)
+    for i in range(30):
+        noise(tmp_path / f"{i:02}.png", i % 27)
+    with Gallery(path, embedder, "a", dtype=dtype) as opened:
+        opened.index(tmp_path)
+        rows = list(opened)
+        vectors = np.stack([row.embedding for row in rows])
+        distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+        exact = opened.duplicates(0)
+        assert [names(group) for group in exact] == [["00.png", "27.png"], ["01.png", "28.png"], ["02.png", "29.png"]]
+        assert all(match.distance == 0 and match.same for group in exact for match in group)
+        assert [len(group) for group in opened.duplicates(1e200)] == [30]
+        for threshold in np.quantile(distances, (0.08, 0.15, 0.3)):
+            linked = distances <= threshold
+            for _ in range(6):
+                linked = linked @ linked
+            wanted = {tuple(np.flatnonzero(row)) for row in linked if row.sum() > 1}
+            groups = opened.duplicates(threshold)
+            assert [tuple(int(Path(match.path).stem) for match in group) for group in groups] == sorted(wanted)
+            first, second = groups[0][:2]
+            index = [int(Path(match.path).stem) for match in (first, second)]
+            np.testing.assert_allclose((first.distance, second.distance), distances[index[0], index], rtol=1e-5)
