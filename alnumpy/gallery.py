@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import images, packed, reduction, scan
+from . import images, moving, packed, reduction, scan
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
 from .images import ImageSource
-from .ingest import Encoder, Ingest, Progress, Report, hash_file, regular
+from .ingest import Encoder, Ingest, Progress, Report, hash_file, now, regular
 from .packed import DTYPES
 from .reader import Reader, open_reader
 from .scan import Found, Paths
@@ -166,8 +166,10 @@ class Gallery:
 
     # Filling
 
-    def index(self, folders: Paths, *, prune: bool = False, progress: Progress | None = None) -> Report:
+    def index(self, folders: Paths | None = None, *, prune: bool = False, progress: Progress | None = None) -> Report:
         """Brings the gallery up to date with folders, all below them included, and with single files.
+
+        None stands for the folders that were indexed before, and all files of the gallery.
 
         A file whose size and modification time are as recorded is not read; one whose content is known is not embedded
         again. Pictures that are gone from the folders are marked as vanished and found no more; ``prune`` removes them,
@@ -178,7 +180,17 @@ class Gallery:
         ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the
         database cannot be written; what was stored by then stays, and the next call goes on from there.
         """
-        return self._update(scan.find(folders), prune, progress)
+        found = scan.find(self.folders if folders is None else folders)
+        if folders is None:
+            found.roots = (*found.roots, "")  # every file of the gallery
+        before = now()
+        report = self._update(found, prune, progress)
+        with self._changing() as db:
+            with db.transaction():
+                moving.remember(db, filter(None, found.roots))
+            if report.recognised:
+                report.moved = moving.moved(db, before)
+        return report
 
     def add(self, files: Paths, *, progress: Progress | None = None) -> Report:
         """Adds files, or all below folders. Like ``index``, but nothing is marked as vanished."""
@@ -187,6 +199,18 @@ class Gallery:
     def update(self, *, prune: bool = False, progress: Progress | None = None) -> Report:
         """Looks again at every file of the gallery. Like ``index``, but new files are not looked for."""
         return self._update(Found(roots=("",)), prune, progress)
+
+    def move(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> int:
+        """Rewrites the paths of a picture, or of all below a folder, without reading a file. Returns how many.
+
+        Where both paths of a picture have been indexed, the old one is forgotten. Raises GalleryError for a folder
+        that is moved into itself.
+        """
+        source, target = os.path.abspath(old), os.path.abspath(new)
+        if os.path.join(target, "").startswith(os.path.join(source, "")):
+            raise GalleryError(f"{source}: cannot be moved to {target}, which is the same or below it")
+        with self._changing() as db, db.transaction():
+            return moving.move(db, source, target)
 
     def _update(self, found: Found, prune: bool, progress: Progress | None) -> Report:
         if self._encoder is None:
@@ -199,9 +223,8 @@ class Gallery:
         removed = 0
         with self._changing() as db, db.transaction():
             for path in map(os.path.abspath, scan.several(paths)):
-                below = os.fsencode(os.path.join(path, ""))
-                sql = "DELETE FROM pictures WHERE path = ? OR substr(path, 1, ?) = ?"
-                removed += db.run(sql, [os.fsencode(path), len(below), below])
+                removed += db.run(f"DELETE FROM pictures WHERE {moving.BELOW}", moving.below(path))
+                moving.forget(db, path)
             db.drop_unused_contents()
         return removed
 
@@ -220,15 +243,22 @@ class Gallery:
 
         They are read in parts, so that a slow loop keeps no writer waiting; what is written meanwhile shows or not.
         """
+        return self.pictures()
+
+    def pictures(self, paths: Paths = (), *, embeddings: bool = True) -> Iterator[Picture]:
+        """Like an iteration, but only those that are named or lie below folders, or all; without embeddings, faster."""
+        wanted = [os.path.abspath(path) for path in scan.several(paths)]
+        condition = f" AND ({' OR '.join([moving.BELOW] * len(wanted))})" if wanted else ""
+        values = [value for path in wanted for value in moving.below(path)]
         last: Any = -math.inf  # less than every path, for SQLite
-        length = packed.row_length(self.dimension, self.dtype)
+        length = packed.row_length(self.dimension, self.dtype) if embeddings else -1
         sql = (
             "SELECT path, size, mtime_ns, pictures.hash, width, height, "
             "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
             "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL "
-            "WHERE path > ? ORDER BY path LIMIT ?"
+            f"WHERE path > ?{condition} ORDER BY path LIMIT ?"
         )
-        while part := self._open.db.rows(sql, [length, last, PART]):
+        while part := self._open.db.rows(sql, [length, last, *values, PART]):
             for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
                 embedding = None
                 if isinstance(blob, bytes):
@@ -251,6 +281,11 @@ class Gallery:
             return False
         paths = [os.fsencode(real(path)) for real in (os.path.abspath, os.path.realpath)]
         return bool(self._open.db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders that were indexed, as absolute paths."""
+        return moving.folders(self._open.db)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of pictures and contents, the size of the file in bytes, and the settings."""

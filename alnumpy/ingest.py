@@ -44,6 +44,8 @@ class Report:
     pruned: int = 0
     # Path and reason, those included that failed earlier and have not changed.
     failed: list[tuple[str, str]] = field(default_factory=list)
+    # Missing folders whose files were all recognised elsewhere: the folder, where they are now, and their number.
+    moved: list[tuple[str, str, int]] = field(default_factory=list)
     backend: str = "none"  # what embedded: "numba", "numpy" or "none"
     seconds: float = 0.0
     decode_seconds: float = 0.0  # of the CPU, reading and decoding, all threads together
@@ -186,7 +188,7 @@ class Ingest:
 
     def _store(self, batch: list[Read], fresh: list[Read], blobs: list[bytes], backend: str) -> None:
         """Stores a batch of files, and the embeddings of those among them whose content is new."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        time_now = now()
         contents = [(r.hash, r.width, r.height, blob) for r, blob in zip(fresh, blobs, strict=True)]
         with self.db.transaction():
             if fresh:
@@ -196,7 +198,7 @@ class Ingest:
                 "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET "
                 "size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error, vanished = 0, "
                 "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
-                [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, now) for r in batch],
+                [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, time_now) for r in batch],
             )
 
     def _read_ahead(self, paths: Sequence[str], known: set[bytes]) -> Generator[Read]:
@@ -235,6 +237,11 @@ class Ingest:
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
             read = Read(path, error=_text(getattr(error, "strerror", None) or error, path))
         return read._replace(seconds=time.thread_time() - start)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, as the gallery records when a picture was added."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def regular(path: str | os.PathLike[str]) -> os.stat_result:

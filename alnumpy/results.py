@@ -13,6 +13,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .errors import printable
 
 if TYPE_CHECKING:
     from .embedder import Embedded
-    from .gallery import Match
+    from .gallery import Match, Picture
 
     Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and what was found for it
 
@@ -170,6 +171,58 @@ def groups_text(groups: Iterable[Sequence[Match]]) -> Iterator[str]:
 def groups_json(groups: Iterable[Sequence[Match]]) -> str:
     """A list of groups."""
     return json.dumps([[match_fields(match) for match in group] for group in groups], indent=1)
+
+
+# Pictures of a gallery
+
+PICTURE_COLUMNS = ("path", "bytes", "modified", "width", "height", "added", "sha256", "missing", "error", "path_base64")
+
+
+def picture_fields(picture: Picture) -> dict[str, Any]:
+    """What a gallery knows of a picture as plain types; None for what it does not know."""
+    known = picture.size >= 0
+    modified = datetime.fromtimestamp(picture.mtime_ns / 1e9, timezone.utc) if known else None
+    return named("path", picture.path) | {
+        "bytes": picture.size if known else None,
+        "modified": modified and modified.isoformat(timespec="seconds"),
+        "width": picture.width,
+        "height": picture.height,
+        "added": picture.added,
+        "sha256": picture.hash,
+        "missing": picture.vanished,
+        "error": picture.error,
+    }
+
+
+def pictures_text(pictures: Iterable[Picture]) -> Iterator[str]:
+    """One line per picture: its path, and what is wrong with it."""
+    for picture in pictures:
+        mark = "missing" if picture.vanished else picture.error and f"unreadable: {picture.error}"
+        yield printable(picture.path) + (f"\t{printable(mark)}" if mark else "")
+
+
+def pictures_json(pictures: Iterable[Picture]) -> Iterator[str]:
+    """A JSON array with one picture per line."""
+    before = "[\n"
+    for picture in pictures:
+        yield before + json.dumps(picture_fields(picture))
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+def pictures_csv(pictures: Iterable[Picture]) -> Iterator[bytes]:
+    """One line per picture, with a header."""
+    yield csv_line(PICTURE_COLUMNS)
+    for picture in pictures:
+        fields = picture_fields(picture) | {"path": picture.path, "path_base64": in_base64(picture.path)}
+        fields["missing"] = "yes" if picture.vanished else ""
+        yield csv_line([fields[column] for column in PICTURE_COLUMNS])
+
+
+def stats_json(stats: Mapping[str, Any], folders: Iterable[str], unreadable: Iterable[Picture]) -> str:
+    """What a gallery holds and how it was made, its folders, and the pictures without an embedding."""
+    failed = [{**named("path", picture.path), "error": picture.error} for picture in unreadable]
+    return json.dumps({**stats, **all_named("folders", folders), "failed": failed}, indent=1)
 
 
 # Measures

@@ -192,6 +192,8 @@ COMMANDS = {
     "index": "index {p} --db {g}",
     "search": "search {a} --db {g} --csv --html {out}/h.html --montage {out}/m.png",
     "duplicates": "duplicates --db {g} --threshold 9 --json",
+    "move": "move {p}/gone.png {a} --db {g}",
+    "list": "list --db {g} --csv",
     "stats": "stats --db {g}",
     "remove": "remove {p}/gone.png --db {g}",
     "reduce": "reduce --db {g} --dimensions 2 --out {out}/small.db",
@@ -247,6 +249,7 @@ def usual(place):
     assert [name for name, result in results.items() if result[0]] == [
         "embed",
         "index",
+        "move",
         "remove",
     ]  # damaged; not there
     assert results["index"][1].startswith(b"0 embedded, 0 recognised, 5 unchanged")

@@ -51,7 +51,13 @@ def test_python_examples(desk):
 def test_console_examples(desk, line):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
-        line, shell=True, cwd=desk, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}
+        line,
+        shell=True,
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": path, "XDG_DATA_HOME": str(desk / "data")},
     )
     assert result.returncode == 0, result.stderr
     written = re.search(r"(?:--output|-o) (\S+)", line)

@@ -20,6 +20,8 @@ COMMANDS = (
     search.DUPLICATES,
     gallery.REDUCE,
     gallery.REMOVE,
+    gallery.MOVE,
+    gallery.LIST,
     gallery.STATS,
     evaluate.EVAL,
     weights.INFO,

@@ -93,7 +93,22 @@ def add_max_pixels(command: argparse.ArgumentParser) -> None:
 
 def add_gallery(command: argparse.ArgumentParser) -> None:
     """The argument of commands that work on a gallery."""
-    command.add_argument("--db", required=True, metavar="FILE", help="the gallery")
+    command.add_argument(
+        "--db", default=default_gallery(), metavar="FILE", help="the gallery (default: $ALNUMPY_DB, or the user's own)"
+    )
+
+
+def default_gallery() -> str:
+    """The gallery of whoever names none: $ALNUMPY_DB, or a file below the user's data folder."""
+    if named := os.environ.get("ALNUMPY_DB"):
+        return named
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
+    elif sys.platform == "darwin":
+        home = os.path.expanduser("~/Library/Application Support")
+    else:
+        home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(home, "alnumpy", "gallery.db")
 
 
 def warn(message: object) -> None:

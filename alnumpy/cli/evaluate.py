@@ -92,9 +92,9 @@ def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
 
 EVAL = Command(
     "eval",
-    "--db FILE",
+    "",
     "measure how well a gallery finds the pictures that belong together",
-    "alnumpy eval --db gallery.db --labels labels.csv",
+    "alnumpy eval --labels labels.csv",
     eval_arguments,
     run_eval,
 )

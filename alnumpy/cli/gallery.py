@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
+from typing import TYPE_CHECKING
 
-from .. import weights
+from .. import results, scan, weights
 from ..errors import GalleryError, printable
 from .common import (
     Command,
+    UsageError,
     add_backend,
     add_gallery,
     add_max_pixels,
+    default_gallery,
     gallery_embedder,
     positive_int,
     progress_line,
@@ -19,14 +24,18 @@ from .common import (
     warn,
 )
 
+if TYPE_CHECKING:
+    from ..ingest import Report
+
 
 def index_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy index``."""
     parser.add_argument(
         "folders",
-        nargs="+",
+        nargs="*",
         metavar="FOLDER",
-        help="picture, or folder with everything below it; links to folders are not followed",
+        help="picture, or folder with everything below it; links to folders are not followed (default: those that were "
+        "indexed before)",
     )
     add_gallery(parser)
     parser.add_argument(
@@ -69,13 +78,27 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_index(args: argparse.Namespace) -> int:
     """``alnumpy index``."""
-    from ..gallery import Gallery
+    from ..gallery import Gallery, Report
 
-    try:
-        with Gallery(args.db) as made:
-            recorded = made.settings if made.bound else None
-    except GalleryError:
-        recorded = None  # a new one; what else may be wrong with it shows when it is opened to write
+    recorded = None
+    if os.path.lexists(args.db):
+        try:
+            with Gallery(args.db) as made:
+                recorded = made.settings if made.bound else None
+                folders = args.folders or made.folders
+        except GalleryError:
+            if not args.folders:
+                raise
+            folders = args.folders  # what may be wrong with the file shows when it is opened to write
+        if not folders and recorded is not None:
+            warn(f"{args.db}: no folder is recorded; to find new pictures, name it once: alnumpy index FOLDER")
+    elif not args.folders:
+        raise UsageError(f"{args.db}: no such gallery; make one with: alnumpy index FOLDER")
+    elif not (found := scan.find(args.folders)).paths:
+        bare = [(os.path.dirname(root), scan.WITHOUT_PICTURES) for root in found.roots]
+        return print_report(Report(failed=[*found.failed, *bare]), args)  # a mistyped folder leaves no file behind
+    elif args.db == default_gallery():
+        os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
     recorded_weights = os.path.abspath(args.weights or weights.default_path())
     opened = Gallery(
@@ -90,13 +113,21 @@ def run_index(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
     )
     with opened as gallery, progress_line() as show:
-        report = gallery.index(args.folders, prune=args.prune, progress=show)
+        report = gallery.index(args.folders or None, prune=args.prune, progress=show)
+    return print_report(report, args)
+
+
+def print_report(report: Report, args: argparse.Namespace) -> int:
+    """What became of the files that were indexed. Returns the exit code."""
     for path, reason in report.failed:
         warn(f"{path}: {reason}")
     print(
         f"{report.embedded} embedded, {report.recognised} recognised, {report.unchanged} unchanged, "
         f"{report.vanished} vanished, {report.pruned} removed, {len(report.failed)} failed"
     )
+    for old, new, count in report.moved:
+        what = "its only picture is" if count == 1 else f"all its {count} pictures are"
+        warn(f"{old}: missing, and {what} below {new} now; to forget the old paths: {move_command(old, new, args.db)}")
     if args.verbose:
         warn(
             f"backend {report.backend}, {report.seconds:.2f} s: network {report.network_seconds:.2f} s, waiting for "
@@ -105,11 +136,17 @@ def run_index(args: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
+def move_command(old: str, new: str, db: str) -> str:
+    """The command that tells a gallery of a folder that was moved, to be copied into a shell."""
+    option = [] if db == default_gallery() else ["--db", db]
+    return shlex.join(["alnumpy", "move", old, new, *option])
+
+
 INDEX = Command(
     "index",
-    "FOLDER ... --db FILE",
+    "[FOLDER ...]",
     "keep a gallery up to date: a file with the embeddings of the pictures in folders",
-    "alnumpy index ~/Pictures --db gallery.db",
+    "alnumpy index ~/Pictures\n  alnumpy index",
     index_arguments,
     run_index,
 )
@@ -118,6 +155,7 @@ INDEX = Command(
 def stats_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy stats``."""
     add_gallery(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_stats(args: argparse.Namespace) -> int:
@@ -125,21 +163,104 @@ def run_stats(args: argparse.Namespace) -> int:
     from ..gallery import Gallery
 
     with Gallery(args.db) as gallery:
-        for key, value in gallery.stats().items():
-            print(f"{key}: {printable(value)}")
-        for picture in gallery:
-            if picture.error is not None and not picture.vanished:
-                print(f"unreadable: {printable(picture.path)}: {printable(picture.error)}")
+        stats, folders = gallery.stats(), gallery.folders
+        unreadable = [p for p in gallery.pictures(embeddings=False) if p.error is not None and not p.vanished]
+    if args.json:
+        print(results.stats_json(stats, folders, unreadable))
+        return 0
+    for key, value in stats.items():
+        print(f"{key}: {printable(value)}")
+    for folder in folders:
+        print(f"folder: {printable(folder)}")
+    for picture in unreadable:
+        print(f"unreadable: {printable(picture.path)}: {printable(picture.error)}")
     return 0
 
 
 STATS = Command(
     "stats",
-    "--db FILE",
+    "",
     "print what a gallery holds, how it was made, and what could not be read",
-    "alnumpy stats --db gallery.db",
+    "alnumpy stats",
     stats_arguments,
     run_stats,
+)
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy list``."""
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="only this picture, or what lies below this folder")
+    add_gallery(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: a list of pictures")
+    form.add_argument("--csv", action="store_true", help="print CSV: " + ", ".join(results.PICTURE_COLUMNS))
+    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each with a NUL behind it")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """``alnumpy list``."""
+    from ..gallery import Gallery
+
+    with Gallery(args.db) as gallery:
+        pictures = gallery.pictures(args.paths, embeddings=False)
+        if args.json:
+            sys.stdout.writelines(results.pictures_json(pictures))
+        elif args.csv:
+            sys.stdout.buffer.writelines(results.pictures_csv(pictures))
+        elif args.null:
+            sys.stdout.buffer.writelines(results.null_paths(p.path for p in pictures))
+        else:
+            for line in results.pictures_text(pictures):
+                print(line)
+        failed = False
+        for path in args.paths:
+            if next(gallery.pictures([path], embeddings=False), None) is None:
+                warn(f"{path}: not in the gallery, nor anything below it")
+                failed = True
+    return 1 if failed else 0
+
+
+LIST = Command(
+    "list",
+    "[PATH ...]",
+    "print the pictures of a gallery by path, with a mark behind those that are missing or unreadable",
+    "alnumpy list ~/Pictures/2024",
+    list_arguments,
+    run_list,
+)
+
+
+def move_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy move``."""
+    parser.add_argument("old", metavar="OLD", help="the path of a folder or picture as the gallery has it")
+    parser.add_argument("new", metavar="NEW", help="where it is now")
+    add_gallery(parser)
+
+
+def run_move(args: argparse.Namespace) -> int:
+    """``alnumpy move``."""
+    from ..gallery import Gallery
+
+    if not os.path.lexists(args.new):
+        warn(f"{args.new}: No such file or folder; move the files first, then tell the gallery")
+        return 1
+    with Gallery(args.db):  # which must exist: to open it to write would make it
+        pass
+    with Gallery(args.db, mode="a") as gallery:
+        moved = gallery.move(args.old, args.new)
+    print(f"{moved} moved")
+    if not moved:
+        warn(f"{args.old}: not in the gallery, nor anything below it")
+    return 0 if moved else 1
+
+
+MOVE = Command(
+    "move",
+    "OLD NEW",
+    "tell a gallery that a folder or picture was moved or renamed, without reading a file; no file is moved",
+    "alnumpy move ~/Pictures /media/disk/Pictures",
+    move_arguments,
+    run_move,
 )
 
 
@@ -171,9 +292,9 @@ def run_remove(args: argparse.Namespace) -> int:
 
 REMOVE = Command(
     "remove",
-    "PATH ... --db FILE",
+    "PATH ...",
     "remove pictures from a gallery; no file is ever deleted",
-    "alnumpy remove ~/Pictures/old --db gallery.db",
+    "alnumpy remove ~/Pictures/old",
     remove_arguments,
     run_remove,
 )
@@ -205,9 +326,9 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 REDUCE = Command(
     "reduce",
-    "--db FILE --dimensions N --out FILE",
+    "--dimensions N --out FILE",
     "write a smaller gallery of the same pictures: PCA-whitened embeddings of norm 1",
-    "alnumpy reduce --db gallery.db --dimensions 128 --out small.db",
+    "alnumpy reduce --dimensions 128 --out small.db",
     reduce_arguments,
     run_reduce,
 )

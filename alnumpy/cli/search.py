@@ -101,9 +101,9 @@ def run_search(args: argparse.Namespace) -> int:
 
 SEARCH = Command(
     "search",
-    "QUERY ... --db FILE",
+    "QUERY ...",
     'find the pictures of a gallery that look most like others; "same" marks files identical to the query',
-    "alnumpy search photo.jpg --db gallery.db -k 10 --html results.html",
+    "alnumpy search photo.jpg -k 10 --html results.html",
     search_arguments,
     run_search,
 )
@@ -146,9 +146,9 @@ def run_duplicates(args: argparse.Namespace) -> int:
 
 DUPLICATES = Command(
     "duplicates",
-    "--db FILE --threshold D",
+    "--threshold D",
     "print groups of pictures of a gallery that look alike",
-    "alnumpy duplicates --db gallery.db --threshold 0.5",
+    "alnumpy duplicates --threshold 0.5",
     duplicates_arguments,
     run_duplicates,
 )
