@@ -1,10 +1,12 @@
-"""Packs the weights into the package; everything else is in setup.cfg.
+"""Packs the weights into the package and the README for a package index; everything else is in setup.cfg.
 
 A mapping of folders to packages in setup.cfg would do so too, but then an editable install hooks into Python's imports,
 behind the look at folders: wherever a folder is named alnumpy, as in the one above a clone, that empty one is imported.
 """
 
+import configparser
 import os
+import re
 import shutil
 from glob import glob
 
@@ -39,5 +41,22 @@ class BuildWeights(Command):
             shutil.copyfile(source, target)
 
 
+def long_description():
+    """README.md for a page that no file lies beside: links lead to ``Source`` of project_urls, or are plain words."""
+    config = configparser.RawConfigParser()
+    config.read("setup.cfg", encoding="utf-8")
+    source = re.search(r"^Source = (\S+?)/?$", config["metadata"]["project_urls"], re.MULTILINE)
+    link = re.compile(r"(!?)\[([^]]*)\]\((?!https?:|#)([^)]*)\)")
+
+    def absolute(match):
+        picture, words, path = match.groups()
+        if source:
+            return f"{picture}[{words}]({source[1]}/{'raw' if picture else 'blob'}/HEAD/{path})"
+        return "" if picture else words
+
+    with open("README.md", encoding="utf-8") as file:
+        return link.sub(absolute, file.read())
+
+
 build.sub_commands.append(("build_weights", None))
-setup(cmdclass={"build_weights": BuildWeights})
+setup(cmdclass={"build_weights": BuildWeights}, long_description=long_description())

@@ -18,6 +18,7 @@ try:
     from hypothesis import strategies as st
 
     settings.register_profile("alnumpy", deadline=None, max_examples=60, derandomize=True)
+    settings.register_profile("few", deadline=None, max_examples=8, derandomize=True)
     settings.load_profile("alnumpy")
 except ImportError:  # a device without the test extra runs what needs neither torch nor hypothesis
 

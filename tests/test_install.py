@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,3 +85,16 @@ def test_installed(clone, python, form):
     assert python.parents[1] in package.parents
     assert weights.parent == package.parent / "pretrained"
     assert sorted(os.listdir(weights.parent)) == sorted(os.listdir(ROOT / "weights"))
+
+
+@pytest.mark.parametrize("source", ["", "https://example.org/alnumpy"])
+def test_every_link_of_the_readme_works_on_a_page_without_the_repository(clone, source):
+    if source:
+        settings = (clone / "setup.cfg").read_text()
+        (clone / "setup.cfg").write_text(settings.replace("project_urls =", f"project_urls =\n    Source = {source}"))
+    command = "from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel('.'))"
+    shown = (clone / run([sys.executable, "-c", command], clone).splitlines()[-1] / "METADATA").read_text()
+    relative = re.findall(r"\]\((?!https?:|#)", (clone / "README.md").read_text())
+    assert relative
+    assert not re.search(r"\]\((?!https?:|#)", shown)
+    assert shown.count(source + "/") == len(relative) if source else "weights/alnet-photo.h5" in shown
