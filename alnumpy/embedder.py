@@ -152,7 +152,7 @@ class Embedder:
         sources: list[ImageSource] = [pictures] if single else list(pictures)  # type: ignore[list-item, arg-type]
         x = np.empty((len(sources), 3, self.preprocessing.size, self.preprocessing.size), np.float32)
         for i, source in enumerate(sources):
-            x[i] = images.preprocess(images.read(source), self.preprocessing)
+            x[i], _ = images.load(source, self.preprocessing)
         y = self.forward(x)
         if not np.isfinite(y).all():
             raise ImageError(NOT_FINITE)
@@ -177,7 +177,7 @@ class Embedder:
             errors: dict[int, ImageError] = {}
             for i, path in enumerate(batch):
                 try:
-                    inputs.append(images.preprocess(images.read(path, max_pixels), self.preprocessing))
+                    inputs.append(images.load(path, self.preprocessing, max_pixels)[0])
                 except ImageError as error:
                     errors[i] = error
             embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())

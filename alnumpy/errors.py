@@ -4,6 +4,7 @@
         SpecError           a network's or a preprocessing's description; a ValueError, too
         WeightsError        a weights file
         ImageError          a picture
+            ImageMemoryError    a picture for which there is too little memory; a MemoryError, too
         GalleryError        a gallery
         MissingExtraError   a package that is not installed; an ImportError, too
         UnsupportedError    a network with a layer that the compiled kernels do not compute
@@ -41,6 +42,14 @@ class UnsupportedError(AlnumpyError):
 
 class ImageError(AlnumpyError):
     """A picture cannot be read or decoded."""
+
+    transient = False  # whether the fault may lie with the machine, so that the same file may be read another time
+
+
+class ImageMemoryError(ImageError, MemoryError):
+    """There is too little memory to decode a picture, which may be in order."""
+
+    transient = True
 
 
 class GalleryError(AlnumpyError):

@@ -364,12 +364,8 @@ class Gallery:
                 return stored, hash
         if self._encoder is None:
             raise ValueError("to search by picture, open the gallery with an embedder")
-        if isinstance(source, (str, os.PathLike)):
-            name = os.fspath(source)
-            x, _ = self._encoder.decode(name)
-        else:
-            name = "picture"
-            x = images.preprocess(images.read(source), self._encoder.network.preprocessing)
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "picture"
+        x, _ = self._encoder.decode(source)
         vectors = self._encoder.embed(x[None], 1)
         if not _rankable(vectors)[0]:
             raise ImageError(f"{name}: its embedding is not finite")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from threading import Lock
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from . import formats
+from . import decode, formats
+from .decode import MAX_PIXELS as MAX_PIXELS
 from .errors import ImageError, SpecError
-from .pixels import to_rgb
 
 FORMATS = tuple(formats.KINDS[kind].format for kind in formats.PICTURES)  # those that every Pillow reads
 MAX_SIZE = 4096  # side of the network's input
-MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
-MAX_SCANS = 30  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
 
-_open_lock = Lock()  # warnings.catch_warnings, which Image.open needs, changes what all threads share
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
-ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
-
-Decoded = TypeVar("Decoded")
+Result = TypeVar("Result")
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -80,20 +73,15 @@ class Preprocessing:
 def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as an upright 8-bit RGB image.
 
-    ``source`` is a path, a PIL image or a uint8 array (H, W, 3). EXIF orientation is applied, transparency is laid over
-    white, of an animation the first frame is taken. Raises ImageError, which names the file, for anything else.
+    ``source``: a path, the bytes of a file, a binary file object that can be read, a PIL image, or a uint8 array (H, W)
+    or (H, W, 1) of grey, (H, W, 3) RGB or (H, W, 4) RGBA. EXIF orientation is applied, transparency is laid over white,
+    of an animation the first frame is taken. A JPEG of more than ``max_pixels`` is decoded at 1/2, 1/4 or 1/8 of its
+    size.
+
+    Raises ImageError, which names the file, for what cannot be decoded or has more pixels, ImageMemoryError where there
+    is too little memory, and TypeError for any other type.
     """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise ImageError(f"an array picture must be uint8 (height, width, 3), not {source.dtype} {source.shape}")
-        return Image.fromarray(np.ascontiguousarray(source))
-    if isinstance(source, Image.Image):
-        if 0 in source.size:
-            raise ImageError(f"a picture without pixels: {source.width}x{source.height}")
-        return _guarded("picture", lambda: to_rgb(ImageOps.exif_transpose(source)))
-    if not isinstance(source, (str, os.PathLike)):
-        raise ImageError(f"a picture must be a path, a PIL image or an array, not {type(source).__name__}")
-    return read_file(source, max_pixels)[0]
+    return _run(source, max_pixels, 0, _as_rgb)[0]
 
 
 def read_file(
@@ -104,88 +92,74 @@ def read_file(
     With ``draft`` above 0 a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps that many
     pixels. That is several times as fast, and the pixels differ a little.
     """
-    path = os.fspath(source)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
-            raise ImageError(f"{path}: not a regular file")
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return _guarded(path, lambda: _read_file(path, max_pixels, draft))
+    return _run(os.fspath(source), max_pixels, draft, _as_rgb)
 
 
-def _guarded(name: str, decode: Callable[[], Decoded]) -> Decoded:
-    try:
-        return decode()
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture that can be read ({', '.join(formats.readable_kinds())})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: far too many pixels; make it smaller first") from None
-    except OSError as error:
-        raise ImageError(f"{name}: {error.strerror or error}") from None
-    except Exception as error:  # decoders meet damaged files with almost any exception: all mean the same to the caller
-        raise ImageError(f"{name}: damaged picture ({type(error).__name__}: {error})") from None
+def load(
+    source: ImageSource, how: Preprocessing, max_pixels: int = MAX_PIXELS, draft: int = 0
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The network's input for a picture, float32 (3, size, size), and the width and height of the whole, upright.
+
+    The sources and errors of ``read``, and the ``draft`` of ``read_file``. The memory for the picture is held of the
+    process's budget (``memory``) until the input is made, so that many threads may call this at once.
+    """
+    return _run(source, max_pixels, draft, lambda image: preprocess(image, how))
 
 
-def _read_file(path: str, max_pixels: int, draft: int) -> tuple[Image.Image, tuple[int, int]]:
-    kind = formats.kind_of(_head(path), path)
-    if kind is None:
-        raise Image.UnidentifiedImageError
-    if not formats.readable(kind):
-        raise ImageError(formats.refusal(kind))
-    with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is what counts
-        if kind == "HEIC":
-            _register_heif()
-        try:
-            image = Image.open(path, formats=[formats.KINDS[kind].format])
-        except Image.UnidentifiedImageError:  # whatever was raised where the file was opened
-            raise ImageError(f"damaged {kind}: what comes before the pixels cannot be read") from None
-    with image:
-        if image.width * image.height > max_pixels:
-            raise ImageError(
-                f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}: make it smaller, or raise "
-                "the limit (max_pixels, --max-pixels) where memory allows"
-            )
-        width, height = image.size
-        if image.format in ("JPEG", "MPO"):
-            _limit_scans(image)
-        if draft:
-            image.draft(None, (draft, draft))  # of other formats nothing happens
-        image.load()
-        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # which turn it on its side
-            width, height = height, width
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image), (width, height)
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@cache
-def _register_heif() -> None:
-    """Makes Pillow read HEIC: of each file the primary picture alone, without its thumbnails, depth and gain maps."""
-    package = import_module(formats.heif_package() or "")
-    package.options.AUX_IMAGES = False
-    package.register_heif_opener(thumbnails=False, depth_images=False)
+def _run(
+    source: ImageSource, max_pixels: int, draft: int, finish: Callable[[Image.Image], Result]
+) -> tuple[Result, tuple[int, int]]:
+    """What ``finish`` makes of the upright pixels, in mode RGB or L, and the width and height of the whole picture."""
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        return decode.decode(os.fsdecode(path), os.fsdecode(path), max_pixels, draft, finish)
+    if isinstance(source, Image.Image):
+        return decode.decode_image(source, "picture", max_pixels, draft, finish)
+    if isinstance(source, np.ndarray):
+        return decode.decode_image(_from_array(source), "picture", max_pixels, draft, finish)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return decode.decode(io.BytesIO(source), "picture", max_pixels, draft, finish)
+    if callable(getattr(source, "read", None)):
+        return decode.decode(_from_start(source), _name_of(source), max_pixels, draft, finish)
+    raise TypeError(
+        "a picture must be a path, the bytes of a file, a binary file object, a PIL image or a uint8 array, "
+        f"not {type(source).__name__}"
+    )
 
 
-def _limit_scans(image: Any) -> None:
-    """Makes the loading of a JPEG fail that has thousands of scans, of a few bytes each, to keep the decoder busy."""
-    read, start, scans = image.load_read, image.fp.tell(), 1  # Pillow has stopped within the first scan
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    bands = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or bands not in (1, 3, 4) or 0 in pixels.shape:
+        raise ImageError(
+            "an array picture must be uint8 (height, width), (height, width, 1), (height, width, 3) or "
+            f"(height, width, 4), not {pixels.dtype} {pixels.shape}"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and bands == 1 else pixels))
 
-    def counted(size: int) -> bytes:
-        nonlocal scans
-        before = max(0, start - image.fp.tell())  # a thumbnail in the header has scans of its own
-        data: bytes = read(size)
-        scans += data.count(b"\xff\xda", before)  # which pixels never look like
-        if scans > MAX_SCANS:
-            raise ImageError(f"a JPEG of more than {MAX_SCANS} scans, which take for ever to decode; save it again")
-        return data
 
-    image.load_read = counted
+def _from_start(file: IO[bytes]) -> IO[bytes]:
+    """A file object whose picture begins at its position, as one whose picture begins at 0."""
+    if file.seekable() and file.tell() == 0:
+        data = file.read(0)
+    else:
+        data = file.read()
+        file = io.BytesIO(data) if isinstance(data, bytes) else file
+    if not isinstance(data, bytes):
+        raise TypeError("a picture's file must be open in binary mode")
+    return file
+
+
+def _name_of(file: IO[bytes]) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "picture"
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
-    """An RGB image as the network's input: float32 (3, size, size), normalised.
+    """An image of mode RGB or L as the network's input: float32 (3, size, size), normalised.
 
     Cropping the centre square before resizing gives the same picture as resizing the short side before cropping,
     without the huge intermediate picture that a 1x20000 strip would need.
@@ -193,7 +167,8 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
-    pixels = np.asarray(image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box))  # (s, s, 3) uint8
+    small = image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box)
+    pixels = np.asarray(_as_rgb(small))  # (s, s, 3) uint8
     if how.channels == "BGR":
         pixels = pixels[:, :, ::-1]
     x = pixels.astype(np.float32) / 255

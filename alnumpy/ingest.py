@@ -63,12 +63,11 @@ class Encoder:
         self.whitening = whitening  # the mean (D,) and the projection (D, dimension) of a reduced gallery
         self.max_pixels = max_pixels
 
-    def decode(self, path: str) -> tuple[Array, tuple[int, int]]:
-        """The network's input (3, S, S) for a file, and the picture's width and height. Raises ImageError."""
+    def decode(self, source: images.ImageSource) -> tuple[Array, tuple[int, int]]:
+        """The network's input (3, S, S) for a picture, and its width and height. Raises ImageError."""
         how = self.network.preprocessing
         draft = DRAFT * how.size if self.settings.fast_decode else 0
-        image, size = images.read_file(path, self.max_pixels, draft)
-        return images.preprocess(image, how), size
+        return images.load(source, how, self.max_pixels, draft)
 
     def embed(self, x: Array, total: int, network: Embedder | None = None) -> Array:
         """Embeddings (N, dimension) of inputs (N, 3, S, S), where ``total`` are expected."""
@@ -231,7 +230,7 @@ class Ingest:
                 raise OSError("it was written to while it was read")
             read = read._replace(hash=hash)
         except ImageError as error:
-            if isinstance(error.__context__, MemoryError):  # which says nothing about the picture: to be tried again
+            if error.transient:  # which says nothing about the picture: to be tried again
                 read = Read(path)
             read = read._replace(error=_text(error, path))
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name

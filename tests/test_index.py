@@ -137,7 +137,7 @@ def test_a_lack_of_memory_is_not_the_pictures_fault(folder, path, embedder, monk
 
     with Gallery(path, embedder, "a") as opened:
         with monkeypatch.context() as patch:
-            patch.setattr(images, "_read_file", failing)
+            patch.setattr("alnumpy.formats.kind_of", failing)
             assert len(opened.index(folder).failed) == 4
         assert counts(opened.index(folder)) == {"embedded": 3}
 
@@ -193,12 +193,12 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
 
 
 def test_a_file_that_is_written_to_meanwhile_is_not_believed(folder, path, embedder, monkeypatch):
-    def touched(source, *arguments, read_file=images.read_file):
+    def touched(source, *arguments, load=images.load):
         os.utime(source, (1, 1))
-        return read_file(source, *arguments)
+        return load(source, *arguments)
 
     with Gallery(path, embedder, "a") as opened:
-        monkeypatch.setattr(images, "read_file", touched)
+        monkeypatch.setattr(images, "load", touched)
         report = opened.index(folder / "a.png")
         assert report.failed == [(str(folder / "a.png"), "it was written to while it was read")]
         monkeypatch.undo()
