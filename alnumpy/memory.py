@@ -14,10 +14,12 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from .errors import AlnumpyError
@@ -51,6 +53,7 @@ class Budget:
 
         A thread must not call this again within the block: it would wait for itself.
         """
+        _return_what_is_freed()
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
@@ -122,6 +125,25 @@ def obtainable(count: int) -> bool:
     except (OSError, MemoryError, ValueError, OverflowError):
         return False
     return True
+
+
+@cache
+def _return_what_is_freed() -> None:
+    """Has glibc give memory of 8 MB and more back to the system as soon as it is freed, as it does at first.
+
+    Later it would keep up to 64 MB for each thread that has decoded large pictures. Who has set its variables knows
+    better.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        import ctypes
+
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):  # no ctypes, or another C library
+        return
+    mallopt(-3, 8 << 20)  # M_MMAP_THRESHOLD
+    mallopt(-1, 16 << 20)  # M_TRIM_THRESHOLD, which follows the other one only as long as that is not set
 
 
 def _available(root: str) -> int | None:
