@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .embedder import Embedded, Embedder, load
     from .errors import AlnumpyError, GalleryError, ImageError, MissingExtraError, SpecError, WeightsError
     from .gallery import Gallery, Match, Picture, Report
-    from .spec import SPECS, Spec
+    from .networks import SPECS, Spec
 else:
 
     def __getattr__(name: str) -> object:
@@ -40,9 +40,9 @@ else:
         if name in ("Gallery", "Match", "Picture", "Report"):  # whose import takes time, too
             from . import gallery as home
         else:
-            from . import embedder, errors, spec
+            from . import embedder, errors, networks
 
-            home = next(module for module in (embedder, errors, spec) if hasattr(module, name))
+            home = next(module for module in (embedder, errors, networks) if hasattr(module, name))
         globals()[name] = getattr(home, name)
         return globals()[name]
 

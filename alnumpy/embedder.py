@@ -120,10 +120,9 @@ class Embedder:
     def _lower(self) -> Program:
         """The network as a program for the compiled kernels. Raises UnsupportedError where they do not compute it."""
         from .lower import lower
-        from .networks import Spec
 
         if self._program is None:
-            self._program = lower(Spec.from_dict(self.spec.to_dict()), self.weights.parameters)
+            self._program = lower(self.spec, self.weights.parameters)
         return self._program
 
     def _run_numpy(self, x: np.ndarray) -> np.ndarray:

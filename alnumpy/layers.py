@@ -3,7 +3,7 @@
 A network is a flat list of layers in the order of computation. A layer's name is also the name of its one output;
 "image" is the picture, and the last layer puts out the embedding as a map of one pixel. What follows from a layer alone
 is a method here: the shapes of its arrays, the size of its output, its work. What computes a layer stands elsewhere:
-reference.py in NumPy, lower.py for the kernels, tools/network_torch.py in torch. Each of them is a function for
+reference.py in NumPy, lower.py for the kernels, tools/torch_network.py in torch. Each of them is a function for
 ``evaluate``, the one loop over layers.
 """
 

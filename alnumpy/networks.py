@@ -25,8 +25,9 @@ from .layers import CBAM_LAYOUTS, MAX_LAYERS, Chain, Layer, check_choice, check_
 class Spec:
     """A network as data: the base of the families.
 
-    A family's fields are numbers, words, truth values, and rows of these; all have defaults, which also say of what
-    type a value must be, and that 0 is allowed. Raises SpecError for values that are not of these types.
+    A family is a table of rows and ``build``, a loop over them. Its fields are numbers, words, truth values, and rows
+    of these. All have defaults, which also say of what type a value must be, and where 0 is allowed. Raises SpecError
+    for values of other types.
     """
 
     name: str
@@ -38,14 +39,27 @@ class Spec:
         if not 1 <= len(self.name) <= 64 or not self.name.isprintable():
             raise SpecError("spec: name must be a printable text of 1 to 64 characters")
 
-    def layers(self) -> list[Layer]:
-        """The network in the order of computation. Raises SpecError where the fields do not fit together."""
+    def build(self) -> Chain:
+        """The network. Raises SpecError where the fields do not fit together."""
         raise NotImplementedError
+
+    @cached_property
+    def _layers(self) -> tuple[Layer, ...]:
+        return tuple(self.build().layers)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The network as layers in the order of computation, made once. Raises SpecError as ``build`` does."""
+        return self._layers
 
     @cached_property
     def embedding(self) -> int:
         """How many numbers an embedding has."""
         return self.layers()[-1].channels
+
+    @property
+    def bn_eps(self) -> float:
+        """Of all batch norms."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON types. ALNet's has no family: files were written before there were others."""
@@ -130,7 +144,7 @@ class ALNet(Spec):
     reduction: int = 16
     bn_eps: float = 1e-5
 
-    def layers(self) -> list[Layer]:
+    def build(self) -> Chain:
         check_choice("cbam", self.cbam, ["", *CBAM_LAYOUTS])
         net = Chain(self.bn_eps)
 
@@ -150,7 +164,7 @@ class ALNet(Spec):
         net.conv("last", self.embedding, "relu6")
         cbam("last")
         net.mean("pool")
-        return net.layers
+        return net
 
 
 class Stage(NamedTuple):
@@ -187,14 +201,14 @@ class MobileNetV1(Spec):
     padding: str = "symmetric"
     bn_eps: float = 1e-5
 
-    def layers(self) -> list[Layer]:
+    def build(self) -> Chain:
         net = Chain(self.bn_eps, self.padding)
         net.conv("stem", self.stem, self.activation, kernel=3, stride=self.stem_stride)
         for name, channels, stride in _blocks(self.stages):
             net.depthwise(f"{name}.depthwise", self.activation, stride=stride)
             net.conv(f"{name}.project", channels, self.activation, bias=self.pointwise_bias)
         net.mean("pool")
-        return net.layers
+        return net
 
 
 class Bottleneck(NamedTuple):
@@ -302,7 +316,7 @@ class InvertedResiduals(Spec):
     padding: str = "symmetric"
     bn_eps: float = 1e-5
 
-    def layers(self) -> list[Layer]:
+    def build(self) -> Chain:
         net = Chain(self.bn_eps, self.padding)
         net.conv("stem", self.stem, self.activation, kernel=3, stride=2)
         for i, block in enumerate(self.blocks, 1):
@@ -319,7 +333,7 @@ class InvertedResiduals(Spec):
         net.mean("pool")
         if self.hidden:
             net.conv("hidden", self.hidden, self.activation, bias=True, batch_norm=False)
-        return net.layers
+        return net
 
 
 @dataclass(frozen=True)
@@ -339,7 +353,7 @@ class ShuffleNetV1(Spec):
     bias: bool = False  # of all convolutions
     bn_eps: float = 1e-5
 
-    def layers(self) -> list[Layer]:
+    def build(self) -> Chain:
         check_choice("shuffle", self.shuffle, ("standard", "inverse"))
         net = Chain(self.bn_eps)
         stem = {"batch_norm": False} if self.stem_plain else {"activation": "relu"}
@@ -364,7 +378,7 @@ class ShuffleNetV1(Spec):
             else:
                 net.plus(f"{name}.add", start, "relu")
         net.mean("pool")
-        return net.layers
+        return net
 
 
 @dataclass(frozen=True)
@@ -383,7 +397,7 @@ class ShuffleNetV2(Spec):
     bias: bool = False  # of all convolutions
     bn_eps: float = 1e-5
 
-    def layers(self) -> list[Layer]:
+    def build(self) -> Chain:
         check_choice("split", self.split, ("halves", "even-odd"))
         halves = self.split == "halves"
         net = Chain(self.bn_eps)
@@ -412,7 +426,7 @@ class ShuffleNetV2(Spec):
                 net.shuffle(f"{name}.shuffle", 2)
         net.conv("last", self.last, "relu", bias=self.bias)
         net.mean("pool")
-        return net.layers
+        return net
 
 
 DEFAULT_FAMILY = "alnet"

@@ -3,7 +3,7 @@
 Layout, format version 1:
 
     /                      attributes ``format`` ("alnumpy weights"), ``version`` (1), ``metadata`` (JSON), ``checksum``
-    /parameters/NAME       one array for each name of ``spec.parameters(spec)``, float32 or float16
+    /parameters/NAME       one array for each name of ``layers.parameters``, float32 or float16
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
     /self_test/embedding   float32 (1, spec.embedding): what torch computed for it, or alnumpy where no torch was
 
@@ -31,7 +31,8 @@ import numpy as np
 from .errors import SpecError, WeightsError
 from .files import replacing
 from .images import Preprocessing
-from .spec import Spec, parameters
+from .layers import parameters
+from .networks import Spec
 
 if TYPE_CHECKING:
     import h5py
@@ -100,7 +101,7 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     ).encode()
     if len(metadata) > MAX_METADATA:
         raise WeightsError(f"{path}: {len(metadata)} bytes of metadata, at most {MAX_METADATA} fit; shorten the card")
-    shapes = parameters(weights.spec)
+    shapes = parameters(weights.spec.layers())
     if {name: array.shape for name, array in weights.parameters.items()} != shapes:
         raise WeightsError(f"{path}: the arrays do not fit the spec")
     with np.errstate(over="ignore"):
@@ -165,7 +166,7 @@ def _read(file: h5py.File, file_size: int) -> Weights:
         raise WeightsError("metadata: preprocessing must be a table of fields")
     preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
 
-    shapes = parameters(spec)
+    shapes = parameters(spec.layers())
     needed = 2 * sum(prod(shape) for shape in shapes.values())
     if needed > min(MAX_BYTES, file_size):
         raise WeightsError(f"the spec asks for at least {needed} bytes of parameters, the file has {file_size}")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from alnumpy import Embedder, weights
 from alnumpy.images import Preprocessing
-from alnumpy.spec import Block, Spec
+from alnumpy.networks import ALNet, Block
 
-SMALL = Spec("small", 4, True, (Block(1, 4, 1), Block(3, 6, 2)), embedding=24, groups=2, cbam="mean-max", reduction=4)
+SMALL = ALNet("small", 4, True, (Block(1, 4, 1), Block(3, 6, 2)), embedding=24, groups=2, cbam="mean-max", reduction=4)
 
 
 def small_weights(seed=0):

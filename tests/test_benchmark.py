@@ -14,7 +14,7 @@ from conftest import random_params
 
 import benchmark
 from alnumpy import reference, weights
-from alnumpy.spec import SPECS, Spec
+from alnumpy.networks import SPECS, ALNet, Spec
 from benchmark import Network
 
 BENCHMARK = Path(benchmark.__file__)
@@ -115,9 +115,9 @@ def test_ratios_are_to_the_best_peer():
 def test_network_flops():
     """Twice the multiply-adds of ALNet's convolutions at 32x32, by hand: stem, last, and one block among them."""
     spec = SPECS["alnet"]
-    assert benchmark.network_flops(Spec(blocks=()), 32) == 2 * (32 * 32 * 32 * 27 + 1280 * 32 * 32 * 32)
+    assert benchmark.network_flops(ALNet(blocks=()), 32) == 2 * (32 * 32 * 32 * 27 + 1280 * 32 * 32 * 32)
     block = 32 * 32 * (32 * 4 + 32 * 9 + 16 * 4)
-    with_block = benchmark.network_flops(Spec(blocks=spec.blocks[:1]), 32)
+    with_block = benchmark.network_flops(ALNet(blocks=spec.blocks[:1]), 32)
     assert with_block == 2 * (32 * 32 * 32 * 27 + block + 1280 * 32 * 32 * 16)
     assert benchmark.network_flops(spec, 128) == 16 * benchmark.network_flops(spec, 32) == 2 * 71_335_936
 

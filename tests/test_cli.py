@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from conftest import DIGITS
 
 import alnumpy
 from alnumpy import cli, weights
+from alnumpy.layers import parameters
+from alnumpy.networks import SPECS, ALNet
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -282,6 +285,20 @@ def test_info_prints_the_layer_table():
     assert code == 0
     assert re.search(r"^stem +conv 3x3 /1 g1 bn relu +32x37x53 ", out, re.M)
     assert "sha256: " in out
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_info_of_every_network(name, capsys):
+    assert cli.main(["info", "--spec", name, "--size", "64"]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    spec = SPECS[name]
+    assert all(layer.name in lines for layer in spec.layers())
+    assert f" {spec.embedding}x1x1 " in lines[spec.layers()[-1].name]
+    counted = sum(prod(shape) for key, shape in parameters(spec.layers()).items() if "running_" not in key)
+    assert lines["total"].split()[1] == f"{counted:,}"
+    backend = "(numba backend)" if isinstance(spec, ALNet) else f"numpy backend only: {name}: no compiled kernel"
+    assert backend in lines["activations:"]
 
 
 def test_backends(folder):

@@ -13,10 +13,9 @@ from conftest import DATA, random_params
 from test_lower import ALNETS, ODD, PRESETS, digest
 
 from alnumpy import kernels, reference
+from alnumpy.layers import CBAM_LAYOUTS
 from alnumpy.lower import lower
 from alnumpy.networks import SPECS, ALNet, Spec
-from alnumpy.spec import CBAM_LAYOUTS
-from alnumpy.spec import Spec as OldSpec
 
 pytest.importorskip("numba")
 from alnumpy.kernels.simd import LANES
@@ -24,10 +23,6 @@ from alnumpy.kernels.simd import LANES
 RECORDED = DATA / "bits.json"
 SIZES = [(28, 28), (32, 32), (37, 53), (64, 64), (128, 128), (160, 160), (1, 1), (1, 7), (5, 3)]
 NETWORKS = [*PRESETS[:4], *(ALNet(f"alnet {cbam}", cbam=cbam) for cbam in CBAM_LAYOUTS)]
-
-
-def define(spec: Spec, params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    return reference.forward(OldSpec.from_dict(spec.to_dict()), params, x)
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -46,7 +41,7 @@ def test_network(spec: Spec) -> None:
     for i, size in enumerate(SIZES):
         count = 1 if size[0] > 64 else 1 + i % 5
         x = pictures(count, size)
-        assert error(kernels.run(program, x), define(spec, params, x)) <= 1e-5, size
+        assert error(kernels.run(program, x), reference.forward(spec, params, x)) <= 1e-5, size
 
 
 @pytest.mark.parametrize("spec", ODD, ids=lambda spec: spec.name)
@@ -55,7 +50,7 @@ def test_other_networks(spec: Spec) -> None:
     program = lower(spec, params)
     for count, size in enumerate([(1, 1), (2, 9), (16, 16), (33, 17), (40, 35)], 1):
         x = pictures(count, size)
-        assert error(kernels.run(program, x), define(spec, params, x)) <= 1e-5, size
+        assert error(kernels.run(program, x), reference.forward(spec, params, x)) <= 1e-5, size
 
 
 def bits(spec: Spec) -> str:
@@ -96,7 +91,7 @@ def test_nan_and_infinity(name: str, value: float) -> None:
     x = pictures(3, (20, 24))
     x[1, 2, 7, 23] = value
     with np.errstate(invalid="ignore"):
-        theirs = define(spec, params, x)
+        theirs = reference.forward(spec, params, x)
     ours = kernels.run(program, x)
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
     finite = np.isfinite(theirs)

@@ -26,10 +26,10 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from alnet_torch import ALNet, from_arrays, to_arrays  # noqa: E402
 from checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from convert_weights import main  # noqa: E402
 from fuzz import memory  # noqa: E402
+from torch_network import Network, from_arrays, to_arrays  # noqa: E402
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_weights.py"
 
@@ -746,6 +746,6 @@ def test_truncated_checkpoints_are_refused(tmp_path):
             read_checkpoint(tmp_path / "cut.pt")
 
 
-def test_alnet_torch_names_are_the_specs():
+def test_names_of_the_torch_module_are_the_layers():
     for spec in SPECS.values():
-        assert list(to_arrays(ALNet(spec))) == list(random_params(spec))
+        assert list(to_arrays(Network(spec))) == list(random_params(spec))

@@ -33,7 +33,7 @@ def desk(tmp_path_factory):
     Image.open(DIGITS[0]).resize((90, 60)).save(folder / "photo.jpg")
     (folder / "tools").symlink_to(ROOT / "tools")
     torch = pytest.importorskip("torch")
-    from alnet_torch import from_arrays
+    from torch_network import from_arrays
 
     spec = SPECS["alnet"]
     torch.save(from_arrays(spec, random_params(spec), classes=3).state_dict(), folder / "my_checkpoint.pt")

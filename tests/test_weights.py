@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from conftest import random_params
 
-from alnumpy import Embedder, Spec, WeightsError, weights
+from alnumpy import Embedder, WeightsError, weights
 from alnumpy.images import Preprocessing
-from alnumpy.spec import Block, parameters
+from alnumpy.layers import parameters
+from alnumpy.networks import ALNet, Block
 from fuzz import memory
 
-SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
+SPEC = ALNet("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
 HOW = Preprocessing(9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), interpolation="bicubic", channels="BGR")
 
 
@@ -286,7 +287,7 @@ def test_no_other_file_is_read(path, change, monkeypatch):
 def huge_spec(file):
     """The spec asks for a quarter of a gigabyte, which gzip makes nothing in the file."""
     change_metadata(b'"embedding": 6', b'"embedding": 8192')(file)
-    for name, shape in parameters(replace(SPEC, embedding=8192)).items():
+    for name, shape in parameters(replace(SPEC, embedding=8192).layers()).items():
         if file["parameters"][name].shape != shape:
             replace_dataset(f"parameters/{name}", data=None, shape=shape, dtype="<f4", compression="gzip")(file)
 

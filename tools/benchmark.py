@@ -40,10 +40,23 @@ import numpy as np
 
 import alnumpy
 from alnumpy import reference, weights
-from alnumpy.layers import IMAGE
-from alnumpy.layers import Conv as NewConv
-from alnumpy.networks import Spec as NewSpec
-from alnumpy.spec import Cbam, Conv, Shuffle, Spec, layers, output_size
+from alnumpy.counts import costs
+from alnumpy.layers import (
+    BN,
+    IMAGE,
+    Add,
+    Cbam,
+    Concat,
+    Conv,
+    Layer,
+    Mean,
+    Pool,
+    Shuffle,
+    Slice,
+    SqueezeExcite,
+    evaluate,
+)
+from alnumpy.networks import Spec
 
 PARTS = ("latency", "batch", "cold", "installed", "profile")
 TOLERANCE = 1e-4  # relative error of a runtime's embeddings against torch's, norm over norm
@@ -74,7 +87,7 @@ def torch_model(network: Network, threads: int) -> Any:
     """The torch module, in the memory format that torch advises for convolutions on a CPU."""
     import torch
 
-    from alnet_torch import from_arrays
+    from torch_network import from_arrays
 
     torch.set_num_threads(threads)
     model = from_arrays(network.spec, dict(network.params))
@@ -104,49 +117,82 @@ def onnx_model(network: Network, shape: tuple[int, ...]) -> bytes:
         nodes.append(helper.make_node(operator, inputs, [f"{operator}{len(nodes)}"], **attributes))
         return nodes[-1].output[0]
 
-    def given(*names: str) -> list[str]:
-        return [name for name in names if name in network.params]
+    def given(layer: Layer, *fields: str) -> list[str]:
+        return [name for field in fields if (name := f"{layer.name}.{field}") in network.params]
 
-    def batch_norm(x: str, name: str) -> str:
-        fields = [f"{name}.bn.{field}" for field in ("weight", "bias", "running_mean", "running_var")]
-        return add("BatchNormalization", x, *fields, epsilon=network.spec.bn_eps)
+    def batch_norm(x: str, layer: Conv | Cbam) -> str:
+        return add("BatchNormalization", x, *given(layer, *(f"bn.{field}" for field in BN)), epsilon=layer.eps)
+
+    def activated(activation: str, x: str) -> str:
+        match activation:
+            case "relu6":
+                return add("Clip", x, *six)
+            case "silu":
+                return add("Mul", x, add("Sigmoid", x))
+            case "hardsigmoid":
+                return add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+            case "":
+                return x
+            case _:
+                return add({"relu": "Relu", "hardswish": "HardSwish", "sigmoid": "Sigmoid"}[activation], x)
+
+    def mlp(layer: Cbam | SqueezeExcite, activation: str, pool: str, x: str) -> str:
+        hidden = add("Gemm", add("Flatten", add(pool, x)), *given(layer, "fc1.weight", "fc1.bias"), transB=1)
+        return add("Gemm", activated(activation, hidden), *given(layer, "fc2.weight", "fc2.bias"), transB=1)
+
+    def scaled(layer: Cbam | SqueezeExcite, x: str, factors: str) -> str:
+        return add("Mul", x, add("Reshape", factors, constant((n, layer.channels, 1, 1), np.int64)))
 
     def cbam(x: str, layer: Cbam) -> str:
-        def mlp(pooled: str) -> str:
-            for fc in ("fc1", "fc2"):
-                arrays = given(f"{layer.name}.{fc}.weight", f"{layer.name}.{fc}.bias")
-                pooled = add("Gemm", pooled, *arrays, transB=1)
-                pooled = add("Relu", pooled) if fc == "fc1" else pooled
-            return pooled
-
-        pooled = [mlp(add("Flatten", add(pool, x))) for pool in ("GlobalAveragePool", "GlobalMaxPool")]
-        channel = add("Reshape", add("Sigmoid", add("Add", *pooled)), constant((n, layer.channels, 1, 1), np.int64))
-        x = add("Mul", x, channel)
+        channel = add("Add", *(mlp(layer, "relu", pool, x) for pool in ("GlobalAveragePool", "GlobalMaxPool")))
+        x = scaled(layer, x, add("Sigmoid", channel))
         maps = [add(reduce, x, axes=[1]) for reduce in ("ReduceMean", "ReduceMax")]
         both = add("Concat", *(maps if layer.layout.mean_first else maps[::-1]), axis=1)
         spatial = add("Conv", both, f"{layer.name}.spatial.weight", pads=[3, 3, 3, 3])
         if layer.layout.spatial_bn:
-            spatial = batch_norm(spatial, layer.name)
+            spatial = batch_norm(spatial, layer)
         return add("Mul", x, add("Sigmoid", spatial))
 
-    x, n, size = "x", shape[0], (shape[2], shape[3])
+    def compute(layer: Layer, *inputs: str) -> str:
+        size = sizes[layer.inputs[0]]
+        sizes[layer.name] = layer.size(size)
+        x = inputs[0]
+        match layer:
+            case Conv():
+                rows, columns = layer.pads(size)
+                pads = [rows[0], columns[0], rows[1], columns[1]]
+                arrays = given(layer, "conv.weight", "conv.bias")
+                x = add("Conv", x, *arrays, strides=[layer.stride] * 2, pads=pads, group=layer.groups)
+                return activated(layer.activation, batch_norm(x, layer) if layer.batch_norm else x)
+            case Shuffle():
+                parted = (n, layer.groups, layer.channels // layer.groups, *size)
+                x = add("Transpose", add("Reshape", x, constant(parted, np.int64)), perm=[0, 2, 1, 3, 4])
+                return add("Reshape", x, constant((n, layer.channels, *size), np.int64))
+            case Slice():
+                part = layer.indices()
+                return add("Slice", x, *(constant([i], np.int64) for i in (part.start, part.stop, 1, part.step)))
+            case Add():
+                return activated(layer.activation, add("Add", *inputs))
+            case Concat():
+                return activated(layer.activation, add("Concat", *inputs, axis=1))
+            case Pool():
+                window: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+                if layer.kind == "max":
+                    return add("MaxPool", x, **window)
+                return add("AveragePool", x, count_include_pad=1, **window)
+            case Mean():
+                return add("GlobalAveragePool", x)
+            case SqueezeExcite():
+                return scaled(layer, x, activated(layer.gate, mlp(layer, layer.activation, "GlobalAveragePool", x)))
+            case Cbam():
+                return cbam(x, layer)
+            case _:
+                raise TypeError(f"{layer} is no layer")
+
+    n, sizes = shape[0], {IMAGE: (shape[2], shape[3])}
     six = [constant(limit, np.float32) for limit in (0, 6)]
-    for layer in layers(network.spec):
-        size = output_size(layer, size)
-        if isinstance(layer, Conv):
-            arrays = given(f"{layer.name}.conv.weight", f"{layer.name}.conv.bias")
-            pads = [layer.kernel // 2] * 4
-            x = add("Conv", x, *arrays, strides=[layer.stride] * 2, pads=pads, group=layer.groups)
-            x = batch_norm(x, layer.name)
-            x = add("Relu", x) if layer.activation == "relu" else x
-            x = add("Clip", x, *six) if layer.activation == "relu6" else x
-        elif isinstance(layer, Shuffle):
-            grouped = (n, layer.groups, layer.channels // layer.groups, *size)
-            x = add("Transpose", add("Reshape", x, constant(grouped, np.int64)), perm=[0, 2, 1, 3, 4])
-            x = add("Reshape", x, constant((n, layer.channels, *size), np.int64))
-        else:
-            x = cbam(x, layer)
-    nodes.append(helper.make_node("Flatten", [add("GlobalAveragePool", x)], ["y"]))
+    last = evaluate(network.spec.layers(), "x", compute)
+    nodes.append(helper.make_node("Flatten", [last], ["y"]))
     ends = [("x", shape), ("y", (n, network.spec.embedding))]
     source, sink = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in ends)
     graph = helper.make_graph(nodes, network.spec.name, [source], [sink], constants)
@@ -422,18 +468,18 @@ def measure_ceiling(threads: int, seconds: float) -> Record:
     return result
 
 
-def conv_flops(layer: Conv, size: tuple[int, int]) -> int:
-    """Twice the multiply-adds of a convolution whose output is (H, W)."""
-    return 2 * layer.cout * size[0] * size[1] * layer.cin // layer.groups * layer.kernel**2
+def conv_flops(spec: Spec, size: int) -> dict[str, int]:
+    """Twice the multiply-adds of each convolution of the network for one picture; attention is not counted."""
+    return {
+        cost.layer.name: 2 * cost.multiply_adds
+        for cost in costs(spec.layers(), (size, size))
+        if "conv.weight" in cost.layer.shapes()
+    }
 
 
 def network_flops(spec: Spec, size: int) -> int:
-    """Twice the multiply-adds of all convolutions of the network for one picture; attention is not counted."""
-    total, shape = 0, (size, size)
-    for layer in layers(spec):
-        shape = output_size(layer, shape)
-        total += conv_flops(layer, shape) if isinstance(layer, Conv) else 0
-    return total
+    """The sum of ``conv_flops``."""
+    return sum(conv_flops(spec, size).values())
 
 
 def in_fresh_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -605,33 +651,20 @@ def measure_installed() -> list[Record]:
 
 def profile_numpy(network: Network, size: int, rounds: int) -> list[Record]:
     """Time and work of each layer of ``reference.forward``."""
-    names = [layer.name for layer in layers(network.spec)] + ["pool"]
-    times = np.empty((rounds, len(names)))
-    flops = [0] * len(names)
-    for i in range(rounds):
-        x = np.random.default_rng(size).standard_normal((1, 3, size, size), np.float32)
-        for j, layer in enumerate(layers(network.spec)):
-            start = time.perf_counter()
-            if isinstance(layer, Conv):
-                x = reference.conv_bn_activation(x, layer, network.params, network.spec.bn_eps)
-                flops[j] = conv_flops(layer, x.shape[2:])
-            elif isinstance(layer, Shuffle):
-                x = reference.channel_shuffle(x, layer.groups)
-            else:
-                x = reference.cbam(x, layer, network.params, network.spec.bn_eps)
-            times[i, j] = time.perf_counter() - start
+    times: dict[str, list[float]] = {layer.name: [] for layer in network.spec.layers()}
+
+    def timed(layer: Layer, *inputs: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
-        reference.adaptive_avg_pool2d(x, 1)
-        times[i, -1] = time.perf_counter() - start
-    return profile_records("numpy", size, names, times, flops)
+        y = reference.compute(layer, network.params, *inputs)
+        times[layer.name].append(time.perf_counter() - start)
+        return y
 
-
-def sizes_of(spec: NewSpec, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """(H, W) of the picture and of every layer's output, by name."""
-    sizes = {IMAGE: size}
-    for layer in spec.layers():
-        sizes[layer.name] = layer.size(sizes[layer.inputs[0]])
-    return sizes
+    for _ in range(rounds):
+        x = np.random.default_rng(size).standard_normal((1, 3, size, size), np.float32)
+        evaluate(network.spec.layers(), x, timed)
+    flops = conv_flops(network.spec, size)
+    work = [flops.get(name, 0) for name in times]
+    return profile_records("numpy", size, list(times), np.array(list(times.values())).T, work)
 
 
 def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
@@ -640,8 +673,7 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     from alnumpy.kernels.abi import Op
     from alnumpy.lower import lower
 
-    spec = NewSpec.from_dict(network.spec.to_dict())
-    program, run_program = lower(spec, network.params), kernels._load()
+    program, run_program = lower(network.spec, network.params), kernels._load()
     layout = program.layout((size, size))
     arena, y = layout.new_arena(), np.empty(network.spec.embedding, np.float32)
     x = np.random.default_rng(size).standard_normal((3, size, size), np.float32)
@@ -657,11 +689,8 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     nothing, everything = np.median(times[:, -2:], axis=0)
     times = np.maximum(times[:, :-2] - nothing, 0)
 
-    work, labels = dict[str, int](), layout.labels
-    sizes = sizes_of(spec, (size, size))
-    for node in program.nodes:
-        convolutions = [layer for layer in node.layers if isinstance(layer, NewConv)]
-        work[node.label] = 2 * sum(layer.multiply_adds(sizes[layer.inputs[0]]) for layer in convolutions)
+    labels, convolutions = layout.labels, conv_flops(network.spec, size)
+    work = {node.label: sum(convolutions.get(layer.name, 0) for layer in node.layers) for node in program.nodes}
     names = [f"{label} {Op(op).name.lower()}".strip() for label, op in zip(labels, layout.steps[:, 0], strict=True)]
     # The last step of a node is the one that multiplies.
     flops = [work[label] if label != after else 0 for label, after in zip(labels, [*labels[1:], None], strict=True)]

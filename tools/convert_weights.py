@@ -25,7 +25,8 @@ from alnumpy import Embedder, weights
 from alnumpy.cli.common import side
 from alnumpy.errors import AlnumpyError, printable
 from alnumpy.images import Preprocessing
-from alnumpy.spec import CBAM_LAYOUTS, SPECS, Spec, parameters
+from alnumpy.layers import CBAM_LAYOUTS, parameters
+from alnumpy.networks import SPECS, ALNet, Spec
 from alnumpy.weights import Weights
 from checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
@@ -92,7 +93,8 @@ def common_prefix(names: list[str]) -> str:
 
 def expected_modules(spec: Spec) -> list[Module]:
     """The modules of ``spec`` with empty arrays of the right shapes (strides of 0), in network order."""
-    return group_modules({name: np.broadcast_to(np.float32(0), shape) for name, shape in parameters(spec).items()})
+    shapes = parameters(spec.layers())
+    return group_modules({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()})
 
 
 def match(spec: Spec, modules: list[Module], ordered: bool) -> tuple[Arrays, list[Module]]:
@@ -106,7 +108,7 @@ def match(spec: Spec, modules: list[Module], ordered: bool) -> tuple[Arrays, lis
     if not by_name and not ordered:
         raise CheckpointError(
             "safetensors sorts modules by name, so their order in the network is lost, and these names are not "
-            "alnumpy's: convert the PyTorch checkpoint, or rename the tensors as alnumpy.spec.parameters lists them"
+            "alnumpy's: convert the PyTorch checkpoint, or rename the tensors as alnumpy.layers.parameters lists them"
         )
     found: Arrays = {}
     left = list(modules)
@@ -150,6 +152,8 @@ def is_classifier(module: Module, spec: Spec) -> bool:
 
 def detect(base: Spec, modules: list[Module]) -> Spec:
     """``base`` with what a checkpoint's structure shows: a stem bias, and the CBAM layout but for its concat order."""
+    if not isinstance(base, ALNet):
+        return base
     convs = [m for m in modules if m.kind == "conv"]
     stems = [m for m in convs if m.arrays["weight"].shape == (base.stem, 3, 3, 3)]
     spec = dataclasses.replace(base, stem_bias="bias" in stems[0].arrays) if stems else base
@@ -167,7 +171,8 @@ def network(args: argparse.Namespace, checkpoint: Checkpoint, modules: list[Modu
         spec = Spec.from_dict(recorded)
     else:
         spec = detect(SPECS[args.spec or "alnet"], modules)
-    if args.cbam and not spec.cbam:
+    cbam = spec.cbam if isinstance(spec, ALNet) else ""
+    if args.cbam and not cbam:
         raise CheckpointError(f"the network {spec.name} has no CBAM, so --cbam {args.cbam} does not fit it")
     spec = dataclasses.replace(spec, **given)
     if recorded is not None and not args.spec:
@@ -176,13 +181,13 @@ def network(args: argparse.Namespace, checkpoint: Checkpoint, modules: list[Modu
         note(f"the checkpoint does not tell the eps of its batch norms; {spec.bn_eps:g} is assumed. Else: --bn-eps")
     if args.cbam:
         return spec
-    if spec.cbam and spec.cbam != "max-mean-bias-bn":
+    if cbam and cbam != "max-mean-bias-bn":
         note(
-            f"the checkpoint does not tell the order in which CBAM concatenates mean and max; {spec.cbam} is assumed. "
+            f"the checkpoint does not tell the order in which CBAM concatenates mean and max; {cbam} is assumed. "
             "A wrong order gives wrong embeddings without an error: if the model does torch.cat([max, mean]), "
             "convert with --cbam max-mean"
         )
-    if not args.spec:
+    if not args.spec and isinstance(spec, ALNet):
         note("the checkpoint does not tell whether the network shuffles channels; ALNet does. Else convert with --spec")
     return spec
 
@@ -192,7 +197,7 @@ def embed_self_test(spec: Spec, arrays: Arrays, embedder: Embedder, x: np.ndarra
     try:
         import torch
 
-        from alnet_torch import from_arrays
+        from torch_network import from_arrays
     except ImportError:
         note("torch is not installed: the self-test is recorded by alnumpy itself and proves less")
         return embedder.forward(x), "alnumpy"

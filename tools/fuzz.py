@@ -43,7 +43,8 @@ from alnumpy.embedder import Embedder
 from alnumpy.errors import AlnumpyError
 from alnumpy.gallery import Gallery
 from alnumpy.images import Preprocessing
-from alnumpy.spec import Block, Spec, parameters
+from alnumpy.layers import parameters
+from alnumpy.networks import ALNet, Block
 from checkpoint import CheckpointError, read_checkpoint
 
 HANG = 5.0  # seconds
@@ -111,13 +112,13 @@ def change(rng: random.Random, data: bytes, tokens: tuple[bytes, ...], other: by
 
 # Weights
 
-SPEC = Spec("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
+SPEC = ALNet("tiny", 4, True, (Block(2, 8, 2),), embedding=6, groups=2, cbam="max-mean-bias-bn", reduction=2)
 
 
 def tiny_weights() -> weights.Weights:
     """A network of nine hundred random weights that sees pictures of 8 x 8 pixels."""
     rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in parameters(SPEC).items()}
+    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in parameters(SPEC.layers()).items()}
     for name, array in arrays.items():
         if name.endswith("running_var"):
             array[:] = 1

@@ -26,10 +26,11 @@ import torch
 import alnumpy
 import train
 from alnumpy import postprocess
+from alnumpy.counts import alblock_ratios, bottleneck_cost, total
 from alnumpy.errors import AlnumpyError
 from alnumpy.evaluation import evaluate_landmarks
+from alnumpy.networks import SPECS, ALNet, Spec
 from alnumpy.retrieval import Scores, evaluate
-from alnumpy.spec import SPECS, Spec, alblock_ratios, bottleneck_cost, total_flops, total_params
 from baselines import BASELINES
 from datasets import landmarks, load_class_folders
 
@@ -193,15 +194,20 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
+def with_head(spec: Spec, classes: int) -> int:
+    """Parameters with a linear classifier."""
+    return total(spec.layers()).parameters + (spec.embedding + 1) * classes
+
+
 def counts(spec: Spec, size: int) -> tuple[str, str]:
     """FLOPs the authors' way and parameters with a classifier of ten, in millions."""
-    flops, _ = total_flops(spec, (size, size))
-    return f"{flops / 1e6:.2f}", f"{total_params(spec, classes=10) / 1e6:.2f}"
+    cost = total(spec.layers(), (size, size))
+    return f"{cost.flops / 1e6:.2f}", f"{with_head(spec, 10) / 1e6:.2f}"
 
 
 def blocks(size: int) -> Iterator[list[str]]:
     """Table 1 for the seven blocks of ALNet at an input of ``size``: MobileNetV2's bottleneck, the ALBlock, ratios."""
-    spec = SPECS["alnet"]
+    spec = ALNet()
     cin = spec.stem
     for i, (t, c, s) in enumerate(spec.blocks, 1):
         after = (size - 1) // s + 1
@@ -231,7 +237,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     pages["blocks"] = table(["block", "parameters", "ALBlock", "R1", "FLOPs", "ALBlock", "R2"], list(blocks(32)))
     rows, details = [], []
     for spec, (name, *paper) in ABLATIONS.items():
-        row = [name, f"{total_params(SPECS[spec], classes=10) / 1e6:.2f}"]
+        row = [name, f"{with_head(SPECS[spec], 10) / 1e6:.2f}"]
         for data, value in zip(PAPER, paper, strict=True):
             own = results.get(data, {}).get("networks", {}).get(spec)
             row += [f"{value:.2f}", percent(own["full_map"]) if own else "not run"]

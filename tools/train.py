@@ -43,11 +43,11 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"train.py: {missing.name} is not installed; training needs: pip install 'alnumpy[train]'")
 
-from alnet_torch import ALNet
 from alnumpy import weights
 from alnumpy.errors import AlnumpyError
-from alnumpy.spec import SPECS
+from alnumpy.networks import SPECS
 from datasets import files, landmark_classes, load_class_folders, mnist, sun397, svhn
+from torch_network import Network
 
 MODERN_LR = 0.02  # of Muon
 ADAM_SHARE = 0.2  # of it for what AdamW trains
@@ -252,7 +252,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return Depthwise.apply(x, self.weight, self.stride[0])
 
 
-def compiled(model: ALNet, device: torch.device) -> Callable[[Tensor], Tensor]:
+def compiled(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
     """torch.compile, with depthwise convolutions that are fast under it on a CPU."""
     if device.type == "cpu":
         for module in model.modules():
@@ -267,7 +267,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, classes: int, steps: int, device: torch.device):
         self.device, self.modern = device, args.recipe == "modern"
         self.spec = SPECS[args.spec]
-        model = ALNet(self.spec, classes)
+        model = Network(self.spec, classes)
         if args.init:
             start = weights.read(args.init)
             if start.spec != self.spec:

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from .. import spec, weights
+from .. import counts, weights
 from ..embedder import load
 from ..errors import MissingExtraError, UnsupportedError, printable
-from ..spec import SPECS, Spec
+from ..layers import parameters as shapes_of
+from ..networks import SPECS, Spec
 from .common import Command, UsageError, add_backend, height_and_width
 
 SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
@@ -35,7 +36,7 @@ def run_info(args: argparse.Namespace) -> int:
     size = args.size
     if args.spec:
         network, title = SPECS[args.spec], args.spec
-        parameters: Mapping[str, np.ndarray] = {k: np.zeros(v) for k, v in spec.parameters(network).items()}
+        parameters: Mapping[str, np.ndarray] = {k: np.zeros(v) for k, v in shapes_of(network.layers()).items()}
         size = size or (32, 32)
     else:
         path = args.weights or weights.default_path()
@@ -45,11 +46,10 @@ def run_info(args: argparse.Namespace) -> int:
         size = size or (loaded.preprocessing.size, loaded.preprocessing.size)
     print(f"{title}: input 3x{size[0]}x{size[1]}")
     print(layer_table(network, size))
-    from .. import networks
     from ..lower import lower
 
     try:
-        arena = lower(networks.Spec.from_dict(network.to_dict()), parameters).arena_bytes(size)
+        arena = lower(network, parameters).arena_bytes(size)
         print(f"activations: {arena:,} bytes a thread (numba backend)")
     except UnsupportedError as error:
         print(f"activations: numpy backend only: {error}")
@@ -61,26 +61,10 @@ def run_info(args: argparse.Namespace) -> int:
 
 def layer_table(network: Spec, size: tuple[int, int]) -> str:
     """Layers of a network for an input of (H, W) as aligned text, with the totals below."""
-    input_size = size
-    rows = [("layer", "operator", "output", "params", "FLOPs", "FLOPs eq. (5)")]
-    for layer in spec.layers(network):
-        counts = spec.count_params(layer)
-        flops, eq5 = spec.layer_flops(layer, size), spec.layer_flops_eq5(layer, size)
-        size = spec.output_size(layer, size)
-        if isinstance(layer, spec.Conv):
-            kind = "depthwise" if layer.groups == layer.cin else "conv"
-            text = f"{kind} {layer.kernel}x{layer.kernel} /{layer.stride} g{layer.groups} bn {layer.activation}"
-            channels = layer.cout
-        elif isinstance(layer, spec.Shuffle):
-            text, channels = f"channel shuffle g{layer.groups}", layer.channels
-        else:
-            text, channels = f"cbam {network.cbam} hidden {layer.hidden}", layer.channels
-        shape = f"{channels}x{size[0]}x{size[1]}"
-        rows.append((layer.name, text.strip(), shape, f"{sum(counts.values()):,}", f"{flops:,}", f"{eq5:,}"))
-    pool_flops = (size[0] * size[1] + 1) * network.embedding
-    rows.append(("pool", "adaptive average 1x1", f"{network.embedding}", "0", f"{pool_flops:,}", "0"))
-    authors, eq5 = spec.total_flops(network, input_size)
-    rows.append(("total", "", "", f"{spec.total_params(network):,}", f"{authors:,}", f"{eq5:,}"))
+    rows: list[tuple[str, ...]] = [("layer", "operator", "output", "params", "FLOPs", "FLOPs eq. (5)", "multiply-adds")]
+    for layer, (height, width), *numbers in counts.costs(network.layers(), size):
+        rows.append((layer.name, str(layer), f"{layer.channels}x{height}x{width}", *(f"{n:,}" for n in numbers)))
+    rows.append(("total", "", "", *(f"{n:,}" for n in counts.total(network.layers(), size))))
     return format_rows(rows)
 
 
