@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from operator import length_hint
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from . import images, reference
 from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedError
@@ -36,7 +38,7 @@ class Embedded(NamedTuple):
     """What became of one file: its embedding, float32 (spec.embedding,), or the error that kept it from having one."""
 
     path: str
-    embedding: np.ndarray | None
+    embedding: NDArray[np.float32] | None
     error: ImageError | None
 
 
@@ -47,8 +49,22 @@ class SelfTest(NamedTuple):
     largest_error: float  # largest absolute difference of a component
 
 
+_shared: WeakValueDictionary[bytes, Weights] = WeakValueDictionary()  # weights that embedders were pickled with
+
+
+def _share(weights: Weights) -> Weights:
+    """The weights of this process that are equal to these, or these."""
+    digest = hashlib.sha256(repr((weights.spec, weights.preprocessing, weights.source_sha256)).encode())
+    for name, array in sorted(weights.parameters.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return _shared.setdefault(digest.digest(), weights)
+
+
 class Embedder:
-    """Embeds pictures with one network and its preprocessing. Make one with ``alnumpy.load``."""
+    """Embeds pictures with one network and its preprocessing. Make one with ``alnumpy.load``.
+
+    It can be copied, and pickled for worker processes; all that are equal share their weights within a process.
+    """
 
     def __init__(
         self,
@@ -76,7 +92,18 @@ class Embedder:
         self._numpy_seconds = 0.0  # what all pictures so far, and those known to come, take with NumPy
         self._program: Program | None = None
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
+    def __copy__(self) -> Embedder:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"weights": _share(self.weights), "_program": None}  # which takes no time to make again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"weights": _share(state["weights"])})
+
+    def forward(self, x: np.ndarray) -> NDArray[np.float32]:
         """Embeddings of preprocessed pictures: float32 (N, 3, H, W) of any size -> float32 (N, spec.embedding).
 
         Each picture is computed by itself, so that its embedding has the same bits in any batch and with any number of
@@ -142,17 +169,27 @@ class Embedder:
         difference = Embedder(self.weights, backend=self.backend).forward(self.weights.self_test_input) - recorded
         return SelfTest(float(np.linalg.norm(difference) / np.linalg.norm(recorded)), float(np.abs(difference).max()))
 
-    def embed(self, pictures: ImageSource | Iterable[ImageSource]) -> np.ndarray:
-        """Embeddings of one picture or of a list: paths, PIL images or uint8 arrays (H, W, 3) -> (N, spec.embedding).
+    def embed(
+        self, pictures: ImageSource | Iterable[ImageSource], max_pixels: int = images.MAX_PIXELS
+    ) -> NDArray[np.float32]:
+        """Embeddings of one picture or of an iterable of pictures, float32 (N, spec.embedding).
 
-        Raises ImageError for a picture that cannot be read, or whose embedding is not finite.
+        A picture is a path, the bytes of a file, a binary file object, a PIL image, or a uint8 array: grey (H, W) or
+        (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4). Whatever has more than ``max_pixels`` is refused, but for JPEGs,
+        which are then decoded at 1/2, 1/4 or 1/8 of their size.
+
+        Raises ImageError for a picture that cannot be read, or whose embedding is not finite, ImageMemoryError where
+        there is too little memory, TypeError for anything that is no picture.
+
+            embedder.embed("a.jpg")                          # (1, 1280)
+            embedder.embed([open("a.jpg", "rb"), pixels])    # (2, 1280)
         """
-        single = isinstance(pictures, (str, os.PathLike, Image.Image, np.ndarray))
-        sources: list[ImageSource] = [pictures] if single else list(pictures)  # type: ignore[list-item, arg-type]
-        x = np.empty((len(sources), 3, self.preprocessing.size, self.preprocessing.size), np.float32)
-        for i, source in enumerate(sources):
-            x[i], _ = images.load(source, self.preprocessing)
-        y = self.forward(x)
+        sources = [pictures] if images.is_source(pictures) else pictures
+        if not isinstance(sources, Iterable):
+            raise TypeError(f"embed takes {images.SOURCES}, or an iterable of those, not {type(pictures).__name__}")
+        inputs = [images.load(source, self.preprocessing, max_pixels)[0] for source in sources]  # type: ignore[arg-type]
+        size = self.preprocessing.size
+        y = self.forward(np.stack(inputs) if inputs else np.empty((0, 3, size, size), np.float32))
         if not np.isfinite(y).all():
             raise ImageError(NOT_FINITE)
         return y
@@ -162,32 +199,42 @@ class Embedder:
     ) -> Iterator[Embedded]:
         """Embeds files in batches and yields an ``Embedded`` for each path, in order, in constant memory.
 
-        A file that cannot be read is yielded with its error; the others go on.
+        The files of a batch are decoded in ``threads`` threads. A file that cannot be read is yielded with its
+        error; the others go on.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("embed_files takes an iterable of paths, not one path")
+        return self._embed_files(paths, batch_size, max_pixels)
+
+    def _embed_files(
+        self, paths: Iterable[str | os.PathLike[str]], batch_size: int, max_pixels: int
+    ) -> Iterator[Embedded]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def read(path: str) -> np.ndarray | ImageError:
+            try:
+                return images.load(path, self.preprocessing, max_pixels)[0]
+            except ImageError as error:
+                return error
+
         expected = length_hint(paths)  # 0 where it cannot be known: then "auto" counts batch by batch
         known = expected > 0
         remaining = iter(paths)
-        while batch := [os.fspath(path) for path in islice(remaining, batch_size)]:
-            inputs: list[np.ndarray] = []
-            errors: dict[int, ImageError] = {}
-            for i, path in enumerate(batch):
-                try:
-                    inputs.append(images.load(path, self.preprocessing, max_pixels)[0])
-                except ImageError as error:
-                    errors[i] = error
-            embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())
-            expected = 0 if inputs else expected
-            for i, path in enumerate(batch):
-                if i in errors:
-                    yield Embedded(path, None, errors[i])
-                elif np.isfinite(embedding := next(embeddings)).all():
-                    yield Embedded(path, embedding, None)
-                else:
-                    yield Embedded(path, None, ImageError(f"{path}: {NOT_FINITE}"))
+        with ThreadPoolExecutor(self.threads) as pool:
+            while batch := [os.fspath(path) for path in islice(remaining, batch_size)]:
+                found = list(pool.map(read, batch))
+                inputs = [x for x in found if isinstance(x, np.ndarray)]
+                embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())
+                expected = 0 if inputs else expected
+                for path, x in zip(batch, found, strict=True):
+                    if isinstance(x, ImageError):
+                        yield Embedded(path, None, x)
+                    elif np.isfinite(embedding := next(embeddings)).all():
+                        yield Embedded(path, embedding, None)
+                    else:
+                        yield Embedded(path, None, ImageError(f"{path}: {NOT_FINITE}"))
 
 
 def available_threads() -> int:

@@ -21,6 +21,8 @@ MAX_SIZE = 4096  # side of the network's input
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
+SOURCES = "a path, the bytes of a file, a binary file object, a PIL image or a uint8 array"
+
 Result = TypeVar("Result")
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -84,6 +86,12 @@ def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _run(source, max_pixels, 0, _as_rgb)[0]
 
 
+def is_source(item: object) -> bool:
+    """Whether an object is of a type that one picture may have."""
+    types = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    return isinstance(item, types) or callable(getattr(item, "read", None))
+
+
 def read_file(
     source: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, draft: int = 0
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -125,10 +133,7 @@ def _run(
         return decode.decode(io.BytesIO(source), "picture", max_pixels, draft, finish)
     if callable(getattr(source, "read", None)):
         return decode.decode(_from_start(source), _name_of(source), max_pixels, draft, finish)
-    raise TypeError(
-        "a picture must be a path, the bytes of a file, a binary file object, a PIL image or a uint8 array, "
-        f"not {type(source).__name__}"
-    )
+    raise TypeError(f"a picture must be {SOURCES}, not {type(source).__name__}")
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

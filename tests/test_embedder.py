@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -227,3 +230,59 @@ def test_embedding_one_picture_imports_neither_numba_nor_torch():
         "print([m for m in ('numba', 'llvmlite', 'torch') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_all_kinds_of_pictures(embedder):
+    path = DIGITS[0]
+    grey = np.asarray(Image.open(path).convert("L"))
+    rgba = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    wanted = embedder.embed(path)
+    assert wanted.dtype == np.float32
+    with open(path, "rb") as file:
+        sources = [path.read_bytes(), io.BytesIO(path.read_bytes()), file, Image.open(path), grey, grey[..., None]]
+        sources += [np.dstack([grey] * 3), rgba, bytearray(path.read_bytes())]
+        for source in sources:
+            np.testing.assert_array_equal(embedder.embed(source), wanted)
+        file.seek(0)
+        np.testing.assert_array_equal(embedder.embed([file, path]), np.vstack([wanted, wanted]))
+    behind = io.BytesIO(b"something else" + path.read_bytes())
+    behind.seek(14)
+    np.testing.assert_array_equal(embedder.embed(behind), wanted)
+    for wrong in (None, 3, 0.5):
+        with pytest.raises(TypeError, match="a path, the bytes of a file, a binary file object"):
+            embedder.embed(wrong)
+        with pytest.raises(TypeError, match=f"a uint8 array, not {type(wrong).__name__}"):
+            embedder.embed([wrong])
+
+
+def test_every_kind_of_picture_is_guarded(embedder, tmp_path):
+    image = Image.effect_noise((60, 50), 90)
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.jpg")
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), image, np.asarray(image)):
+        assert len(embedder.embed(source, max_pixels=3000)) == 1
+        with pytest.raises(ImageError, match="60x50 pixels, more than the limit of 2999"):
+            embedder.embed(source, max_pixels=2999)
+    with Image.open(tmp_path / "a.png") as lazy, pytest.raises(ImageError, match="more than the limit"):
+        embedder.embed(lazy, max_pixels=2999)
+    half = embedder.embed(images.read_file(tmp_path / "a.jpg", draft=25)[0])
+    np.testing.assert_array_equal(embedder.embed(tmp_path / "a.jpg", max_pixels=2999), half)
+    with Image.open(tmp_path / "a.jpg") as lazy:
+        np.testing.assert_array_equal(embedder.embed(lazy, max_pixels=2999), half)
+        assert lazy.size == (60, 50)  # which stays as it was
+
+
+def test_pickled_and_copied_embedders_share_their_weights(embedder):
+    wanted = embedder.embed(DIGITS[0])
+    twins = [pickle.loads(pickle.dumps(embedder)), copy.copy(embedder), copy.deepcopy(embedder)]
+    for twin in twins:
+        assert twin.weights is embedder.weights
+        np.testing.assert_array_equal(twin.embed(DIGITS[0]), wanted)
+    code = (
+        "import pickle, sys; one, other = [pickle.loads(sys.stdin.buffer.read(int(n))) for n in sys.argv[1:]]; "
+        "print(one is not other and one.weights is other.weights, one.weights.spec.name)"
+    )
+    data = pickle.dumps(embedder)
+    command = [sys.executable, "-c", code, str(len(data)), str(len(data))]
+    done = subprocess.run(command, input=data + data, capture_output=True, check=True)
+    assert done.stdout.decode() == f"True {embedder.spec.name}\n"
