@@ -415,7 +415,7 @@ _TIFF_KEPT = {
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317, 320, 322, 323, 324),
     *(325, 330, 332, 334, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532, 34675, 50674),
 }  # what pixels are made from; XMP, EXIF, resolution, descriptions and the rest are not
-_TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # of whole numbers
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 @dataclass
@@ -450,15 +450,19 @@ class _Directory:
                 return value if 1 <= value <= 8 else 0
         return 0
 
-    def without(self, tags: Callable[[int], bool]) -> bytes:
-        """The directory as it is written with the entries of some tags alone; shorter or as long."""
-        kept = [entry.raw for entry in self.entries if tags(entry.tag)]
-        count, following = ("Q", "Q") if self.big else ("H", "I")
-        return (
-            struct.pack(self.order + count, len(kept))
-            + b"".join(kept)
-            + struct.pack(self.order + following, self.following)
+    def cleaned(self, size: int) -> bytes:
+        """The directory without what decoding does not depend on, and what lies outside the file; no longer than it."""
+        kept = b"".join(
+            entry.raw for entry in self.entries if entry.tag in _TIFF_KEPT and self._lies_within(entry, size)
         )
+        count, pointer = (8, 8) if self.big else (2, 4)
+        number = len(kept) // len(self.entries[0].raw)
+        return (self.pack(number, count) + kept + self.pack(self.following, pointer))[: self.length]
+
+    def _lies_within(self, entry: _Entry, size: int) -> bool:
+        """Whether the values of an entry are of a known type and in a file of that size."""
+        length = _TIFF_SIZES.get(entry.type, size + 1) * entry.count
+        return length <= len(entry.field) or self.number(entry.field) + length <= size
 
 
 def _directories(file: IO[bytes]) -> Iterator[_Directory]:
@@ -500,20 +504,21 @@ def _directory_at(file: IO[bytes], offset: int, order: str, big: bool) -> _Direc
 def _tiff(file: IO[bytes]) -> Container:
     """The whole file, its directories without the entries that decoding does not depend on."""
     picture = Container()
+    size = _length(file)
     patches: dict[int, bytes] = {}
     for number, directory in enumerate(_directories(file)):
         if number == 0:
             texts = (entry for entry in directory.entries if entry.tag == 700 and entry.type in (1, 2, 7))
             xmp = next((_at(file, directory.number(e.field), min(e.count, MAX_INFLATED)) for e in texts), b"")
             picture.orientation = directory.orientation() or orientation_of(xmp=xmp)
-        patches[directory.offset] = directory.without(_TIFF_KEPT.__contains__)[: directory.length]
+        patches[directory.offset] = directory.cleaned(size)
     parts: list[Part] = []
     at = 0
     for offset, patch in sorted(patches.items()):
         if offset >= at:
             parts += [(at, offset - at), patch]
             at = offset + len(patch)
-    picture.parts = [*parts, (at, max(0, _length(file) - at))]
+    picture.parts = [*parts, (at, max(0, size - at))]
     return picture
 
 

@@ -87,7 +87,7 @@ def add_max_pixels(command: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=positive_int,
         default=images.MAX_PIXELS,
-        help="refuse pictures of more pixels, which bounds the memory (default: %(default)s)",
+        help="refuse pictures of more pixels, and decode JPEGs of more at reduced size (default: %(default)s)",
     )
 
 
