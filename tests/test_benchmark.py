@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -150,8 +151,9 @@ def test_ceiling_is_plausible():
     ceiling = benchmark.measure_ceiling(1, 0.05)
     assert 0.5 < ceiling["sgemm"] < 10_000
     assert 0.1 < ceiling["copy_gbytes"] < 10_000
-    if "failed" not in ceiling:
-        assert 0.4 < ceiling["gflops"] / ceiling["sgemm"] < 10  # BLAS may use several threads here
+    assert 0.5 < ceiling["gflops"] < 10_000
+    cores = os.cpu_count() or 1  # all of which BLAS may use here; by how much it is slower depends on its kernels
+    assert ceiling["gflops"] * cores > 0.1 * ceiling["sgemm"]
 
 
 def quick(*arguments: str) -> str:
