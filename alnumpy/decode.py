@@ -42,8 +42,8 @@ DECODER_BYTES = {"WEBP": 12, "GIF": 12, "TIFF": 4, "AVIF": 12, "HEIF": 12}  # be
 REASONS = [
     (r"truncated|not enough|unexpected end|[Ee]nd of file|EOF", "the file is truncated: it ends before its pixels do"),
     (
-        r"^-\d+$|decoder error|decoding error|broken data stream|could not create decoder|failed to decode|buffer overrun"
-        r"|unrecognized data stream|decompress|incorrect",
+        r"^-\d+$|decoder error|decoding error|broken data stream|could not create decoder|failed to decode"
+        r"|buffer overrun|unrecognized data stream|decompress|incorrect",
         "damaged: its pixels cannot be decoded",
     ),
     (r"[Uu]nsupported|unknown pixel mode|unknown data organization|unknown raw mode|cannot load this image",
