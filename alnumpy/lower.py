@@ -29,7 +29,7 @@ import numpy as np
 from .arena import Argument, Buffer, Layout, Packer, Steps, round_up
 from .errors import UnsupportedError
 from .kernels.abi import ACTIVATIONS, LINE, NONE, PACK, STEM_ROWS, TILE_PACKS, Op, address
-from .layers import BN, IMAGE, Cbam, Conv, Layer, Mean, Shuffle, Size
+from .layers import BN, IMAGE, Add, Cbam, Concat, Conv, Layer, Mean, Pool, Shuffle, Size, Slice, SqueezeExcite
 from .networks import Spec
 
 Array = np.ndarray
@@ -98,6 +98,11 @@ class Place(NamedTuple):
     width: int  # planes, or floats of a record
     planar: bool = False
     attended: bool = False  # planar only: whoever reads the map multiplies it by the factors of its attention
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the channels stand one after the other."""
+        return np.array_equal(self.channels, np.arange(len(self.channels)))
 
 
 class Attention(NamedTuple):
@@ -316,10 +321,10 @@ class ToChannelsLast:
 class Pointwise:
     """1x1 convolution, channels last."""
 
-    def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
-        weight, bias = pack.fold(layer)
+    def __init__(self, layer: Conv, source: Place, weight: Array, bias: Array, pack: Pack) -> None:
+        """``weight`` (O, C/g) and ``bias`` (O,) are folded."""
         self.layer, self.x_stride = layer, source.width
-        self.w = pack.weights.add(pack_pointwise(weight[:, :, 0, 0], bias, layer.groups))
+        self.w = pack.weights.add(pack_pointwise(weight, bias, layer.groups))
         self.table = pack.tables.add(source.channels)
         self.place = grouped(layer.channels, layer.groups)
 
@@ -334,24 +339,144 @@ class Pointwise:
         return Map(y, x.size)
 
 
+class Patches:
+    """Any dense convolution of the picture, channels last: for each pixel what its taps see, then their products."""
+
+    def __init__(self, layer: Conv, pack: Pack) -> None:
+        self.layer, inputs = layer, layer.cin * layer.kernel**2
+        self.record = round_up(inputs - layer.kernel + PACK, PACK)  # room for the last row's vector
+        taps = Conv(layer.name, layer.inputs, layer.channels, inputs, activation=layer.activation)
+        weight, bias = pack.fold(layer)
+        self.product = Pointwise(taps, Place(np.arange(inputs), self.record), weight.reshape(-1, inputs), bias, pack)
+        self.place = self.product.place
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        layer, (new_height, new_width) = self.layer, self.layer.size(x.size)
+        (top, _), (left, _) = layer.pads(x.size)
+        y = Buffer(new_height * new_width * self.record)
+        steps.add(
+            Op.PATCHES, y=y, height=x.size[0], width=x.size[1], new_height=new_height, new_width=new_width,
+            taps=layer.kernel, stride=layer.stride, top=top, left=left, record=self.record,
+        )  # fmt: skip
+        return self.product.emit(steps, Map(y, (new_height, new_width)))
+
+
 class Depthwise:
-    """3x3 depthwise convolution, ReLU6, channels last."""
+    """Depthwise convolution, channels last."""
 
     def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
         weight, bias = pack.fold(layer)
-        packed = np.zeros((10, source.width))
+        packed = np.zeros((1 + layer.kernel**2, source.width))
         packed[0, source.channels] = bias
-        packed[1:, source.channels] = weight.reshape(layer.channels, 9).T
+        packed[1:, source.channels] = weight.reshape(layer.channels, -1).T
         self.layer, self.w, self.place = layer, pack.weights.add(packed), source
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        layer, (height, width), (new_height, new_width) = self.layer, x.size, self.layer.size(x.size)
+        (top, _), (left, _) = layer.pads(x.size)
+        y = Buffer(new_height * new_width * self.place.width)
+        steps.add(
+            Op.DEPTHWISE, x=x.buffer, y=y, w=self.w, height=height, width=width, new_height=new_height,
+            new_width=new_width, taps=layer.kernel, stride=layer.stride, top=top, left=left,
+            channels=self.place.width, activation=ACTIVATIONS[layer.activation],
+        )  # fmt: skip
+        return Map(y, (new_height, new_width))
+
+
+class Pooled:
+    """3x3 pool, channels last."""
+
+    def __init__(self, layer: Pool, source: Place) -> None:
+        self.layer, self.place = layer, source
 
     def emit(self, steps: Steps, x: Map) -> Map:
         (height, width), (new_height, new_width) = x.size, self.layer.size(x.size)
         y = Buffer(new_height * new_width * self.place.width)
         steps.add(
-            Op.DEPTHWISE, x=x.buffer, y=y, w=self.w, height=height, width=width, new_height=new_height,
-            new_width=new_width, stride=self.layer.stride, channels=self.place.width,
+            Op.MAX_POOL if self.layer.kind == "max" else Op.MEAN_POOL, x=x.buffer, y=y, height=height, width=width,
+            new_height=new_height, new_width=new_width, channels=self.place.width,
         )  # fmt: skip
         return Map(y, (new_height, new_width))
+
+
+class Sum:
+    """The sum of two maps whose channels stand in the same places."""
+
+    def __init__(self, layer: Add, place: Place) -> None:
+        self.activation, self.place = ACTIVATIONS[layer.activation], place
+
+    def emit(self, steps: Steps, x: Map, other: Map) -> Map:
+        count = x.size[0] * x.size[1] * self.place.width
+        y = Buffer(count)
+        steps.add(Op.ADD_MAPS, x=x.buffer, other=other.buffer, y=y, count=count, activation=self.activation)
+        return Map(y, x.size)
+
+
+class Joined:
+    """The channels of maps one after the other in one record; of a single map, its channels in their order."""
+
+    def __init__(self, sources: Sequence[Place], activation: str, pack: Pack) -> None:
+        self.activation = activation
+        self.place = grouped(sum(len(source.channels) for source in sources), 1)
+        self.copies, start = [], 0
+        for source in sources:
+            last = source is sources[-1]
+            channels = (self.place.width if last else start + len(source.channels)) - start
+            table = np.full(channels, -1)  # zeros for the padding
+            table[: len(source.channels)] = source.channels
+            copy = {"x_stride": source.width, "y_stride": self.place.width, "start": start, "channels": channels}
+            self.copies.append(copy | {"table": pack.tables.add(table)})
+            start += channels
+
+    def emit(self, steps: Steps, *inputs: Map) -> Map:
+        pixels = inputs[0].size[0] * inputs[0].size[1]
+        y = Buffer(pixels * self.place.width)
+        for x, copy in zip(inputs, self.copies, strict=True):
+            steps.add(Op.COPY, x=x.buffer, y=y, pixels=pixels, **copy)
+        if self.activation:
+            steps.add(Op.ACTIVATE, x=y, count=pixels * self.place.width, code=ACTIVATIONS[self.activation])
+        return Map(y, inputs[0].size)
+
+
+class Excite:
+    """Squeeze-and-excitation of a channels-last map, in place."""
+
+    def __init__(self, layer: SqueezeExcite, source: Place, pack: Pack) -> None:
+        self.layer, self.place = layer, source
+        second, second_bias = np.zeros((source.width, layer.hidden)), np.zeros(source.width)
+        second[source.channels] = pack.get(layer, "fc2.weight")
+        second_bias[source.channels] = pack.get(layer, "fc2.bias")
+        first = pack_pointwise(pack.get(layer, "fc1.weight"), pack.get(layer, "fc1.bias"), 1)
+        self.mlp = {
+            "w1": pack.weights.add(first),
+            "table1": pack.tables.add(source.channels),
+            "w2": pack.weights.add(pack_pointwise(second, second_bias, 1)),
+            "table2": pack.tables.add(np.arange(layer.hidden)),
+        }
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        layer, (height, width), floats = self.layer, x.size, self.place.width
+        means, channel = Buffer(2 * floats), Buffer(floats)
+        steps.add(Op.MEANS, x=x.buffer, y=means, height=height, width=width, channels=floats)
+        steps.add(
+            Op.SQUEEZE_EXCITE, means=means, hidden=Buffer(round_up(layer.hidden, PACK)), y=channel, **self.mlp,
+            width=floats, hidden_channels=layer.hidden, channels=layer.channels,
+            activation=ACTIVATIONS[layer.activation], gate=ACTIVATIONS[layer.gate],
+        )  # fmt: skip
+        steps.add(Op.SCALE, x=x.buffer, height=height, width=width, channels=floats, channel=channel, spatial=NONE)
+        return x
+
+
+class Means:
+    """The mean over the pixels as a map of one pixel, for layers that follow it."""
+
+    def __init__(self, source: Place) -> None:
+        self.place = source
+
+    def emit(self, steps: Steps, x: Map) -> Map:
+        y = Buffer(2 * self.place.width)  # the maxima follow the means
+        steps.add(Op.MEANS, x=x.buffer, y=y, height=x.size[0], width=x.size[1], channels=self.place.width)
+        return Map(y, (1, 1))
 
 
 class Reordered:
@@ -426,7 +551,7 @@ class Attend:
 class Embedding:
     """The mean over the pixels of a channels-last map times its attention: the result of a program."""
 
-    def __init__(self, layer: Mean, source: Place) -> None:
+    def __init__(self, layer: Layer, source: Place) -> None:
         self.channels, self.place = layer.channels, source
 
     def emit(self, steps: Steps, x: Map) -> Map:
@@ -461,31 +586,81 @@ def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
             add(ToChannelsLast(places[name]), (name,), name)
         return places[name]
 
-    def unit_of(layer: Layer) -> Unit:
+    def packed(name: str) -> Place:
+        """The place of a map whose records are whole packs from here on."""
+        if channels_last(name).width % PACK:
+            add(Joined([places[name]], "", pack), (name,), name)
+        return places[name]
+
+    def in_order(name: str) -> Place:
+        """The place of a map whose channels stand one after the other from here on."""
+        if not packed(name).in_order:
+            add(Joined([places[name]], "", pack), (name,), name)
+        return places[name]
+
+    def own(layer: Layer) -> tuple[Place, tuple[str, ...]]:
+        """The place and name of a layer's input, or of a copy where others read what the layer changes in place."""
+        (name,) = layer.inputs
+        place, maker = packed(name), next(node for node in reversed(nodes) if node.name == name)
+        if readers[name] == 1 and not isinstance(maker.unit, Reordered):
+            return place, (name,)
+        add(Joined([place], "", pack), (name,), f"{layer.name} copy")
+        return places[f"{layer.name} copy"], (f"{layer.name} copy",)
+
+    def unit_of(layer: Layer) -> tuple[Unit, tuple[str, ...]]:
+        x, inputs = layer.inputs[0], layer.inputs
         match layer:
             case Conv(inputs=("image",), kernel=3, stride=1, activation="relu", groups=1):
-                return Stem(layer, pack)
-            case Cbam(inputs=(x,)) if x != IMAGE and places[x].planar and not places[x].attended:
-                return Attend(layer, places[x], pack, pending=True)
-            case Conv(inputs=(x,), kernel=1, stride=1) if x != IMAGE:
-                return Pointwise(layer, channels_last(x), pack)
-            case Conv(inputs=(x,), kernel=3, activation="relu6") if (
-                x != IMAGE and is_depthwise(layer) and symmetric(layer)
-            ):
-                return Depthwise(layer, channels_last(x), pack)
-            case Shuffle(inputs=(x,)) if x != IMAGE:
-                return Reordered(shuffled(layer.channels, layer.groups), channels_last(x))
-            case Cbam(inputs=(x,)) if x != IMAGE:
-                pending = layers[-1].inputs == (layer.name,) and readers[layer.name] == 1
-                return Attend(layer, channels_last(x), pack, pending)
-            case Mean(inputs=(x,)) if x != IMAGE and layer is layers[-1]:
-                return Embedding(layer, channels_last(x))
+                return Stem(layer, pack), inputs
+            case Conv(inputs=("image",), groups=1):
+                return Patches(layer, pack), inputs
+            case _ if IMAGE in layer.inputs:
+                pass
+            case Conv(kernel=1, stride=1):
+                weight, bias = pack.fold(layer)
+                return Pointwise(layer, channels_last(x), weight[:, :, 0, 0], bias, pack), inputs
+            case Conv() if is_depthwise(layer):
+                return Depthwise(layer, packed(x), pack), inputs
+            case Shuffle():
+                return Reordered(shuffled(layer.channels, layer.groups), channels_last(x)), inputs
+            case Slice():
+                source = channels_last(x)
+                return Reordered(np.arange(len(source.channels))[layer.indices()], source), inputs
+            case Add(inputs=(x, other)):
+                same = np.array_equal(packed(x).channels, packed(other).channels)
+                same = same and places[x].width == places[other].width
+                if not same:
+                    in_order(x), in_order(other)
+                return Sum(layer, places[x]), inputs
+            case Concat():
+                return Joined([channels_last(name) for name in layer.inputs], layer.activation, pack), inputs
+            case Pool():
+                return Pooled(layer, packed(x)), inputs
+            case SqueezeExcite():
+                place, inputs = own(layer)
+                return Excite(layer, place, pack), inputs
+            case Cbam() if places[x].planar and not places[x].attended:
+                return Attend(layer, places[x], pack, pending=True), inputs
+            case Cbam() if layers[-1].inputs == (layer.name,) and readers[layer.name] == 1:
+                return Attend(layer, in_order(x), pack, pending=True), inputs
+            case Cbam():
+                place, inputs = own(layer)
+                return Attend(layer, place, pack, pending=False), inputs
+            case Mean() if layer is layers[-1]:
+                return Embedding(layer, in_order(x)), inputs
+            case Mean():
+                return Means(packed(x)), inputs
         raise UnsupportedError(f"{spec.name}: no compiled kernel computes the layer {layer.name}: {layer}")
 
     rest = list(layers)
     while rest:
-        block = PlanarBlock.match(rest, readers, places) or rest[:1]
-        unit: Unit = unit_of(rest[0]) if len(block) == 1 else PlanarBlock(block, pack)
-        add(unit, block[0].inputs, block[-1].name, block)
+        if block := PlanarBlock.match(rest, readers, places):
+            add(PlanarBlock(block, pack), block[0].inputs, block[-1].name, block)
+        else:
+            block = rest[:1]
+            unit, inputs = unit_of(rest[0])
+            add(unit, inputs, rest[0].name, block)
         del rest[: len(block)]
+    if not isinstance(layers[-1], Mean):
+        add(Embedding(layers[-1], in_order(layers[-1].name)), (layers[-1].name,), "embedding")
     return Program(layers[-1].channels, pack.weights.join(), pack.tables.join(), nodes)

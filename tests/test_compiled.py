@@ -6,14 +6,15 @@ python tests/test_compiled.py        # records the bits of embeddings anew: test
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from conftest import DATA, random_params
-from test_lower import ALNETS, ODD, PRESETS, digest
+from test_lower import ALNETS, ODD, PRESETS, Custom, digest
 
 from alnumpy import kernels, reference
-from alnumpy.layers import CBAM_LAYOUTS
+from alnumpy.layers import CBAM_LAYOUTS, Chain, evaluate
 from alnumpy.lower import lower
 from alnumpy.networks import SPECS, ALNet, Spec
 
@@ -22,6 +23,7 @@ from alnumpy.kernels.simd import LANES
 
 RECORDED = DATA / "bits.json"
 SIZES = [(28, 28), (32, 32), (37, 53), (64, 64), (128, 128), (160, 160), (1, 1), (1, 7), (5, 3)]
+OTHERS = [name for name in SPECS if not name.startswith(("alnet", "lnet"))]
 NETWORKS = [*PRESETS[:4], *(ALNet(f"alnet {cbam}", cbam=cbam) for cbam in CBAM_LAYOUTS)]
 
 
@@ -53,6 +55,68 @@ def test_other_networks(spec: Spec) -> None:
         assert error(kernels.run(program, x), reference.forward(spec, params, x)) <= 1e-5, size
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_compared_network(name: str) -> None:
+    """Every other preset, at sizes whose strides leave odd and even maps, down to one pixel."""
+    spec = SPECS[name]
+    params = random_params(spec, gains=(0.8, 1.2))
+    program = lower(spec, params)
+    for count, size in enumerate([(32, 32), (33, 47), (97, 64), (1, 1), (5, 9)], 1):
+        x = pictures(min(count, 2), size)
+        assert error(kernels.run(program, x), reference.forward(spec, params, x)) <= 1e-5, size
+
+
+def in_a_network(build: Callable[[Chain], None]) -> None:
+    """Compares the kernels and reference.py on layers behind a stem of six channels."""
+    net = Chain()
+    net.conv("stem", 6, "relu", kernel=3, stride=1)
+    build(net)
+    net.mean("pool")
+    spec = Custom(net)
+    params = random_params(spec)
+    x = pictures(2, (13, 10))
+    theirs = evaluate(net.layers, x, lambda layer, *inputs: reference.compute(layer, params, *inputs))
+    assert error(kernels.run(lower(spec, params), x), theirs[:, :, 0, 0]) <= 1e-5
+
+
+def test_planar_maps_of_any_width_are_read_by_every_layer() -> None:
+    in_a_network(lambda net: net.depthwise("next", "silu"))
+    in_a_network(lambda net: net.pool("next", "max"))
+    in_a_network(lambda net: net.squeeze_excite("next", 3, "relu", "sigmoid"))
+    in_a_network(lambda net: net.shuffle("next", 3))
+    in_a_network(lambda net: net.slice("next", 3, 1, 2))
+    in_a_network(lambda net: net.plus("next", "stem"))
+    in_a_network(lambda net: net.concat("next", "stem", "stem", "silu"))
+    in_a_network(lambda net: None)
+
+
+def test_what_is_changed_in_place_is_read_by_nobody_else() -> None:
+    def excited(net: Chain) -> None:
+        expanded = net.conv("wide", 16, "relu")
+        net.squeeze_excite("se", 4, "relu", "sigmoid")
+        net.plus("sum", expanded)
+
+    def attended(net: Chain) -> None:
+        net.conv("wide", 16, "relu")
+        left = net.slice("left", 8, 0)
+        net.at("wide")
+        net.slice("right", 8, 8)
+        net.cbam("cbam", 2, CBAM_LAYOUTS["mean-max"])
+        net.plus("sum", left)
+
+    in_a_network(excited)
+    in_a_network(attended)
+
+
+def test_maps_in_different_orders_are_added() -> None:
+    def build(net: Chain) -> None:
+        first = net.conv("first", 12, groups=3)
+        net.shuffle("shuffle", 4)
+        net.plus("sum", first, "relu")
+
+    in_a_network(build)
+
+
 def bits(spec: Spec) -> str:
     program = lower(spec, random_params(spec))
     return digest(*(kernels.run(program, pictures(1, size)) for size in ((28, 28), (37, 53))))
@@ -67,9 +131,10 @@ def test_embeddings_are_as_recorded(spec: Spec) -> None:
     assert bits(spec) == recorded[str(LANES)]
 
 
-def test_bitwise_reproducible() -> None:
+@pytest.mark.parametrize("name", ["alnet", "efficientnet-b0", "shufflenet-v1", "shufflenet-v2"])
+def test_bitwise_reproducible(name: str) -> None:
     """For any thread count, place in the batch, run, and history of the arena."""
-    spec = SPECS["alnet"]
+    spec = SPECS[name]
     program = lower(spec, random_params(spec))
     x = pictures(5, (37, 29))
     alone = np.concatenate([kernels.run(program, picture[None]) for picture in x])

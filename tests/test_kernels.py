@@ -12,15 +12,29 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import given, random_params, st
 
-from alnumpy import arena, kernels, lower, reference
+from alnumpy import arena, kernels, layers, lower, reference
 from alnumpy.arena import Buffer, round_up
 from alnumpy.kernels.abi import ACTIVATIONS, COLUMNS, LINE, Op
-from alnumpy.layers import CBAM_LAYOUTS, Cbam, Conv, Layer, Mean, Shuffle, parameters
+from alnumpy.layers import (
+    CBAM_LAYOUTS,
+    GATES,
+    PADDINGS,
+    Add,
+    Cbam,
+    Conv,
+    Layer,
+    Mean,
+    Pool,
+    Shuffle,
+    SqueezeExcite,
+    parameters,
+)
 from alnumpy.lower import Attention, Map, Place
 from alnumpy.networks import ALNet, Block
 
@@ -30,6 +44,7 @@ from alnumpy.kernels.simd import LANES
 
 POISON = np.uint32(0x7FC0DEAD)  # a NaN, so that reading it shows in results
 SIDES = st.integers(1, 40)
+ACTIVATION = st.sampled_from(layers.ACTIVATIONS)
 SPECIALS = st.sampled_from(["", "", "nan", "inf", "-inf"])
 
 
@@ -137,17 +152,54 @@ def arrays_of(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, np
     return {name: np.abs(array) + 0.5 if name.endswith("running_var") else array for name, array in arrays.items()}
 
 
-def conv(cin: int, channels: int, activation: str = "", **options: int) -> Conv:
+def conv(cin: int, channels: int, activation: str = "", **options: Any) -> Conv:
     """A convolution with a bias and without batch norm."""
-    return Conv("conv", ("x",), channels, cin, bias=True, batch_norm=False, activation=activation, **options)
+    return Conv("conv", ("image",), channels, cin, bias=True, batch_norm=False, activation=activation, **options)
 
 
-def convolved(x: np.ndarray, layer: Conv, params: dict[str, np.ndarray]) -> np.ndarray:
-    """reference.py's convolution and activation of (C, H, W)."""
-    weight, bias = params[f"{layer.name}.conv.weight"], params[f"{layer.name}.conv.bias"]
-    with np.errstate(invalid="ignore"):  # BLAS may meet infinity times zero in numbers that it throws away
-        y = reference.conv2d(x[None], weight, bias, layer.stride, layer.kernel // 2, groups=layer.groups)
-        return reference.ACTIVATIONS[layer.activation](y)[0]
+def plain_conv(x: np.ndarray, layer: Conv, params: dict[str, np.ndarray]) -> np.ndarray:
+    """A convolution and its activation as the sums that define them: (C, H, W) -> (O, H', W')."""
+    weight, bias = (params[f"{layer.name}.conv.{field}"].astype(np.float64) for field in ("weight", "bias"))
+    (top, _), (left, _) = layer.pads(x.shape[1:])
+    y = np.empty((layer.channels, *layer.size(x.shape[1:])))
+    group = np.arange(layer.channels) * layer.groups // layer.channels  # of each output
+    for i, j in np.ndindex(y.shape[1:]):
+        y[:, i, j] = bias
+        for ky, kx in np.ndindex(weight.shape[2:]):
+            row, column = i * layer.stride - top + ky, j * layer.stride - left + kx
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                y[:, i, j] += (weight[:, :, ky, kx] * x[:, row, column].reshape(layer.groups, -1)[group]).sum(1)
+    return plain_activation(y, layer.activation)
+
+
+def plain_activation(x: np.ndarray, activation: str) -> np.ndarray:
+    """An activation or a gate as its formula."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {
+            "": lambda: x,
+            "relu": lambda: np.maximum(x, 0),
+            "relu6": lambda: np.minimum(np.maximum(x, 0), 6),
+            "silu": lambda: x / (1 + np.exp(-x)),
+            "hardswish": lambda: x * np.minimum(np.maximum(x + 3, 0), 6) / 6,
+            "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+            "hardsigmoid": lambda: np.minimum(np.maximum(x + 3, 0), 6) / 6,
+        }[activation]()
+
+
+def plain_pool(x: np.ndarray, layer: Pool) -> np.ndarray:
+    """The maximum of each window's pixels, or their sum by nine."""
+    y = np.empty((len(x), *layer.size(x.shape[1:])))
+    for i, j in np.ndindex(y.shape[1:]):
+        window = x[:, max(0, 2 * i - 1) : 2 * i + 2, max(0, 2 * j - 1) : 2 * j + 2]
+        y[:, i, j] = window.max((1, 2)) if layer.kind == "max" else window.sum((1, 2)) / 9
+    return y
+
+
+def plain_squeeze_excite(x: np.ndarray, layer: SqueezeExcite, params: dict[str, np.ndarray]) -> np.ndarray:
+    y = x.astype(np.float64).mean((1, 2))
+    for fc, activation in (("fc1", layer.activation), ("fc2", layer.gate)):
+        y = plain_activation(params[f"se.{fc}.weight"] @ y + params[f"se.{fc}.bias"], activation)
+    return x * y[:, None, None]
 
 
 @given(SIDES, SIDES, st.integers(1, 20), SPECIALS, st.integers(0, 99))
@@ -161,7 +213,7 @@ def test_stem(height: int, width: int, channels: int, special: str, seed: int) -
     y = unit.emit(bench.steps, Map(Buffer(0), (height, width)))
     bench.run(x)
     ours = bench.read_map(y, unit.place)
-    assert_same(ours, convolved(x, layer, params))
+    assert_same(ours, plain_conv(x, layer, params))
     assert_totals(bench, y, ours)
 
 
@@ -180,8 +232,8 @@ def test_planar_block(
     expand = Conv("expand", ("x",), wide, cin, groups=groups, activation="relu6", **options)
     depthwise = Conv("depthwise", ("",), wide, wide, 3, stride, wide, activation="relu6", **options)
     project = Conv("project", ("",), groups * outputs, wide, groups=groups, **options)
-    layers = [expand, *[Shuffle("shuffle", ("",), wide, groups)] * shuffle, depthwise, project]
-    params = arrays_of(layers, rng)
+    block = [expand, *[Shuffle("shuffle", ("",), wide, groups)] * shuffle, depthwise, project]
+    params = arrays_of(block, rng)
     x = picture(rng, (cin, height, width), special)
     bench = Bench(params)
     source = bench.planar(x)
@@ -191,19 +243,19 @@ def test_planar_block(
         spatial[:, :width] = rng.uniform(0.1, 1, (height, width))
         source = source._replace(attention=Attention(bench.input(channel), bench.input(spatial)))
         x = x * channel[:, None, None] * spatial[:, :width]
-    unit = lower.PlanarBlock(layers, bench.pack)
+    unit = lower.PlanarBlock(block, bench.pack)
     y = unit.emit(bench.steps, source)
     bench.run()
     ours = bench.read_map(y, unit.place)
-    for layer in layers:
-        x = convolved(x, layer, params) if isinstance(layer, Conv) else reference.channel_shuffle(x[None], groups)[0]
+    for layer in block:
+        x = plain_conv(x, layer, params) if isinstance(layer, Conv) else reference.channel_shuffle(x[None], groups)[0]
     assert_same(ours, x)
     assert_totals(bench, y, ours)
 
 
 @given(
     st.integers(1, 40), st.sampled_from([1, 2, 3, 8]), st.integers(1, 40), st.integers(1, 60),
-    st.sampled_from(sorted(ACTIVATIONS)), SPECIALS, st.integers(0, 99),
+    ACTIVATION, SPECIALS, st.integers(0, 99),
 )  # fmt: skip
 def test_pointwise(
     pixels: int, groups: int, inputs: int, outputs: int, activation: str, special: str, seed: int
@@ -215,27 +267,118 @@ def test_pointwise(
     params = arrays_of([layer], rng)
     bench = Bench(params)
     source = Place(rng.permutation(len(x)), len(x))
-    unit = lower.Pointwise(layer, source, bench.pack)
+    weight, bias = bench.pack.fold(layer)
+    unit = lower.Pointwise(layer, source, weight[:, :, 0, 0], bias, bench.pack)
     y = unit.emit(bench.steps, bench.channels_last(x, source))
     bench.run()
-    assert_same(bench.read_map(y, unit.place), convolved(x, layer, params))
+    assert_same(bench.read_map(y, unit.place), plain_conv(x, layer, params))
 
 
 @given(
-    st.integers(1, 20), st.integers(1, 20), st.integers(1, 90), st.sampled_from([1, 2, 3]), SPECIALS,
-    st.integers(0, 99),
+    st.integers(1, 20), SIDES, st.integers(1, 90), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2, 3]),
+    st.sampled_from(PADDINGS), ACTIVATION, SPECIALS, st.integers(0, 99),
 )  # fmt: skip
-def test_depthwise(height: int, width: int, channels: int, stride: int, special: str, seed: int) -> None:
+def test_depthwise(
+    height: int, width: int, channels: int, kernel: int, stride: int, padding: str, activation: str, special: str,
+    seed: int,
+) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     x = picture(rng, (channels, height, width), special)
-    layer = conv(channels, channels, "relu6", kernel=3, stride=stride, groups=channels)
+    layer = conv(channels, channels, activation, kernel=kernel, stride=stride, groups=channels, padding=padding)
     params = arrays_of([layer], rng)
     bench = Bench(params)
     source = lower.grouped(channels, 1)
     unit = lower.Depthwise(layer, source, bench.pack)
     y = unit.emit(bench.steps, bench.channels_last(x, source))
     bench.run()
-    assert_same(bench.read_map(y, unit.place), convolved(x, layer, params))
+    assert_same(bench.read_map(y, unit.place), plain_conv(x, layer, params))
+
+
+@given(
+    SIDES, SIDES, st.integers(1, 20), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2, 3]),
+    st.sampled_from(PADDINGS), ACTIVATION, SPECIALS, st.integers(0, 99),
+)  # fmt: skip
+def test_patches(
+    height: int, width: int, channels: int, kernel: int, stride: int, padding: str, activation: str, special: str,
+    seed: int,
+) -> None:  # fmt: skip
+    """Any convolution of the picture."""
+    rng = np.random.default_rng(seed)
+    x = picture(rng, (3, height, width), special)
+    layer = conv(3, channels, activation, kernel=kernel, stride=stride, padding=padding)
+    params = arrays_of([layer], rng)
+    bench = Bench(params)
+    unit = lower.Patches(layer, bench.pack)
+    y = unit.emit(bench.steps, Map(Buffer(0), (height, width)))
+    bench.run(x)
+    assert_same(bench.read_map(y, unit.place), plain_conv(x, layer, params))
+
+
+@given(SIDES, SIDES, st.integers(1, 40), st.sampled_from(["max", "mean"]), SPECIALS, st.integers(0, 99))
+def test_pool(height: int, width: int, channels: int, kind: str, special: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = picture(rng, (channels, height, width), special)
+    layer = Pool("pool", ("x",), channels, kind)
+    bench, source = Bench(), lower.grouped(channels, 1)
+    y = lower.Pooled(layer, source).emit(bench.steps, bench.channels_last(x, source))
+    bench.run()
+    assert_same(bench.read_map(y, source), plain_pool(x, layer))
+
+
+@given(SIDES, SIDES, st.integers(1, 40), ACTIVATION, SPECIALS, st.integers(0, 99))
+def test_add(height: int, width: int, channels: int, activation: str, special: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, other = picture(rng, (channels, height, width), special), picture(rng, (channels, height, width))
+    bench, place = Bench(), lower.grouped(channels, 1)
+    unit = lower.Sum(Add("add", ("x", "other"), channels, activation), place)
+    y = unit.emit(bench.steps, bench.channels_last(x, place), bench.channels_last(other, place))
+    bench.run()
+    assert_same(bench.read_map(y, place), plain_activation(x + other, activation))
+
+
+@given(SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), ACTIVATION, SPECIALS, st.integers(0, 99))
+def test_copy(height: int, width: int, first: int, second: int, activation: str, special: str, seed: int) -> None:
+    """Two maps joined, whose channels stand in any order; the padding of records is 0."""
+    rng = np.random.default_rng(seed)
+    maps = [picture(rng, (channels, height, width), special) for channels in (first, second)]
+    places = [Place(rng.permutation(len(x) + 3)[: len(x)], len(x) + 3) for x in maps]
+    bench = Bench()
+    unit = lower.Joined(places, activation, bench.pack)
+    y = unit.emit(bench.steps, *(bench.channels_last(x, place) for x, place in zip(maps, places, strict=True)))
+    bench.run()
+    assert unit.place.in_order
+    assert_same(bench.read_map(y, unit.place), plain_activation(np.concatenate(maps), activation))
+    padding = Place(np.arange(first + second, unit.place.width), unit.place.width)
+    assert not plain_activation(bench.read_map(y, padding), activation).any() or "sigmoid" in activation
+
+
+@given(
+    SIDES, SIDES, st.integers(1, 70), st.integers(1, 20), ACTIVATION, st.sampled_from(GATES), SPECIALS,
+    st.integers(0, 99),
+)  # fmt: skip
+def test_squeeze_excite(
+    height: int, width: int, channels: int, hidden: int, activation: str, gate: str, special: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = picture(rng, (channels, height, width), special)
+    layer = SqueezeExcite("se", ("x",), channels, hidden, activation, gate)
+    params = arrays_of([layer], rng)
+    bench, place = Bench(params), lower.grouped(channels, 2 if channels % 2 == 0 else 1)
+    y = lower.Excite(layer, place, bench.pack).emit(bench.steps, bench.channels_last(x, place))
+    bench.run()
+    with np.errstate(invalid="ignore"):
+        assert_same(bench.read_map(y, place), plain_squeeze_excite(x, layer, params))
+
+
+@pytest.mark.parametrize("activation", ["silu", "hardswish", "sigmoid", "hardsigmoid"])
+def test_activations_at_their_limits(activation: str) -> None:
+    x = np.float32([-np.inf, -1e4, -104, -89, -88, -50, -3, -1, -1e-6, 0, 1e-6, 1, 3, 50, 88, 89, 1e4, np.inf, np.nan])
+    place, bench = Place(np.arange(1), 8), Bench()
+    y = bench.channels_last(x.reshape(1, -1, 1), place)
+    bench.steps.add(Op.ACTIVATE, x=y.buffer, count=8 * len(x), code=ACTIVATIONS[activation])
+    bench.run()
+    theirs = plain_activation(x.astype(np.float64), activation)
+    np.testing.assert_allclose(bench.read_map(y, place).ravel(), theirs, rtol=4e-7, atol=1e-35)
 
 
 @given(

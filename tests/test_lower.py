@@ -15,7 +15,8 @@ from conftest import DATA, random_params
 
 from alnumpy import reference
 from alnumpy.errors import UnsupportedError
-from alnumpy.layers import BN, Conv, parameters
+from alnumpy.kernels.abi import Op
+from alnumpy.layers import BN, Chain, Concat, Conv, parameters
 from alnumpy.lower import LAYOUTS, Pack, Program, lower
 from alnumpy.networks import SPECS, ALNet, Block, Spec
 
@@ -75,10 +76,29 @@ def test_layouts_are_remembered_and_bounded() -> None:
     assert program.layout((1, 1)) is not first
 
 
+class Custom(Spec):
+    """Any list of layers."""
+
+    def __init__(self, chain: Chain) -> None:
+        object.__setattr__(self, "name", "custom")
+        object.__setattr__(self, "layers", lambda: chain.layers)
+
+
 def test_a_network_without_kernels_is_refused_by_name() -> None:
-    spec = SPECS["mobilenet-v2"]
-    with pytest.raises(UnsupportedError, match="mobilenet-v2: no compiled kernel computes the layer stem"):
-        lower(spec, random_params(spec))
+    net = Chain()
+    net.conv("stem", 8, kernel=3)
+    net.conv("dense", 8, kernel=3)
+    net.mean("pool")
+    with pytest.raises(UnsupportedError, match="custom: no compiled kernel computes the layer dense"):
+        lower(Custom(net), random_params(Custom(net)))
+
+
+def test_shuffles_and_slices_move_nothing() -> None:
+    spec = SPECS["shufflenet-v2"]
+    layout = lower(spec, random_params(spec)).layout((64, 64))
+    copied = [label for label, op in zip(layout.labels, layout.steps[:, 0], strict=True) if op == Op.COPY]
+    assert set(copied) == {layer.name for layer in spec.layers() if isinstance(layer, Concat)}
+    assert all(width <= 464 for width in layout.steps[layout.steps[:, 0] == Op.COPY, 6])
 
 
 if __name__ == "__main__":

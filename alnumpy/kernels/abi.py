@@ -12,7 +12,9 @@ STEM_ROWS = 8  # output channels that the stem computes together
 TILE_PACKS = 3  # packs of output channels that a pointwise tile computes together
 COLUMNS = 24  # of the step table: the operation, then its arguments
 NONE = -1  # the place of a buffer that a step can do without
-ACTIVATIONS = {"": 0, "relu": 1, "relu6": 2}  # codes of the activations that kernels compute
+ACTIVATIONS = {  # codes of the activations that kernels compute
+    "": 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "sigmoid": 5, "hardsigmoid": 6,
+}  # fmt: skip
 
 
 class Op(IntEnum):
@@ -40,13 +42,20 @@ class Op(IntEnum):
     PLANAR_POOL = 4, "x maps height width channels plane channel"
     TO_CHANNELS_LAST = 5, "x y height width channels plane channel spatial"
     POINTWISE = 6, "x y w table pixels x_stride y_stride groups inputs packs activation"
-    DEPTHWISE = 7, "x y w height width new_height new_width stride channels"
+    DEPTHWISE = 7, "x y w height width new_height new_width taps stride top left channels activation"
     MEANS = 8, "x y height width channels"
     POOL = 9, "x maps height width channels real_channels channel real"
     SCALE = 10, "x height width channels channel spatial"
     CHANNEL_ATTENTION = 11, "means hidden y w1 table1 w2 table2 width channels hidden_channels"
     SPATIAL_ATTENTION = 12, "maps y w height width"
     EMBEDDING = 13, "x height width channels size channel spatial y"
+    PATCHES = 14, "y height width new_height new_width taps stride top left record"
+    COPY = 15, "x y table pixels x_stride y_stride start channels"
+    ADD_MAPS = 16, "x other y count activation"
+    ACTIVATE = 17, "x count code"
+    MAX_POOL = 18, "x y height width new_height new_width channels"
+    MEAN_POOL = 19, "x y height width new_height new_width channels"
+    SQUEEZE_EXCITE = 20, "means hidden y w1 table1 w2 table2 width hidden_channels channels activation gate"
 
 
 def address(array: np.ndarray) -> int:

@@ -90,18 +90,18 @@ def make_expand(inputs):
     return expand
 
 
-expand2, expand3, expand4, expand_any = make_expand(2), make_expand(3), make_expand(4), make_expand(0)
+expand_i2, expand_i3, expand_i4, expand_any = make_expand(2), make_expand(3), make_expand(4), make_expand(0)
 
 
 @kernel
 def expand(arena, x, plane, y, size, weights, w, count):
     """``size`` floats of one expanded channel, ReLU6."""
     if count == 2:
-        expand2(arena, x, plane, y, size, weights, w, count)
+        expand_i2(arena, x, plane, y, size, weights, w, count)
     elif count == 3:
-        expand3(arena, x, plane, y, size, weights, w, count)
+        expand_i3(arena, x, plane, y, size, weights, w, count)
     elif count == 4:
-        expand4(arena, x, plane, y, size, weights, w, count)
+        expand_i4(arena, x, plane, y, size, weights, w, count)
     else:
         expand_any(arena, x, plane, y, size, weights, w, count)
 
@@ -124,7 +124,7 @@ def row_of(arena, left, middle, right, first, last, zero):
 
 
 @kernel
-def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
+def depthwise_band_s1(arena, x, x_row, width, y, y_row, rows, weights, w):
     """Stride 1: rows + 2 input rows -> rows. Each input row is loaded once and serves the three outputs that see it."""
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
@@ -150,7 +150,7 @@ def depthwise_band1(arena, x, x_row, width, y, y_row, rows, weights, w):
 
 
 @kernel
-def depthwise_band2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
+def depthwise_band_s2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
     """Stride 2: 2 rows + 1 input rows, odd columns then even ones, -> rows. Output j sees odd j - 1, even j, odd j."""
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
@@ -194,7 +194,7 @@ def make_project(rows):
     return project
 
 
-project1, project2, project3, project4 = make_project(1), make_project(2), make_project(3), make_project(4)
+project_1x4, project_2x4, project_3x4, project_4x4 = make_project(1), make_project(2), make_project(3), make_project(4)
 
 
 @kernel
@@ -204,13 +204,13 @@ def project(arena, x, x_plane, inputs, y, y_plane, size, weights, w, outputs):
         target = y + done * y_plane
         rows = outputs - done
         if rows >= 4:
-            project4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
+            project_4x4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         elif rows == 3:
-            project3(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
+            project_3x4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         elif rows == 2:
-            project2(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
+            project_2x4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
         else:
-            project1(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
+            project_1x4(arena, x, x_plane, inputs, target, y_plane, size, weights, w + done, outputs)
 
 
 @kernel
@@ -253,9 +253,9 @@ def planar_block(
                 at += 1 + expand_inputs
                 result = filtered + c * filtered_plane
                 if stride == 1:
-                    depthwise_band1(arena, expanded, source_row, width, result, y_row, new_rows, weights, at)
+                    depthwise_band_s1(arena, expanded, source_row, width, result, y_row, new_rows, weights, at)
                 else:
-                    depthwise_band2(arena, expanded, half, source_row, width, result, y_row, new_rows, weights, at)
+                    depthwise_band_s2(arena, expanded, half, source_row, width, result, y_row, new_rows, weights, at)
                 at += 10
             target = y + q * outputs * y_plane + start * y_row
             project(

@@ -1,7 +1,8 @@
 """CBAM: channel attention (a small MLP), spatial attention (a 7x7 convolution), and the multiplication by both."""
 
 from .abi import LINE, PACK
-from .common import INFINITY, inline, kernel, round_up, sigmoid
+from .activation import sigmoid
+from .common import INFINITY, inline, kernel, round_up
 from .pointwise import pointwise
 from .simd import (
     LANES,
@@ -71,7 +72,7 @@ def make_planar_pool(cols):
     return pool
 
 
-pool1, pool2 = make_planar_pool(1), make_planar_pool(2)
+pool_1x1, pool_1x2 = make_planar_pool(1), make_planar_pool(2)
 
 
 @kernel
@@ -88,12 +89,12 @@ def planar_pool(arena, x, maps, height, width, channels, plane, channel):
         target = maps + (i + TAPS // 2) * map_row + LINE
         j = 0
         while j + 2 * LANES <= width:
-            mean, highest = pool2(arena, source + j, plane, channels, channel, scale)
+            mean, highest = pool_1x2(arena, source + j, plane, channels, channel, scale)
             store_tile(arena, target + j, 0, mean, 2)
             store_tile(arena, target + second + j, 0, highest, 2)
             j += 2 * LANES
         while j < width:
-            mean, highest = pool1(arena, source + j, plane, channels, channel, scale)
+            mean, highest = pool_1x1(arena, source + j, plane, channels, channel, scale)
             store(arena, target + j, lanes_between(0, width - j, mean[0], zero))
             store(arena, target + second + j, lanes_between(0, width - j, highest[0], zero))
             j += LANES
@@ -139,7 +140,7 @@ def make_spatial(cols):
     return spatial
 
 
-spatial1, spatial2 = make_spatial(1), make_spatial(2)
+spatial_4x1, spatial_4x2 = make_spatial(1), make_spatial(2)
 
 
 @kernel
@@ -153,21 +154,21 @@ def spatial_attention(arena, weights, maps, y, w, height, width):
         target = y + i * row
         j = 0
         while j + LANES < width:
-            spatial2(arena, source + j, map_row, second, target + j, row, weights, w)
+            spatial_4x2(arena, source + j, map_row, second, target + j, row, weights, w)
             j += 2 * LANES
         if j < width:
-            spatial1(arena, source + j, map_row, second, target + j, row, weights, w)
+            spatial_4x1(arena, source + j, map_row, second, target + j, row, weights, w)
     for i in range(0, height * row, LANES):
         store(arena, y + i, sigmoid(load(arena, y + i, LANES)))
 
 
 @kernel
 def scale(arena, x, height, width, channels, channel, spatial):
-    """Channels last, in place, times channel and spatial attention."""
+    """Channels last, in place, times channel attention, and times spatial attention where there is any."""
     row = round_up(width, LINE)
     for i in range(height):
         for j in range(width):
-            factor = broadcast(arena, spatial + i * row + j, PACK)
+            factor = broadcast(arena, spatial + i * row + j, PACK) if spatial >= 0 else splat(1.0, PACK)
             for c in range(0, channels, PACK):
                 v = multiply(load(arena, x + c, PACK), load(arena, channel + c, PACK))
                 store(arena, x + c, multiply(v, factor))

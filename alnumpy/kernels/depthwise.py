@@ -1,83 +1,100 @@
-"""3x3 depthwise convolution of channels-last maps."""
+"""Depthwise convolution of channels-last maps: any kernel, stride and padding."""
 
 from .abi import PACK
+from .activation import SILU, activate, limits
 from .common import inline, kernel
 from .simd import clamp, fma, load_tile, row_of_taps, splat, store_tile
 
 
-def make_pixel(cols):
+def make_edge(cols):
     @inline
-    def pixel(arena, x, x_row, width, weights, w, y, top, bottom, left, right):
+    def edge(arena, x, x_row, channels, weights, w, y, taps, top, bottom, left, right, low, high):
         """``cols`` packs of channels of one output; taps ``top`` to ``bottom`` and ``left`` to ``right`` exist."""
         sums = load_tile(weights, w, 0, 1, cols, PACK)
         for ky in range(top, bottom):
             for kx in range(left, right):
-                taps = load_tile(weights, w + (1 + 3 * ky + kx) * width, 0, 1, cols, PACK)
-                sums = fma(taps, load_tile(arena, x + ky * x_row + kx * width, 0, 1, cols, PACK), sums)
-        store_tile(arena, y, 0, clamp(sums, splat(0.0, PACK), splat(6.0, PACK)), cols)
+                kernel = load_tile(weights, w + (1 + taps * ky + kx) * channels, 0, 1, cols, PACK)
+                sums = fma(kernel, load_tile(arena, x + ky * x_row + kx * channels, 0, 1, cols, PACK), sums)
+        store_tile(arena, y, 0, clamp(sums, low, high), cols)
 
-    return pixel
+    return edge
 
 
-pixel1, pixel8 = make_pixel(1), make_pixel(8)
+edge_1x1, edge_1x8 = make_edge(1), make_edge(8)
 
 
 @kernel
-def one_pixel(arena, x, x_row, channels, weights, w, y, top, bottom, left, right):
-    """All channels of one output at the map's edge."""
+def one_pixel(arena, x, x_row, channels, weights, w, y, taps, top, bottom, left, right, low_limit, high_limit):
+    """All channels of one output, of which some taps may lie outside the map."""
+    low, high = splat(low_limit, PACK), splat(high_limit, PACK)
     c = 0
     while c + 8 * PACK <= channels:
-        pixel8(arena, x + c, x_row, channels, weights, w + c, y + c, top, bottom, left, right)
+        edge_1x8(arena, x + c, x_row, channels, weights, w + c, y + c, taps, top, bottom, left, right, low, high)
         c += 8 * PACK
     while c < channels:
-        pixel1(arena, x + c, x_row, channels, weights, w + c, y + c, top, bottom, left, right)
+        edge_1x1(arena, x + c, x_row, channels, weights, w + c, y + c, taps, top, bottom, left, right, low, high)
         c += PACK
 
 
-def make_pixels(count, stride):
+def make_pixels(rows, taps, stride):
     @kernel
-    def pixels(arena, x, x_row, channels, weights, w, y, top, bottom):
-        """All channels of ``count`` adjacent outputs whose taps all exist in their rows."""
+    def pixels(arena, x, x_row, channels, weights, w, y, top, bottom, low_limit, high_limit):
+        """All channels of ``rows`` adjacent outputs whose taps all exist in their rows."""
+        low, high = splat(low_limit, PACK), splat(high_limit, PACK)
         for c in range(0, channels, PACK):
-            sums = load_tile(weights, w + c, 0, count, 1, PACK)
+            sums = load_tile(weights, w + c, 0, rows, 1, PACK)
             for ky in range(top, bottom):
-                taps = w + c + (1 + 3 * ky) * channels
-                sums = row_of_taps(sums, arena, x + c + ky * x_row, channels, weights, taps, 3, stride, 1)
-            store_tile(arena, y + c, channels, clamp(sums, splat(0.0, PACK), splat(6.0, PACK)), 1)
+                kernel = w + c + (1 + taps * ky) * channels
+                sums = row_of_taps(sums, arena, x + c + ky * x_row, channels, weights, kernel, taps, stride, 1)
+            store_tile(arena, y + c, channels, clamp(sums, low, high), 1)
 
     return pixels
 
 
-four1, two1, four2, two2 = make_pixels(4, 1), make_pixels(2, 1), make_pixels(4, 2), make_pixels(2, 2)
+pixels_4x1_k3_s1, pixels_4x1_k3_s2 = make_pixels(4, 3, 1), make_pixels(4, 3, 2)
+pixels_2x1_k3_s1, pixels_2x1_k3_s2 = make_pixels(2, 3, 1), make_pixels(2, 3, 2)
+pixels_4x1_k5_s1, pixels_4x1_k5_s2 = make_pixels(4, 5, 1), make_pixels(4, 5, 2)
 
 
 @kernel
-def depthwise(arena, weights, x, y, w, height, width, new_height, new_width, stride, channels):
-    """(H, W, channels) -> (H', W', channels), ReLU6. Taps outside the map are left out."""
+def depthwise(
+    arena, weights, x, y, w, height, width, new_height, new_width, taps, stride, top, left, channels, activation
+):
+    """(H, W, channels) -> (H', W', channels). ``top`` and ``left`` are the padding; taps outside are left out."""
+    low, high = limits(activation)
     x_row = width * channels
     for i in range(new_height):
-        top = max(0, 1 - i * stride)
-        bottom = min(3, height + 1 - i * stride)
+        first = max(0, top - i * stride)
+        last = min(taps, height + top - i * stride)
+        y_row = y
         j = 0
         while j < new_width:
-            source = x + (i * stride - 1) * x_row + (j * stride - 1) * channels
-            room = (width - 2 - j * stride) // stride + 1 if j * stride >= 1 and stride <= 2 else 0  # with all taps
-            if room >= 4:
+            column = j * stride - left
+            source = x + (i * stride - top) * x_row + column * channels
+            if column >= 0 and column + 3 * stride + taps <= width and (taps == 3 or taps == 5) and stride <= 2:
                 count = 4
-                if stride == 1:
-                    four1(arena, source, x_row, channels, weights, w, y, top, bottom)
+                if taps == 3:
+                    if stride == 1:
+                        pixels_4x1_k3_s1(arena, source, x_row, channels, weights, w, y, first, last, low, high)
+                    else:
+                        pixels_4x1_k3_s2(arena, source, x_row, channels, weights, w, y, first, last, low, high)
+                elif stride == 1:
+                    pixels_4x1_k5_s1(arena, source, x_row, channels, weights, w, y, first, last, low, high)
                 else:
-                    four2(arena, source, x_row, channels, weights, w, y, top, bottom)
-            elif room >= 2:
+                    pixels_4x1_k5_s2(arena, source, x_row, channels, weights, w, y, first, last, low, high)
+            elif column >= 0 and column + stride + taps <= width and taps == 3 and stride <= 2:
                 count = 2
                 if stride == 1:
-                    two1(arena, source, x_row, channels, weights, w, y, top, bottom)
+                    pixels_2x1_k3_s1(arena, source, x_row, channels, weights, w, y, first, last, low, high)
                 else:
-                    two2(arena, source, x_row, channels, weights, w, y, top, bottom)
+                    pixels_2x1_k3_s2(arena, source, x_row, channels, weights, w, y, first, last, low, high)
             else:
                 count = 1
-                left = max(0, 1 - j * stride)
-                right = min(3, width + 1 - j * stride)
-                one_pixel(arena, source, x_row, channels, weights, w, y, top, bottom, left, right)
+                start, end = max(0, -column), min(taps, width - column)
+                one_pixel(
+                    arena, source, x_row, channels, weights, w, y, taps, first, last, start, end, low, high
+                )  # fmt: skip
             j += count
             y += count * channels
+        if activation >= SILU:
+            activate(arena, y_row, new_width * channels, activation)

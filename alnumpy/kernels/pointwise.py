@@ -1,7 +1,8 @@
 """Grouped 1x1 convolution of channels-last maps: for each group a product of a narrow matrix with the pixels."""
 
 from .abi import PACK, TILE_PACKS
-from .common import kernel, limits
+from .activation import SILU, activate, limits
+from .common import kernel
 from .simd import clamp, load_int, load_tile, outer, splat, store_tile
 
 
@@ -22,14 +23,15 @@ def make_tiles(rows, cols):
     return tiles
 
 
-tiles41, tiles42, tiles43 = make_tiles(4, 1), make_tiles(4, 2), make_tiles(4, 3)
-tiles21, tiles22, tiles23 = make_tiles(2, 1), make_tiles(2, 2), make_tiles(2, 3)
-tiles11, tiles12, tiles13 = make_tiles(1, 1), make_tiles(1, 2), make_tiles(1, 3)
+tiles_4x1, tiles_4x2, tiles_4x3 = make_tiles(4, 1), make_tiles(4, 2), make_tiles(4, 3)
+tiles_2x1, tiles_2x2, tiles_2x3 = make_tiles(2, 1), make_tiles(2, 2), make_tiles(2, 3)
+tiles_1x1, tiles_1x2, tiles_1x3 = make_tiles(1, 1), make_tiles(1, 2), make_tiles(1, 3)
 
 
 @kernel
 def pointwise(arena, weights, tables, x, y, w, table, pixels, x_stride, y_stride, groups, inputs, packs, activation):
     """(pixels, x_stride) -> (pixels, y_stride). ``table`` says where in a pixel each input of each group stands."""
+    start, floats = y, pixels * y_stride
     low_limit, high_limit = limits(activation)
     low, high = splat(low_limit, PACK), splat(high_limit, PACK)
     rest = pixels // 4 * 4
@@ -42,18 +44,20 @@ def pointwise(arena, weights, tables, x, y, w, table, pixels, x_stride, y_stride
         while left > 0:
             cols = min(left, TILE_PACKS)
             if cols == 3:
-                tiles43(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
-                tiles23(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
-                tiles13(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
+                tiles_4x3(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
+                tiles_2x3(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
+                tiles_1x3(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
             elif cols == 2:
-                tiles42(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
-                tiles22(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
-                tiles12(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
+                tiles_4x2(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
+                tiles_2x2(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
+                tiles_1x2(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
             else:
-                tiles41(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
-                tiles21(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
-                tiles11(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
+                tiles_4x1(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, fours, low, high)
+                tiles_2x1(arena, x2, x_stride, y + y2, y_stride, weights, w, tables, table, inputs, twos, low, high)
+                tiles_1x1(arena, x1, x_stride, y + y1, y_stride, weights, w, tables, table, inputs, ones, low, high)
             w += cols * PACK * (1 + inputs)
             y += cols * PACK
             left -= cols
         table += inputs
+    if activation >= SILU:
+        activate(arena, start, floats, activation)

@@ -1,13 +1,17 @@
 """A whole program for a batch of images in one call."""
 
 from .abi import COLUMNS, Op
+from .activation import activate
 from .block import planar_block
 from .cbam import channel_attention, planar_pool, pool, scale, spatial_attention, to_channels_last
 from .common import kernel
 from .depthwise import depthwise
+from .elementwise import add_maps, copy, patches
 from .pointwise import pointwise
 from .pool import embedding, means, planar_means
+from .pool3x3 import max_pool, mean_pool
 from .simd import load_int, load_ints
+from .squeeze import squeeze_excite
 from .stem import pad_image, stem
 
 
@@ -36,7 +40,7 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
             elif op == Op.POINTWISE:
                 pointwise(arena, weights, tables, *load_ints(steps, at, 11))
             elif op == Op.DEPTHWISE:
-                depthwise(arena, weights, *load_ints(steps, at, 9))
+                depthwise(arena, weights, *load_ints(steps, at, 13))
             elif op == Op.MEANS:
                 means(arena, *load_ints(steps, at, 5))
             elif op == Op.POOL:
@@ -49,3 +53,17 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
                 spatial_attention(arena, weights, *load_ints(steps, at, 5))
             elif op == Op.EMBEDDING:
                 embedding(arena, result, *load_ints(steps, at, 8))
+            elif op == Op.PATCHES:
+                patches(image, arena, *load_ints(steps, at, 10))
+            elif op == Op.COPY:
+                copy(arena, tables, *load_ints(steps, at, 8))
+            elif op == Op.ADD_MAPS:
+                add_maps(arena, *load_ints(steps, at, 5))
+            elif op == Op.ACTIVATE:
+                activate(arena, *load_ints(steps, at, 3))
+            elif op == Op.MAX_POOL:
+                max_pool(arena, *load_ints(steps, at, 7))
+            elif op == Op.MEAN_POOL:
+                mean_pool(arena, *load_ints(steps, at, 7))
+            elif op == Op.SQUEEZE_EXCITE:
+                squeeze_excite(arena, weights, tables, *load_ints(steps, at, 12))

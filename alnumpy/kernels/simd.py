@@ -4,6 +4,10 @@ A kernel addresses memory as ``(base, index)``: the address of a float32 buffer 
 operations also work on tiles, which are tuples of vectors, element by element; loops over a tile are unrolled when the
 kernel is compiled and its vectors stay in registers. ``lanes``, ``rows`` and ``cols`` must be constants.
 
+Versions of a kernel for a fixed tile are named by it, ``name_RxC``: R rows (pixels where vectors run along channels,
+channels where they run along pixels) of C vectors. What else is fixed follows: ``_k5`` taps, ``_s2`` stride, ``_i3``
+inputs. ``make_name`` makes them.
+
 NaN passes through ``maximum(limit, x)`` and ``clamp``: like the machine's own instructions, and unlike
 LLVM's maxnum, they return the second operand where the two do not compare.
 """
@@ -103,6 +107,11 @@ def _maximum(builder, limit, x):
     return builder.select(builder.fcmp_ordered(">", limit, x), limit, x)
 
 
+def _maximum_or_nan(builder, x, y):
+    highest = builder.select(builder.fcmp_unordered(">", x, y), x, y)  # x where either is NaN
+    return builder.select(builder.fcmp_unordered("uno", y, y), y, highest)
+
+
 def _minimum(builder, limit, x):
     return builder.select(builder.fcmp_ordered("<", limit, x), limit, x)
 
@@ -160,6 +169,7 @@ multiply = _binary(lambda b, x, y: b.fmul(x, y))
 divide = _binary(lambda b, x, y: b.fdiv(x, y))
 fma = _ternary(_fma)  # x * y + z, rounded once where the CPU can
 maximum = _binary(_maximum)
+maximum_or_nan = _binary(_maximum_or_nan)  # of both orders alike
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
 clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
 rint = _unary(lambda b, x: _call(b, "llvm.rint", x))

@@ -44,7 +44,7 @@ def make_tile(cols):
     return tile
 
 
-tile1, tile2 = make_tile(1), make_tile(2)
+tile_8x1, tile_8x2 = make_tile(1), make_tile(2)
 
 
 @kernel
@@ -65,9 +65,9 @@ def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
                 target = y + c * plane + i * y_row
                 j = 0
                 while j + LANES < width:
-                    tile2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                    tile_8x2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
                     j += 2 * LANES
                 if j < width:
-                    tile1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                    tile_8x1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
             rows = y + c * plane + first * y_row
             add_to_totals(arena, rows, plane, STEM_ROWS, last - first, width, totals + c * 2 * LINE)
