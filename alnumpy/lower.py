@@ -28,7 +28,7 @@ import numpy as np
 
 from .arena import Argument, Buffer, Layout, Packer, Steps, round_up
 from .errors import UnsupportedError
-from .kernels.abi import ACTIVATIONS, LINE, NONE, PACK, STEM_ROWS, TILE_PACKS, Op, address
+from .kernels.abi import ACTIVATIONS, LINE, NONE, PACK, PANEL, STEM_ROWS, TILE_PACKS, Op, address
 from .layers import BN, IMAGE, Add, Cbam, Concat, Conv, Layer, Mean, Pool, Shuffle, Size, Slice, SqueezeExcite
 from .networks import Spec
 
@@ -103,6 +103,9 @@ class Place(NamedTuple):
     def in_order(self) -> bool:
         """Whether the channels stand one after the other."""
         return np.array_equal(self.channels, np.arange(len(self.channels)))
+
+    def equals(self, other: Place) -> bool:
+        return self.width == other.width and np.array_equal(self.channels, other.channels)
 
 
 class Attention(NamedTuple):
@@ -220,6 +223,13 @@ def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
     return np.concatenate(tiles)
 
 
+def pack_dense(weight: Array, bias: Array) -> Array:
+    """(O, C) and (O,) -> for each PANEL of outputs, the last of PANEL or LINE: biases, then weights input by input."""
+    table = np.zeros((1 + weight.shape[1], round_up(len(bias), LINE)))
+    table[0, : len(bias)], table[1:, : len(bias)] = bias, weight.T
+    return np.concatenate([table[:, i : i + PANEL].ravel() for i in range(0, table.shape[1], PANEL)])
+
+
 # --- units ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,10 +331,10 @@ class ToChannelsLast:
 class Pointwise:
     """1x1 convolution, channels last."""
 
-    def __init__(self, layer: Conv, source: Place, weight: Array, bias: Array, pack: Pack) -> None:
-        """``weight`` (O, C/g) and ``bias`` (O,) are folded."""
+    def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
+        weight, bias = pack.fold(layer)
         self.layer, self.x_stride = layer, source.width
-        self.w = pack.weights.add(pack_pointwise(weight, bias, layer.groups))
+        self.w = pack.weights.add(pack_pointwise(weight[:, :, 0, 0], bias, layer.groups))
         self.table = pack.tables.add(source.channels)
         self.place = grouped(layer.channels, layer.groups)
 
@@ -339,15 +349,35 @@ class Pointwise:
         return Map(y, x.size)
 
 
+class Dense:
+    """1x1 convolution of a channels-last map whose channels stand in order, plus another map where there is one."""
+
+    def __init__(self, folded: tuple[Array, Array], source: Place, activation: str, pack: Pack) -> None:
+        """``folded``: weight (O, C, 1, 1) and bias (O,). ``source`` is in order; the other map, compact."""
+        weight, bias = folded
+        self.x_stride, self.inputs, self.activation = source.width, weight.shape[1], activation
+        self.w = pack.weights.add(pack_dense(weight[:, :, 0, 0], bias))
+        self.place = grouped(len(bias), 1)
+
+    def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
+        pixels, y_stride = x.size[0] * x.size[1], self.place.width
+        y = Buffer(pixels * y_stride)
+        steps.add(
+            Op.DENSE, x=x.buffer, y=y, other=other.buffer if other else NONE, w=self.w, pixels=pixels,
+            x_stride=self.x_stride, y_stride=y_stride, inputs=self.inputs, activation=ACTIVATIONS[self.activation],
+        )  # fmt: skip
+        return Map(y, x.size)
+
+
 class Patches:
     """Any dense convolution of the picture, channels last: for each pixel what its taps see, then their products."""
 
     def __init__(self, layer: Conv, pack: Pack) -> None:
         self.layer, inputs = layer, layer.cin * layer.kernel**2
         self.record = round_up(inputs - layer.kernel + PACK, PACK)  # room for the last row's vector
-        taps = Conv(layer.name, layer.inputs, layer.channels, inputs, activation=layer.activation)
         weight, bias = pack.fold(layer)
-        self.product = Pointwise(taps, Place(np.arange(inputs), self.record), weight.reshape(-1, inputs), bias, pack)
+        taps = Place(np.arange(inputs), self.record)
+        self.product = Dense((weight.reshape(-1, inputs, 1, 1), bias), taps, layer.activation, pack)
         self.place = self.product.place
 
     def emit(self, steps: Steps, x: Map) -> Map:
@@ -419,14 +449,12 @@ class Joined:
         self.activation = activation
         self.place = grouped(sum(len(source.channels) for source in sources), 1)
         self.copies, start = [], 0
-        for source in sources:
-            last = source is sources[-1]
-            channels = (self.place.width if last else start + len(source.channels)) - start
-            table = np.full(channels, -1)  # zeros for the padding
-            table[: len(source.channels)] = source.channels
-            copy = {"x_stride": source.width, "y_stride": self.place.width, "start": start, "channels": channels}
+        padding = np.full(self.place.width - len(self.place.channels), -1)  # zeros, of the last source
+        for i, source in enumerate(sources, 1):
+            table = np.append(source.channels, padding if i == len(sources) else [])
+            copy = {"x_stride": source.width, "y_stride": self.place.width, "start": start, "channels": len(table)}
             self.copies.append(copy | {"table": pack.tables.add(table)})
-            start += channels
+            start += len(table)
 
     def emit(self, steps: Steps, *inputs: Map) -> Map:
         pixels = inputs[0].size[0] * inputs[0].size[1]
@@ -551,8 +579,8 @@ class Attend:
 class Embedding:
     """The mean over the pixels of a channels-last map times its attention: the result of a program."""
 
-    def __init__(self, layer: Layer, source: Place) -> None:
-        self.channels, self.place = layer.channels, source
+    def __init__(self, channels: int, source: Place) -> None:
+        self.channels, self.place = channels, source
 
     def emit(self, steps: Steps, x: Map) -> Map:
         (height, width), channels = x.size, self.place.width
@@ -571,96 +599,131 @@ def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
 
     Raises UnsupportedError where no kernel computes a layer.
     """
-    layers = spec.layers()
-    pack, readers = Pack(params), Counter(read for layer in layers for read in layer.inputs)
-    places: dict[str, Place] = {}
-    nodes: list[Node] = []
+    walk, rest = Walk(spec.layers(), params), spec.layers()
+    while rest:
+        done = walk.block(rest) or walk.residual(rest) or walk.layer(rest)
+        if not done:
+            raise UnsupportedError(f"{spec.name}: no compiled kernel computes the layer {rest[0].name}: {rest[0]}")
+        del rest[:done]
+    return walk.program()
 
-    def add(unit: Unit, inputs: tuple[str, ...], name: str, layers: Sequence[Layer] = ()) -> None:
-        nodes.append(Node(unit, inputs, name, layers))
-        places[name] = unit.place
 
-    def channels_last(name: str) -> Place:
-        """The place of a map, which is channels last from here on."""
-        if places[name].planar:
-            add(ToChannelsLast(places[name]), (name,), name)
-        return places[name]
+class Walk:
+    """The units so far, and the places of the maps they make.
 
-    def packed(name: str) -> Place:
-        """The place of a map whose records are whole packs from here on."""
-        if channels_last(name).width % PACK:
-            add(Joined([places[name]], "", pack), (name,), name)
-        return places[name]
+    ``block``, ``residual`` and ``layer`` add units for the first of the remaining layers, and return how many they are;
+    0 where they do not know them.
+    """
 
-    def in_order(name: str) -> Place:
-        """The place of a map whose channels stand one after the other from here on."""
-        if not packed(name).in_order:
-            add(Joined([places[name]], "", pack), (name,), name)
-        return places[name]
+    def __init__(self, layers: Sequence[Layer], params: Mapping[str, Array]) -> None:
+        self.layers, self.pack = layers, Pack(params)
+        self.readers = Counter(name for layer in layers for name in layer.inputs)
+        self.places: dict[str, Place] = {}
+        self.nodes: list[Node] = []
 
-    def own(layer: Layer) -> tuple[Place, tuple[str, ...]]:
-        """The place and name of a layer's input, or of a copy where others read what the layer changes in place."""
-        (name,) = layer.inputs
-        place, maker = packed(name), next(node for node in reversed(nodes) if node.name == name)
-        if readers[name] == 1 and not isinstance(maker.unit, Reordered):
-            return place, (name,)
-        add(Joined([place], "", pack), (name,), f"{layer.name} copy")
-        return places[f"{layer.name} copy"], (f"{layer.name} copy",)
+    def add(self, unit: Unit, inputs: tuple[str, ...], name: str, layers: Sequence[Layer] = ()) -> int:
+        self.nodes.append(Node(unit, inputs, name, layers))
+        self.places[name] = unit.place
+        return len(layers)
 
-    def unit_of(layer: Layer) -> tuple[Unit, tuple[str, ...]]:
-        x, inputs = layer.inputs[0], layer.inputs
+    def program(self) -> Program:
+        last = self.layers[-1]
+        if not isinstance(self.nodes[-1].unit, Embedding):
+            self.add(Embedding(last.channels, self.in_order(last.name)), (last.name,), "embedding")
+        return Program(last.channels, self.pack.weights.join(), self.pack.tables.join(), self.nodes)
+
+    # The place of a map by its name. Where it does not stand as it is asked for, it is moved, for all later readers.
+
+    def channels_last(self, name: str) -> Place:
+        if self.places[name].planar:
+            self.add(ToChannelsLast(self.places[name]), (name,), name)
+        return self.places[name]
+
+    def packed(self, name: str) -> Place:
+        """Records of whole packs."""
+        return self.places[name] if self.channels_last(name).width % PACK == 0 else self.moved(name)
+
+    def in_order(self, name: str) -> Place:
+        """Records of whole packs that begin with all channels, one after the other."""
+        return self.places[name] if self.packed(name).in_order else self.moved(name)
+
+    def compact(self, name: str) -> Place:
+        """Records that hold the channels one after the other and nothing else."""
+        place = self.in_order(name)
+        return place if place.width < len(place.channels) + PACK else self.moved(name)
+
+    def moved(self, name: str, to: str = "") -> Place:
+        to = to or name
+        self.add(Joined([self.places[name]], "", self.pack), (name,), to)
+        return self.places[to]
+
+    def owned(self, name: str) -> str:
+        """The name of a map of packed records that nobody else reads: this one, or a copy."""
+        self.packed(name)
+        maker = next(node.unit for node in reversed(self.nodes) if node.name == name)
+        if self.readers[name] > 1 or isinstance(maker, Reordered):
+            name, original = f"copy of {name}", name
+            self.moved(original, name)
+        return name
+
+    def block(self, rest: Sequence[Layer]) -> int:
+        block = PlanarBlock.match(rest, self.readers, self.places)
+        return self.add(PlanarBlock(block, self.pack), block[0].inputs, block[-1].name, block) if block else 0
+
+    def residual(self, rest: Sequence[Layer]) -> int:
+        """A dense convolution whose only reader adds another map to it."""
+        match rest[:2]:
+            case [Conv(kernel=1, stride=1, groups=1, activation="", inputs=(x,)) as conv, Add() as total]:
+                others = [name for name in total.inputs if name != conv.name]
+                if x != IMAGE and len(others) == 1 and self.readers[conv.name] == 1:
+                    self.compact(others[0])
+                    unit = Dense(self.pack.fold(conv), self.in_order(x), total.activation, self.pack)
+                    return self.add(unit, (x, *others), total.name, rest[:2])
+        return 0
+
+    def layer(self, rest: Sequence[Layer]) -> int:
+        layer, x, inputs, places, pack = rest[0], rest[0].inputs[0], rest[0].inputs, self.places, self.pack
+        unit: Unit
         match layer:
             case Conv(inputs=("image",), kernel=3, stride=1, activation="relu", groups=1):
-                return Stem(layer, pack), inputs
+                unit = Stem(layer, pack)
             case Conv(inputs=("image",), groups=1):
-                return Patches(layer, pack), inputs
-            case _ if IMAGE in layer.inputs:
-                pass
+                unit = Patches(layer, pack)
+            case _ if IMAGE in inputs:
+                return 0
+            case Conv(kernel=1, stride=1, groups=1) if self.channels_last(x).in_order:
+                unit = Dense(pack.fold(layer), places[x], layer.activation, pack)
             case Conv(kernel=1, stride=1):
-                weight, bias = pack.fold(layer)
-                return Pointwise(layer, channels_last(x), weight[:, :, 0, 0], bias, pack), inputs
+                unit = Pointwise(layer, self.channels_last(x), pack)
             case Conv() if is_depthwise(layer):
-                return Depthwise(layer, packed(x), pack), inputs
+                unit = Depthwise(layer, self.packed(x), pack)
             case Shuffle():
-                return Reordered(shuffled(layer.channels, layer.groups), channels_last(x)), inputs
+                unit = Reordered(shuffled(layer.channels, layer.groups), self.channels_last(x))
             case Slice():
-                source = channels_last(x)
-                return Reordered(np.arange(len(source.channels))[layer.indices()], source), inputs
-            case Add(inputs=(x, other)):
-                same = np.array_equal(packed(x).channels, packed(other).channels)
-                same = same and places[x].width == places[other].width
-                if not same:
-                    in_order(x), in_order(other)
-                return Sum(layer, places[x]), inputs
+                source = self.channels_last(x)
+                unit = Reordered(np.arange(len(source.channels))[layer.indices()], source)
+            case Add(inputs=(_, other)):
+                if not self.packed(x).equals(self.packed(other)):
+                    self.compact(x), self.compact(other)
+                unit = Sum(layer, places[x])
             case Concat():
-                return Joined([channels_last(name) for name in layer.inputs], layer.activation, pack), inputs
+                unit = Joined([self.channels_last(name) for name in inputs], layer.activation, pack)
             case Pool():
-                return Pooled(layer, packed(x)), inputs
+                unit = Pooled(layer, self.packed(x))
             case SqueezeExcite():
-                place, inputs = own(layer)
-                return Excite(layer, place, pack), inputs
+                inputs = (self.owned(x),)
+                unit = Excite(layer, places[inputs[0]], pack)
             case Cbam() if places[x].planar and not places[x].attended:
-                return Attend(layer, places[x], pack, pending=True), inputs
-            case Cbam() if layers[-1].inputs == (layer.name,) and readers[layer.name] == 1:
-                return Attend(layer, in_order(x), pack, pending=True), inputs
+                unit = Attend(layer, places[x], pack, pending=True)
+            case Cbam() if self.layers[-1].inputs == (layer.name,) and self.readers[layer.name] == 1:
+                unit = Attend(layer, self.in_order(x), pack, pending=True)
             case Cbam():
-                place, inputs = own(layer)
-                return Attend(layer, place, pack, pending=False), inputs
-            case Mean() if layer is layers[-1]:
-                return Embedding(layer, in_order(x)), inputs
+                inputs = (self.owned(x),)
+                unit = Attend(layer, places[inputs[0]], pack, pending=False)
+            case Mean() if layer is self.layers[-1]:
+                unit = Embedding(layer.channels, self.in_order(x))
             case Mean():
-                return Means(packed(x)), inputs
-        raise UnsupportedError(f"{spec.name}: no compiled kernel computes the layer {layer.name}: {layer}")
-
-    rest = list(layers)
-    while rest:
-        if block := PlanarBlock.match(rest, readers, places):
-            add(PlanarBlock(block, pack), block[0].inputs, block[-1].name, block)
-        else:
-            block = rest[:1]
-            unit, inputs = unit_of(rest[0])
-            add(unit, inputs, rest[0].name, block)
-        del rest[: len(block)]
-    if not isinstance(layers[-1], Mean):
-        add(Embedding(layers[-1], in_order(layers[-1].name)), (layers[-1].name,), "embedding")
-    return Program(layers[-1].channels, pack.weights.join(), pack.tables.join(), nodes)
+                unit = Means(self.packed(x))
+            case _:
+                return 0
+        return self.add(unit, inputs, layer.name, rest[:1])

@@ -29,7 +29,6 @@ from alnumpy.layers import (
     Cbam,
     Conv,
     Layer,
-    Mean,
     Pool,
     Shuffle,
     SqueezeExcite,
@@ -267,11 +266,31 @@ def test_pointwise(
     params = arrays_of([layer], rng)
     bench = Bench(params)
     source = Place(rng.permutation(len(x)), len(x))
-    weight, bias = bench.pack.fold(layer)
-    unit = lower.Pointwise(layer, source, weight[:, :, 0, 0], bias, bench.pack)
+    unit = lower.Pointwise(layer, source, bench.pack)
     y = unit.emit(bench.steps, bench.channels_last(x, source))
     bench.run()
     assert_same(bench.read_map(y, unit.place), plain_conv(x, layer, params))
+
+
+@given(
+    st.integers(1, 120), st.integers(1, 40), st.integers(1, 100), st.booleans(), ACTIVATION, SPECIALS,
+    st.integers(0, 99),
+)  # fmt: skip
+def test_dense(
+    pixels: int, inputs: int, outputs: int, residual: bool, activation: str, special: str, seed: int
+) -> None:
+    """With and without another map to add; records may be wider than their channels."""
+    rng = np.random.default_rng(seed)
+    x, other = picture(rng, (inputs, pixels, 1), special), picture(rng, (outputs, pixels, 1))
+    layer = conv(inputs, outputs, "" if residual else activation)
+    params = arrays_of([layer], rng)
+    bench, source = Bench(params), Place(np.arange(inputs), inputs + 5)
+    unit = lower.Dense(bench.pack.fold(layer), source, activation, bench.pack)
+    maps = [bench.channels_last(x, source), *[bench.channels_last(other, unit.place)] * residual]
+    y = unit.emit(bench.steps, *maps)
+    bench.run()
+    theirs = plain_conv(x, layer, params)
+    assert_same(bench.read_map(y, unit.place), plain_activation(theirs + other, activation) if residual else theirs)
 
 
 @given(
@@ -419,7 +438,7 @@ def test_embedding(height: int, width: int, channels: int, attended: bool, seed:
         channel, spatial = rng.uniform(0, 1, place.width), rng.uniform(0, 1, (height, round_up(width, LINE)))
         source = source._replace(attention=Attention(bench.input(channel), bench.input(spatial)))
         x = (x * channel[:channels, None, None] * spatial[:, :width]).astype(np.float32)
-    lower.Embedding(Mean("mean", ("x",), channels), place).emit(bench.steps, source)
+    lower.Embedding(channels, place).emit(bench.steps, source)
     assert_same(bench.run(result=channels), x.mean((1, 2)))
 
 

@@ -5,6 +5,7 @@ from .activation import activate
 from .block import planar_block
 from .cbam import channel_attention, planar_pool, pool, scale, spatial_attention, to_channels_last
 from .common import kernel
+from .dense import dense
 from .depthwise import depthwise
 from .elementwise import add_maps, copy, patches
 from .pointwise import pointwise
@@ -65,5 +66,7 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
                 max_pool(arena, *load_ints(steps, at, 7))
             elif op == Op.MEAN_POOL:
                 mean_pool(arena, *load_ints(steps, at, 7))
+            elif op == Op.DENSE:
+                dense(arena, weights, *load_ints(steps, at, 9))
             elif op == Op.SQUEEZE_EXCITE:
                 squeeze_excite(arena, weights, tables, *load_ints(steps, at, 12))

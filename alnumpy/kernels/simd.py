@@ -355,6 +355,26 @@ def store_tile(typingctx, base, index, stride, tile, cols):
     return types.void(types.int64, types.int64, types.int64, tile, cols), emit
 
 
+@intrinsic(prefer_literal=True)
+def store_tile_and_half(typingctx, base, index, stride, tile, cols):
+    """As ``store_tile``, but of the last vector of each row only the lower half."""
+
+    def emit(context, builder, signature, arguments):
+        base, index, stride, value, _ = arguments
+        lanes = tile.dtype.lanes
+        lower = ir.Constant(ir.VectorType(I32, lanes // 2), list(range(lanes // 2)))
+        for i, vector in enumerate(_unpack(builder, tile, value)):
+            row, col = divmod(i, cols.literal_value)
+            if row and not col:
+                index = builder.add(index, stride)
+            if col == cols.literal_value - 1:
+                vector = builder.shuffle_vector(vector, vector, lower)
+            _store(builder, base, _offset(builder, index, col * lanes), vector)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, tile, cols), emit
+
+
 # --- multiply and accumulate ----------------------------------------------------------------------------------------
 
 
