@@ -599,7 +599,7 @@ def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
 
     Raises UnsupportedError where no kernel computes a layer.
     """
-    walk, rest = Walk(spec.layers(), params), spec.layers()
+    walk, rest = Walk(spec.layers(), params), list(spec.layers())
     while rest:
         done = walk.block(rest) or walk.residual(rest) or walk.layer(rest)
         if not done:

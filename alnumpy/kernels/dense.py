@@ -1,8 +1,8 @@
 """1x1 convolution of channels-last maps whose inputs stand one after the other: a product of two dense matrices.
 
-A tile is up to ROWS pixels by COLS vectors of LINE outputs, whose sums stay in registers over all inputs; LINE lanes are
-one register of AVX-512, and several of other CPUs. A chunk of pixels, which stays in the second level cache, meets all
-weights before the next.
+A tile is up to ROWS pixels by COLS vectors of LINE outputs, whose sums stay in registers over all inputs; LINE lanes
+are one register of AVX-512, and several of other CPUs. A chunk of pixels, which stays in the second level cache, meets
+all weights before the next.
 """
 
 from .abi import LINE, PANEL
