@@ -21,6 +21,8 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why it
 # has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
 # whitening: one row, float32, where the settings say that embeddings are reduced.
+# sketches, basis (one row, float32): what ``sketch`` makes of the contents, by blocks of rowids; unsketched: the rowids
+# of contents that were added, changed or removed since. pictures_not_found: those that a search leaves out.
 MIGRATIONS = (
     f"""
     PRAGMA application_id = {APPLICATION_ID};
@@ -43,6 +45,23 @@ MIGRATIONS = (
     CREATE INDEX pictures_by_hash ON pictures (hash);
     """,
     "CREATE TABLE whitening (mean BLOB NOT NULL, projection BLOB NOT NULL)",
+    """
+    CREATE TABLE basis (mean BLOB NOT NULL, axes BLOB NOT NULL, contents INTEGER NOT NULL);
+    CREATE TABLE sketches (block INTEGER PRIMARY KEY, numbers BLOB NOT NULL, codes BLOB NOT NULL);
+    CREATE TABLE unsketched (content INTEGER PRIMARY KEY);
+    INSERT INTO unsketched SELECT rowid FROM contents;
+    CREATE TRIGGER contents_added AFTER INSERT ON contents BEGIN
+        INSERT OR IGNORE INTO unsketched VALUES (new.rowid);
+    END;
+    CREATE TRIGGER contents_changed AFTER UPDATE ON contents BEGIN
+        INSERT OR IGNORE INTO unsketched VALUES (old.rowid);
+        INSERT OR IGNORE INTO unsketched VALUES (new.rowid);
+    END;
+    CREATE TRIGGER contents_removed AFTER DELETE ON contents BEGIN
+        INSERT OR IGNORE INTO unsketched VALUES (old.rowid);
+    END;
+    CREATE INDEX pictures_not_found ON pictures (hash) WHERE NOT (error IS NULL AND vanished = 0);
+    """,
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
 WAIT = 30.0  # seconds that one waits for another process's transaction
@@ -145,6 +164,18 @@ class Database:
                     if self._connection is not None:
                         _roll_back(self._connection)
                 raise
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is read inside is of one moment, whatever is written meanwhile. Other threads wait."""
+        with self.lock:
+            self.run("BEGIN")
+            try:
+                yield
+            finally:
+                with suppress(sqlite3.Error):
+                    if self._connection is not None:
+                        _roll_back(self._connection)
 
     @property
     def _db(self) -> sqlite3.Connection:

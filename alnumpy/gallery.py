@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from threading import RLock
 from typing import Any, NamedTuple
@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import images, moving, packed, reduction, scan
+from . import images, moving, packed, reduction, scan, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
 from .images import ImageSource
 from .ingest import Encoder, Ingest, Progress, Report, hash_file, now, regular
 from .packed import DTYPES
+from .pairs import duplicates
 from .reader import Reader, open_reader
 from .scan import Found, Paths
 from .settings import Settings
@@ -235,6 +236,8 @@ class Gallery:
             raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
         with self._writing:
             yield self._writer
+            with self._writer.transaction():
+                sketch.renew(self._writer, self.settings)
 
     # Reading
 
@@ -259,6 +262,8 @@ class Gallery:
             f"WHERE path > ?{condition} ORDER BY path LIMIT ?"
         )
         while part := self._open.db.rows(sql, [length, last, *values, PART]):
+            if _order(part[-1][0]) <= _order(last):  # or a damaged index would lead in circles
+                raise GalleryError(f"{self.path}: damaged; restore it, or move it away and index again")
             for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
                 embedding = None
                 if isinstance(blob, bytes):
@@ -311,7 +316,6 @@ class Gallery:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        snapshot = self._snapshot()
         if isinstance(queries, np.ndarray) and queries.dtype != np.uint8:
             with np.errstate(over="ignore", invalid="ignore"):
                 vectors = np.atleast_2d(queries).astype(np.float32)
@@ -321,22 +325,25 @@ class Gallery:
         else:
             single = isinstance(queries, (str, os.PathLike, np.ndarray, Image.Image))
             sources: Any = [queries] if single else queries
-            found = [self._find_or_embed(source, snapshot) for source in sources]
+            found = [self._find_or_embed(source) for source in sources]
             vectors = np.array([vector for vector, _ in found], np.float32).reshape(-1, self.dimension)
             hashes = [hash for _, hash in found]
-        return snapshot.search(vectors, k, hashes)
+        with self._open.snapshot(self.settings) as snapshot:
+            return snapshot.search(vectors, k, hashes)
 
     def duplicates(self, threshold: float) -> list[list[Match]]:
         """Groups of pictures, each within an L2 distance of ``threshold`` of some other of its group, sorted by path.
 
         The distances are those to the first of the group. Time grows with the square of the number of pictures.
         """
-        return self._snapshot().duplicates(threshold)
+        with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
+            return duplicates(Snapshot(db, self.settings), threshold)
 
     @property
     def damaged(self) -> list[tuple[str, str]]:
         """Rows that cannot be ranked: path and reason."""
-        return list(self._snapshot().damaged)
+        with self._open.snapshot(self.settings) as snapshot:
+            return list(snapshot.damaged)
 
     @property
     def _open(self) -> Reader:
@@ -344,24 +351,24 @@ class Gallery:
             raise ValueError("the gallery is closed")
         return reader
 
-    def _snapshot(self) -> Snapshot:
-        return self._open.snapshot(self.settings)
-
     @property
     def space(self) -> list[Any]:
         """What two galleries have in common whose embeddings can be compared."""
         whitening = self._open.db.rows("SELECT mean, projection FROM whitening") if self.settings.reduced else []
         return [self.settings.identity, self.settings.flip, self.settings.reduced, self.dimension, *whitening]
 
-    def _find_or_embed(self, source: ImageSource, snapshot: Snapshot) -> tuple[Array, bytes | None]:
+    def _find_or_embed(self, source: ImageSource) -> tuple[Array, bytes | None]:
         """The embedding (dimension,) of a picture, as it is stored where its content is, and a file's content."""
         hash = None
         if isinstance(source, (str, os.PathLike)):
             with suppress(OSError, ValueError):  # decoding names what is wrong with the file
                 regular(source)
                 hash = hash_file(source)
-            if hash is not None and (stored := snapshot.embedding(hash)) is not None:
-                return stored, hash
+            if hash is not None:
+                with self._open.snapshot(self.settings) as snapshot:
+                    stored = snapshot.embedding(hash)
+                if stored is not None:
+                    return stored, hash
         if self._encoder is None:
             raise ValueError("to search by picture, open the gallery with an embedder")
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "picture"
@@ -384,6 +391,11 @@ class Gallery:
         its embeddings vary along fewer axes than ``dimensions``: they do so where there are no more of them than that.
         """
         return reduction.reduce(self._open.db, self.settings, path, dimensions)
+
+
+def _order(path: Any) -> tuple[int, Any]:
+    """What sorts paths as SQLite does, even those of a damaged database: numbers, texts, blobs."""
+    return (2 if isinstance(path, bytes) else 1 if isinstance(path, str) else 0), path
 
 
 def _rankable(vectors: Array) -> Array:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import images, packed, postprocess
+from . import images, packed, postprocess, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import ImageError
@@ -199,6 +199,7 @@ class Ingest:
                 "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
                 [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, time_now) for r in batch],
             )
+            sketch.renew(self.db, self.encoder.settings)
 
     def _read_ahead(self, paths: Sequence[str], known: set[bytes]) -> Generator[Read]:
         """Reads files in threads, in order and at most a batch ahead: decoding goes on while the network runs."""

@@ -6,17 +6,16 @@ the memory that its embeddings would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-
-from . import retrieval
 
 DTYPES = ("float32", "float16", "int8")
 LARGEST = 1e37  # squared norm: then squared distances are finite in float32, too
 BLOCK = 512  # rows converted at once: 2.6 MB, which stays in the cache
-GROUP = 64  # distances whose least one is looked at first
-HELD = 1 << 24  # distances held at once, 64 MB: bounds the memory whatever the number of queries
+# Bound on the rounding error of a squared distance, relative to the squared norms; generous for 1280 float32 terms.
+ROUNDING = 1e-5
 
 Array = np.ndarray
 
@@ -71,78 +70,56 @@ def squared_norms(rows: Array, dtype: str) -> Array:
     return norms
 
 
-class Packed:
-    """Finite embeddings as they are stored, uint8 (N, row_length), with their squared norms, float32 (N,)."""
+class Packed(NamedTuple):
+    """Finite embeddings as they are stored, of some contents."""
 
-    def __init__(self, rows: Array, norms: Array, dtype: str):
-        self.rows = rows
-        self.norms = norms
-        self.dtype = dtype
+    rowids: Array  # int64 (n,), ascending
+    norms: Array  # float32 (n,): squared
+    rows: Array  # uint8 (n, row_length)
+    dtype: str
 
-    def __getitem__(self, index: slice | Array) -> Array:
-        """Some embeddings, float32 (n, D)."""
-        return decode(self.rows[index], self.dtype)
+    @classmethod
+    def of(cls, rowids: Array, rows: Array, dtype: str) -> Packed:
+        """The finite ones among stored embeddings (n, row_length)."""
+        norms = squared_norms(rows, dtype)
+        whole = cls(rowids, norms, rows, dtype)
+        good = np.isfinite(norms)
+        return whole if good.all() else whole.some(good)
 
-    def distances(self, query: Array, indices: Array) -> Array:
-        """Exact L2 distances float32 (n,) of a query (D,) to some of the embeddings."""
-        distances = np.empty(len(indices), np.float32)
-        for start in range(0, len(indices), BLOCK):
-            part = slice(start, start + BLOCK)
-            distances[part] = np.linalg.norm(self[indices[part]] - query, axis=1)
-        return distances
+    @classmethod
+    def joined(cls, several: Sequence[Packed]) -> Packed:
+        """At least one, as one."""
+        rowids, norms, rows, (dtype, *_) = zip(*several, strict=True)
+        return cls(np.concatenate(rowids), np.concatenate(norms), np.concatenate(rows), dtype)
 
-    def nearest(self, queries: Array, k: int) -> Iterator[tuple[Array, Array]]:
-        """For each query of (Q, D) the indices of the k nearest, nearest first, ties by index, and their distances."""
-        count = len(self.rows)
-        largest = self.norms.max(initial=0)
-        rows = BLOCK if self.dtype != "float32" else 4 * BLOCK  # which need no conversion
-        step = max(1, HELD // max(1, count))
-        for first in range(0, len(queries), step):
-            block = queries[first : first + step]
-            scaled = np.ascontiguousarray(-2 * block.T)
-            scores = np.empty((count, len(block)), np.float32)  # squared distances less the query's squared norm
-            for start in range(0, count, rows):
-                part = scores[start : start + rows]
-                vectors = self[start : start + rows]
-                if len(block) == 1:  # a dot product a row reads the memory faster than a matrix-vector product
-                    np.matmul(vectors[:, None], scaled, out=part[:, None])
-                else:
-                    np.matmul(vectors, scaled, out=part)
-                part += self.norms[start : start + rows, None]
-            whole = count // GROUP
-            least = scores[: whole * GROUP].reshape(whole, GROUP, len(block)).min(1)  # of each group
-            if whole * GROUP < count:
-                least = np.concatenate([least, scores[whole * GROUP :].min(0, keepdims=True)])
-            # The kth least of the groups' minima is never below the kth least of all, and fast to find.
-            among = least if k <= len(least) else scores
-            limits = np.partition(among, k - 1, axis=0)[k - 1] if k < count else np.full(len(block), np.inf)
-            # What rounding could place among the first k is compared again, exactly.
-            limits += retrieval.ROUNDING * (largest + np.einsum("qd,qd->q", block, block))
-            for i, (query, limit) in enumerate(zip(block, limits, strict=True)):
-                groups = np.flatnonzero(least[:, i] <= limit)
-                near = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
-                near = near[near < count]  # the last group may be a part of one
-                near = near[scores[near, i] <= limit]
-                distances = self.distances(query, near)
-                order = np.argsort(distances, kind="stable")[:k]
-                yield near[order], distances[order]
+    def some(self, index: Array) -> Packed:
+        """Some of them."""
+        return Packed(self.rowids[index], self.norms[index], self.rows[index], self.dtype)
 
-    def groups(self, threshold: float) -> list[Array]:
-        """Indices of those within a distance of ``threshold`` of some other of their group, in ascending order."""
-        threshold = min(threshold, LARGEST**0.5 * 2)  # which no distance exceeds
-        count = len(self.rows)
-        group = np.arange(count)  # the first of each one's group
-        for start in range(0, count, BLOCK):
-            ours, our_norms = self[start : start + BLOCK], self.norms[start : start + BLOCK, None]
-            for other in range(start, count, BLOCK):
-                theirs, norms = self[other : other + BLOCK], self.norms[other : other + BLOCK]
-                squared = retrieval.squared_distances(ours, theirs, norms)
-                squared -= retrieval.ROUNDING * (norms + our_norms)
-                for i, row in enumerate(squared <= threshold * threshold, start):
-                    near = np.flatnonzero(row & (group[other : other + BLOCK] != group[i]))
-                    near = near[np.linalg.norm(theirs[near] - ours[i - start], axis=1) <= threshold]
-                    if len(near):
-                        joined = np.append(group[other + near], group[i])
-                        group[np.isin(group, joined)] = joined.min()
-        first, sizes = np.unique(group, return_counts=True)
-        return [np.flatnonzero(group == leader) for leader in first[sizes > 1]]
+    @property
+    def rests(self) -> Array:
+        """As of sketches, which leave something out."""
+        return np.zeros(len(self.norms), np.float32)
+
+    @property
+    def errors(self) -> Array:
+        """As of sketches, which round something off."""
+        return self.rests
+
+    def bound(self, vectors: Array, bounds: Array) -> None:
+        """Writes what the squared distances to queries (Q, D) are not below, and above by no more than rounding."""
+        scaled = np.ascontiguousarray(-2 * vectors.T)
+        keep = np.float32(1 - ROUNDING)
+        norms = np.einsum("qd,qd->q", vectors, vectors) * keep
+        rows = (
+            BLOCK if self.dtype != "float32" else 4 * BLOCK
+        )  # float32 rows need no conversion, so blocks can be larger
+        for start in range(0, len(self.rows), rows):
+            part = bounds[start : start + rows]
+            block = decode(self.rows[start : start + rows], self.dtype)
+            if len(vectors) == 1:  # one dot product per row reads the memory faster than a matrix-vector product
+                np.matmul(block[:, None], scaled, out=part[:, None])
+            else:
+                np.matmul(block, scaled, out=part)
+            part += self.norms[start : start + rows, None] * keep
+            part += norms

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -32,15 +33,16 @@ class Reader:
                 self._snapshot = None
                 self.db.close()
 
-    def snapshot(self, settings: Settings) -> Snapshot:
-        """All that can be found, read once and again when something has been written. Raises GalleryError."""
-        with self.db.lock:
+    @contextmanager
+    def snapshot(self, settings: Settings) -> Iterator[Snapshot]:
+        """All that can be found, to be used inside the block, while other threads wait. Raises GalleryError."""
+        with self.db.reading():
             version = self.db.one("PRAGMA data_version")  # which changes with what other connections write
             if self._snapshot is None or version != self._version:
                 self._snapshot = None  # to have the room
-                self._snapshot = Snapshot.read(self.db, settings)
+                self._snapshot = Snapshot(self.db, settings)
                 self._version = version
-            return self._snapshot
+            yield self._snapshot
 
 
 def open_reader(path: str) -> Reader:

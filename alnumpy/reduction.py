@@ -11,7 +11,7 @@ from itertools import compress
 
 import numpy as np
 
-from . import packed, postprocess
+from . import packed, postprocess, sketch
 from .database import Database
 from .errors import GalleryError
 from .settings import Settings
@@ -80,7 +80,8 @@ def _blocks(source: Database, settings: Settings) -> Iterator[tuple[list[tuple[b
 def _copy(source: Database, settings: Settings, db: Database, whitening: postprocess.Whitening) -> None:
     """Fills a new database with all that can be found."""
     mean, projection, _ = whitening
-    db.set_meta("settings", replace(settings, dimension=projection.shape[1], reduced=True).to_json())
+    smaller = replace(settings, dimension=projection.shape[1], reduced=True)
+    db.set_meta("settings", smaller.to_json())
     blobs = [array.astype("<f4").tobytes() for array in (mean, projection)]
     db.run("INSERT INTO whitening VALUES (?, ?)", blobs)
     findable = "FROM pictures WHERE error IS NULL AND vanished = 0"
@@ -97,3 +98,4 @@ def _copy(source: Database, settings: Settings, db: Database, whitening: postpro
         "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, ?, ?, ?, ?, 0)",
         (row for row in rows if row[3] in copied),
     )
+    sketch.renew(db, smaller)

@@ -15,7 +15,6 @@ import numpy as np
 Array = np.ndarray
 
 BLOCK = 1 << 22  # distances held at once, 16 MB: bounds the memory whatever the number of queries
-ROUNDING = 1e-5  # error of a squared distance, over the largest squared norms: far above what 1280 float32 terms make
 
 
 class Scores(NamedTuple):
@@ -42,32 +41,6 @@ def squared_distances(queries: Array, gallery: Array, gallery_norms: Array | Non
     d += gallery_norms
     d += np.einsum("qd,qd->q", queries, queries)[:, None]
     return np.maximum(d, 0, out=d)  # rounding can put a picture's distance to itself below 0
-
-
-def search(queries: Array, gallery: Array, k: int, gallery_norms: Array | None = None) -> tuple[Array, Array]:
-    """The k nearest of a gallery (N, D) to each query (Q, D): indices int64 (Q, k) and L2 distances float32 (Q, k).
-
-    Nearest first; k is at most N. Whatever rounding could place among the first k is compared again by the norm of the
-    difference, so that equal pictures are at exactly 0, and ties are true ties, which go by index.
-    """
-    k = min(k, len(gallery))
-    indices = np.empty((len(queries), k), np.int64)
-    distances = np.empty((len(queries), k), np.float32)
-    if k == 0:
-        return indices, distances
-    if gallery_norms is None:
-        gallery_norms = np.einsum("nd,nd->n", gallery, gallery)
-    step = max(1, BLOCK // len(gallery))
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step]
-        for i, row in enumerate(squared_distances(block, gallery, gallery_norms), start):
-            slack = ROUNDING * (gallery_norms.max() + queries[i] @ queries[i])
-            near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1] + slack)
-            difference = gallery[near] - queries[i]
-            exact = np.sqrt(np.einsum("nd,nd->n", difference, difference))
-            order = np.argsort(exact, kind="stable")[:k]
-            indices[i], distances[i] = near[order], exact[order]
-    return indices, distances
 
 
 def rankings(queries: Array, gallery: Array, itself: Array | None = None) -> Iterator[tuple[slice, Array]]:

@@ -107,8 +107,8 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode
         for sql in changes:
             change(path, sql)
 
-    made("PRAGMA user_version = 3")
-    refused("version 3, this alnumpy reads 2; update alnumpy")
+    made("PRAGMA user_version = 4")
+    refused("version 4, this alnumpy reads 3; update alnumpy")
     made("CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM contents; END")
     refused("its tables are not those")
     made("DROP TABLE contents", "CREATE VIEW contents AS SELECT * FROM meta")

@@ -7,7 +7,7 @@ import pytest
 from conftest import given, st
 
 from alnumpy import retrieval
-from alnumpy.retrieval import average_precision, evaluate, official_average_precision, rankings, search
+from alnumpy.retrieval import average_precision, evaluate, official_average_precision, rankings
 
 
 def ranked(text):
@@ -82,34 +82,6 @@ def test_official_rule_is_the_loop_of_the_benchmark(n, data):
         ap += (recall - old_recall) * (old_precision + precision) / 2
         old_recall, old_precision = recall, precision
     assert official_average_precision(order, positive, junk) == pytest.approx(ap)
-
-
-@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**32))
-def test_search_is_the_sorted_list_of_distances(n, q, k, seed):
-    rng = np.random.default_rng(seed)
-    gallery = rng.integers(-2, 3, (n, 3)).astype(np.float32)  # small integers: many exact ties
-    queries = rng.integers(-2, 3, (q, 3)).astype(np.float32)
-    indices, distances = search(queries, gallery, k)
-    for i in range(q):
-        exact = np.linalg.norm(gallery - queries[i], axis=1)
-        order = np.argsort(exact, kind="stable")[:k]
-        np.testing.assert_array_equal(indices[i], order)
-        np.testing.assert_allclose(distances[i], exact[order], rtol=1e-6)
-
-
-def test_search_ranks_many_duplicates_by_index():
-    gallery = np.ones((300, 8), np.float32)
-    gallery[::3] += 1
-    indices, distances = search(np.ones((1, 8), np.float32), gallery, 20)
-    assert indices[0].tolist() == [i for i in range(300) if i % 3][:20]
-    assert not distances.any()
-
-
-def test_search_finds_a_picture_at_distance_0_among_large_vectors():
-    gallery = (1000 + np.random.default_rng(0).normal(size=(500, 1280))).astype(np.float32)
-    indices, distances = search(gallery[7:8], gallery, 3)
-    assert (indices[0, 0], distances[0, 0]) == (7, 0)
-    assert search(gallery[:2], gallery[:0], 3)[0].shape == (2, 0)
 
 
 def test_rankings_put_ties_in_order_of_position():

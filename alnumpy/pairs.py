@@ -1,0 +1,180 @@
+"""Pairs of pictures that look alike, found exactly without a comparison of each with every other.
+
+Bounds from a few leading components of the sketches rule out nearly all pairs, those from whole sketches nearly all
+that are left, and the rest are compared by whole rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from . import packed, sketch
+from .packed import LARGEST, ROUNDING, Packed
+from .sketch import Sketches
+from .snapshot import FINDABLE, Match, Snapshot
+
+Array = np.ndarray
+
+LEADING = 64  # components that are compared first
+TILE = 1024  # contents whose pairs with as many others are compared at once
+REFINED = 2048  # pairs of sketches compared at once
+FARTHEST = 3e38  # a squared distance that is below infinity
+# Contents that several pictures have.
+SEVERAL = (
+    f"SELECT rowid FROM contents WHERE hash IN (SELECT hash FROM pictures WHERE {FINDABLE} GROUP BY hash "
+    "HAVING COUNT(*) > 1)"
+)
+
+
+def pairs(snapshot: Snapshot, threshold: float) -> Iterator[tuple[Array, Array, Array]]:
+    """All pairs of contents within a distance, some at a time: rowids and rowids int64 (n,), distances float32 (n,).
+
+    Each pair once, in no order. Memory: 540 bytes per content.
+    """
+    threshold = min(threshold, LARGEST**0.5 * 2)  # which no distance exceeds
+    contents = _read(snapshot)
+    count = len(contents.rowids)
+    points = _points(contents)
+    first = points[:, 0]
+    waiting: list[tuple[Array, Array]] = []
+    rows = 0
+    for start in range(0, count, TILE):
+        ours = slice(start, start + TILE)
+        for other in range(start, count, TILE):
+            theirs = slice(other, other + TILE)
+            reach = threshold + float(contents.errors[ours].max()) + float(contents.errors[theirs].max())
+            if first[theirs].min() - first[ours].max() > reach:
+                continue
+            norms = float(contents.norms[ours].max() + contents.norms[theirs].max())
+            limit = min(reach**2 * (1 + 1e-6) + ROUNDING * norms, FARTHEST)
+            squares = _squares(points[ours], points[theirs])
+            near = np.flatnonzero(squares <= limit)
+            if len(near) == 0:
+                continue
+            a, b = np.divmod(near, squares.shape[1])
+            a, b = a + start, b + other
+            a, b = _refined(contents, a[a < b], b[a < b], threshold)
+            waiting.append((a, b))
+            rows += min(2 * len(a), 2 * TILE)
+            if rows >= 2 * TILE:
+                yield from _exact(snapshot, contents, waiting, threshold)
+                waiting, rows = [], 0
+    yield from _exact(snapshot, contents, waiting, threshold)
+
+
+def _squares(a: Array, b: Array) -> Array:
+    """Squared distances float32 (n, m) of points (n, D) and (m, D)."""
+    ones = np.ones(len(a), np.float32), np.ones(len(b), np.float32)
+    left = np.column_stack([a, np.einsum("nd,nd->n", a, a), ones[0]])
+    right = np.column_stack([-2 * b, ones[1], np.einsum("nd,nd->n", b, b)])
+    squares: Array = left @ right.T
+    return squares
+
+
+def _refined(contents: Sketches, a: Array, b: Array, threshold: float) -> tuple[Array, Array]:
+    """Those pairs of contents that their whole sketches do not rule out."""
+    kept = []
+    for start in range(0, len(a), REFINED):
+        i, j = a[start : start + REFINED], b[start : start + REFINED]
+        products = np.einsum("nk,nk->n", contents.codes[i].astype(np.float32), contents.codes[j].astype(np.float32))
+        products = products * contents.scales[i] * contents.scales[j] + contents.rests[i] * contents.rests[j]
+        norms = contents.norms[i] + contents.norms[j]
+        reach = np.float32(threshold) + contents.errors[i] + contents.errors[j]
+        kept.append(norms * np.float32(1 - ROUNDING) - 2 * products <= reach**2 * np.float32(1 + 1e-6))
+    if kept:
+        good = np.concatenate(kept)
+        a, b = a[good], b[good]
+    return a, b
+
+
+def _exact(
+    snapshot: Snapshot, contents: Sketches, waiting: list[tuple[Array, Array]], threshold: float
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Those pairs of contents that are within a distance by their whole rows."""
+    if not waiting:
+        return
+    a, b = (contents.rowids[np.concatenate(side)] for side in zip(*waiting, strict=True))
+    piece = snapshot.rows(np.unique(np.concatenate([a, b])))
+    if len(piece.rowids) == 0:
+        return
+    at = np.minimum(np.searchsorted(piece.rowids, (a, b)), len(piece.rowids) - 1)
+    there = (piece.rowids[at] == (a, b)).all(0)  # and not damaged
+    a, b, at = a[there], b[there], at[:, there]
+    for start in range(0, len(a), packed.BLOCK):
+        part = slice(start, start + packed.BLOCK)
+        left, right = (packed.decode(piece.rows[side[part]], piece.dtype) for side in at)
+        distances = np.linalg.norm(left - right, axis=1)
+        near = distances <= threshold
+        if near.any():
+            yield a[part][near], b[part][near], distances[near]
+
+
+def _points(sketches: Sketches) -> Array:
+    """Points float32 (n, LEADING + 1) that are no farther from each other than the sketches."""
+    points = np.empty((len(sketches.rowids), min(LEADING, sketches.codes.shape[1]) + 1), np.float32)
+    for start in range(0, len(points), packed.BLOCK):
+        part = slice(start, start + packed.BLOCK)
+        vectors = sketches.codes[part] * sketches.scales[part, None]
+        points[part, :-1] = vectors[:, :LEADING]
+        other = vectors[:, LEADING:]
+        points[part, -1] = np.sqrt(np.einsum("nk,nk->n", other, other) + sketches.rests[part] ** 2)
+    return points
+
+
+def _read(snapshot: Snapshot) -> Sketches:
+    """The sketches of all that can be found, even of what has none yet, by their first component."""
+    settings = snapshot.settings
+    basis = snapshot.basis or sketch.learn_from(snapshot.db, settings, min(sketch.COMPONENTS, settings.dimension))
+    parts = [Sketches.empty(0, basis.axes.shape[1])]
+    parts += (Sketches.of(piece, basis) if isinstance(piece, Packed) else piece for piece in snapshot.pieces())
+    good = [part.some(np.isfinite(part.norms)) for part in parts]
+    together = Sketches(*map(np.concatenate, zip(*good, strict=True)))
+    return together.some(np.argsort(together.codes[:, 0] * together.scales, kind="stable"))
+
+
+def duplicates(snapshot: Snapshot, threshold: float) -> list[list[Match]]:
+    """Groups of pictures within a distance of some other of their group, with distances to the first of it, by path."""
+    leader: dict[int, int] = {}
+
+    def find(rowid: int) -> int:
+        while (above := leader.setdefault(rowid, rowid)) != rowid:
+            leader[rowid] = leader[above]
+            rowid = leader[rowid]
+        return rowid
+
+    for a, b, _ in pairs(snapshot, threshold):
+        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+            leader[find(i)] = find(j)
+    for (rowid,) in snapshot.db.rows(SEVERAL):
+        find(rowid)
+    members: dict[int, list[int]] = {}
+    for rowid in leader:
+        members.setdefault(find(rowid), []).append(rowid)
+    groups = []
+    for rowids in members.values():
+        pictures = snapshot.pictures(np.array(rowids))
+        by_path = sorted((path, rowid) for rowid, (_, paths) in pictures.items() for path in paths)
+        piece = snapshot.rows(np.array(sorted(pictures)))
+        by_path = [(path, rowid) for path, rowid in by_path if rowid in piece.rowids]  # not damaged
+        if len(by_path) > 1:
+            groups.append((by_path[0][0], _group(piece, by_path, pictures)))
+    return [group for _, group in sorted(groups)]
+
+
+def _group(
+    piece: Packed, by_path: list[tuple[bytes, int]], pictures: dict[int, tuple[bytes, list[bytes]]]
+) -> list[Match]:
+    """Pictures, by path, with their distances to the first."""
+    first = by_path[0][1]
+    (query,) = packed.decode(piece.some(piece.rowids == first).rows, piece.dtype)
+    distances: dict[int, float] = {}
+    for start in range(0, len(piece.rowids), packed.BLOCK):
+        part = slice(start, start + packed.BLOCK)
+        values = np.linalg.norm(packed.decode(piece.rows[part], piece.dtype) - query, axis=1)
+        distances.update(zip(piece.rowids[part].tolist(), values.tolist(), strict=True))
+    return [
+        Match(os.fsdecode(path), distances[rowid], pictures[rowid][0] == pictures[first][0]) for path, rowid in by_path
+    ]
