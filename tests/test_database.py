@@ -212,7 +212,9 @@ def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(fo
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         settings = {key: value for key, value in asdict(opened.settings).items() if key not in ("flip", "reduced")}
-    change(path, "DROP TABLE whitening")  # as version 1 was
+    later = "TRIGGER contents_added, TRIGGER contents_changed, TRIGGER contents_removed, INDEX pictures_not_found"
+    for name in f"{later}, TABLE sketches, TABLE basis, TABLE unsketched, TABLE whitening".split(", "):
+        change(path, f"DROP {name}")  # as version 1 was
     change(path, "PRAGMA user_version = 1")
     change(path, "UPDATE meta SET value = ? WHERE key = 'settings'", json.dumps(settings))
     before = path.read_bytes()
@@ -223,5 +225,5 @@ def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(fo
     with Gallery(path, embedder, "a") as opened:
         assert counts(opened.index(folder)) == {"unchanged": 4}
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (3,)
         assert db.execute("SELECT * FROM whitening").fetchall() == []

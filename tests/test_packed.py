@@ -34,7 +34,7 @@ def test_number_formats(dtype, bound):
 
 
 def test_number_formats_save_space(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(400, 1280)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(600, 1280)).astype(np.float32)
     sizes = {}
     for dtype in packed.DTYPES:
         with closing(Database(tmp_path / dtype, writable=True)) as db, db.transaction():

@@ -4,9 +4,10 @@
     python tools/benchmark_gallery.py FOLDER_OF_PICTURES --json gallery.json
 
 search: a gallery's search and faiss's IndexFlatL2 over the same vectors, in turn, with the same threads; medians. Both
-must find the same. recall: share of the ten nearest pictures by float32 that a smaller format finds, too, for the
-pictures of FOLDER as queries of the others. indexing: photographs of 12 megapixels, drawn here. Needs faiss:
-pip install 'alnumpy[bench]'.
+must find the same. Then the whole process of `alnumpy search photo.jpg`: its time, its peak memory, the file's size.
+duplicates: all groups within some distances. recall: share of the ten nearest pictures by float32 that a smaller format
+finds, too, for the pictures of FOLDER as queries of the others. indexing: photographs of 12 megapixels, drawn here.
+Needs faiss: pip install 'alnumpy[bench]'.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,44 +41,11 @@ def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: median(values) for name, values in times.items()}
 
 
-def benchmark_search(count: int, dimension: int, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each number of queries at once."""
-    import faiss
-    import numpy as np
-
-    from alnumpy import packed
-
-    faiss.omp_set_num_threads(threads)
-    rng = np.random.default_rng(0)
-    vectors = np.maximum(rng.standard_normal((count, dimension), np.float32), 0)  # about half zeros, as embeddings are
-    queries = np.maximum(rng.standard_normal((100, dimension), np.float32), 0)
-    index = faiss.IndexFlatL2(dimension)
-    index.add(vectors)
-    stored = {}
-    for dtype in packed.DTYPES:
-        rows = packed.encode(vectors, dtype)
-        stored[dtype] = packed.Packed(rows, packed.squared_norms(rows, dtype), dtype)
-    found = np.array([indices for indices, _ in stored["float32"].nearest(queries, K)])
-    if not (found == index.search(queries, K)[1]).all():
-        sys.exit("faiss and alnumpy do not find the same")
-    table = []
-    for at_once in (1, 100):
-        some = queries[:at_once]
-        runs: dict[str, Callable[[], object]] = {"faiss": lambda some=some: index.search(some, K)}  # type: ignore[misc]
-        for dtype, part in stored.items():
-            runs[dtype] = lambda some=some, part=part: list(part.nearest(some, K))  # type: ignore[misc]
-        row: dict[str, Any] = {"queries": at_once}
-        table.append(row | {f"{name} ms": round(ms, 2) for name, ms in medians(runs, rounds).items()})
-    table.append({"queries": "MB"} | {f"{dtype} ms": round(part.rows.nbytes / 1e6) for dtype, part in stored.items()})
-    return table
-
-
-def benchmark_recall(folder: Path, scratch: Path) -> list[dict[str, Any]]:
-    """A row for each number format, on the embeddings of real pictures."""
+def embeddings_of(folder: Path, scratch: Path) -> Any:
+    """The embeddings of real pictures, float32 (n, 1280)."""
     import numpy as np
 
     import alnumpy
-    from alnumpy import packed
     from alnumpy.gallery import Gallery
 
     with Gallery(scratch / "real.db", alnumpy.load(), "a") as gallery:
@@ -84,18 +53,133 @@ def benchmark_recall(folder: Path, scratch: Path) -> list[dict[str, Any]]:
         vectors = np.array([picture.embedding for picture in gallery if picture.embedding is not None])
     if len(vectors) <= K:
         sys.exit(f"{folder}: recall@{K} needs more than {K} pictures, not {len(vectors)}")
+    return vectors
+
+
+def make_gallery(path: Path, vectors: Any, dtype: str) -> None:
+    """A gallery of embeddings, without pictures."""
+    import hashlib
+    from dataclasses import replace
+
+    import alnumpy
+    from alnumpy import packed, sketch
+    from alnumpy.database import Database
+    from alnumpy.settings import Settings
+
+    db = Database(path, True)
+    settings = replace(Settings.of(alnumpy.load(), dtype=dtype), dimension=vectors.shape[1])
+    with db.transaction():
+        db.set_meta("settings", settings.to_json())
+        for start in range(0, len(vectors), 1024):
+            for i, row in enumerate(packed.encode(vectors[start : start + 1024], dtype), start):
+                hash = hashlib.sha256(b"%d" % i).digest()
+                db.run("INSERT INTO contents VALUES (?, 1, 1, ?)", [hash, row.tobytes()])
+                values = [b"/home/pictures/%09d.jpg" % i, hash]
+                sql = "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '', 0)"
+                db.run(sql, values)
+    with db.transaction():
+        sketch.renew(db, settings)
+    db.close()
+
+
+def benchmark_search(
+    real: Any, photo: Path, scratch: Path, count: int, threads: int, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each number of queries at once, and one for the whole process of one search.
+
+    The gallery: mixtures of two real embeddings each, with noise, which vary along as many axes as real ones do.
+    """
+    import faiss
+    import numpy as np
+
+    from alnumpy import packed
+    from alnumpy.gallery import Gallery
+
+    faiss.omp_set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    queries, real = real[:100], real[100:]
+    vectors = np.empty((count, real.shape[1]), np.float32)
+    for start in range(0, count, 1000):
+        part = vectors[start : start + 1000]
+        share = rng.random((len(part), 1), np.float32)
+        one, other = (real[rng.integers(0, len(real), len(part))] for _ in range(2))
+        part[:] = share * one + (1 - share) * other
+        part += rng.standard_normal(part.shape, np.float32) * real.std(0) * np.float32(0.5)
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors)
+    for dtype in packed.DTYPES:
+        make_gallery(scratch / f"{dtype}.db", vectors, dtype)
+    del vectors
+    galleries = {dtype: Gallery(scratch / f"{dtype}.db") for dtype in packed.DTYPES}
+    found = [[int(match.path[-13:-4]) for match in matches] for matches in galleries["float32"].search(queries, K)]
+    if not (found == index.search(queries, K)[1]).all():
+        sys.exit("faiss and alnumpy do not find the same")
+    table = []
+    for at_once in (1, 100):
+        some = queries[:at_once]
+        runs: dict[str, Callable[[], object]] = {"faiss": lambda some=some: index.search(some, K)}  # type: ignore[misc]
+        for dtype, gallery in galleries.items():
+            runs[dtype] = lambda some=some, gallery=gallery: gallery.search(some, K)  # type: ignore[misc]
+        row: dict[str, Any] = {"queries": at_once}
+        table.append(row | {f"{name} ms": round(ms, 2) for name, ms in medians(runs, rounds).items()})
+    for name in ("a process, ms", "its memory, MB", "file, MB"):
+        table.append({"queries": name})
+    for dtype, gallery in galleries.items():
+        gallery.close()
+        command = [sys.executable, "-m", "alnumpy", "search", str(photo), "--db", gallery.path]
+        times, memory = zip(*(run_alone(command) for _ in range(rounds)), strict=True)
+        values = (median(times) * 1e3, median(memory), os.path.getsize(gallery.path) / 1e6)
+        for row, value in zip(table[-3:], values, strict=True):
+            row[f"{dtype} ms"] = round(value)
+    return table
+
+
+def run_alone(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(command)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1e3
+
+
+def benchmark_recall(vectors: Any, scratch: Path) -> list[dict[str, Any]]:
+    """A row for each number format, on the embeddings of real pictures."""
+    import numpy as np
+
+    from alnumpy import packed
+    from alnumpy.gallery import Gallery
+
     queries = np.arange(len(vectors))[:: -(-len(vectors) // 1000)]  # a thousand at most
     exact: list[set[int]] = []
     table = []
     for dtype in packed.DTYPES:
-        rows = packed.encode(vectors, dtype)
-        stored = packed.Packed(rows, packed.squared_norms(rows, dtype), dtype)
-        found = zip(queries, stored.nearest(vectors[queries], K + 1), strict=True)
-        nearest = [set(indices[indices != i][:K]) for i, (indices, _) in found]
+        make_gallery(scratch / f"recall-{dtype}.db", vectors, dtype)
+        with Gallery(scratch / f"recall-{dtype}.db") as gallery:
+            results = gallery.search(vectors[queries], K + 1)
+        nearest = []
+        for i, matches in zip(queries, results, strict=True):
+            indices = [int(match.path[-13:-4]) for match in matches]
+            nearest.append(set([j for j in indices if j != i][:K]))
         exact = exact or nearest
         recall = np.mean([len(a & b) / K for a, b in zip(exact, nearest, strict=True)])
-        row = {"dtype": dtype, "pictures": len(vectors), "bytes each": rows.shape[1]}
+        row = {"dtype": dtype, "pictures": len(vectors), "bytes each": packed.row_length(vectors.shape[1], dtype)}
         table.append(row | {f"recall@{K}": round(float(recall), 4)})
+    return table
+
+
+def benchmark_duplicates(scratch: Path, thresholds: list[float]) -> list[dict[str, Any]]:
+    """Seconds for all pairs within some distances, in the gallery of ``benchmark_search``."""
+    from alnumpy.gallery import Gallery
+
+    table = []
+    with Gallery(scratch / "float32.db") as gallery:
+        for threshold in thresholds:
+            start = time.perf_counter()
+            groups = gallery.duplicates(threshold)
+            row = {"distance": threshold, "pictures": sum(map(len, groups))}
+            table.append(row | {"seconds": round(time.perf_counter() - start, 1)})
     return table
 
 
@@ -172,9 +256,12 @@ def main() -> None:
         os.environ[variable] = str(args.threads)
     os.environ["ALNUMPY_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as name:
+        real = embeddings_of(args.pictures, Path(name))
+        photo = next(path for path in sorted(args.pictures.rglob("*.jpg")) if path.is_file())
         tables = {
-            "search": benchmark_search(args.count, 1280, args.threads, args.rounds),
-            "recall": benchmark_recall(args.pictures, Path(name)),
+            "search": benchmark_search(real, photo, Path(name), args.count, args.threads, args.rounds),
+            "duplicates": benchmark_duplicates(Path(name), [0.25, 0.5, 0.75]),
+            "recall": benchmark_recall(real, Path(name)),
             "indexing": benchmark_indexing(Path(name), args.photos, args.size, max(1, args.rounds // 3)),
         }
     for title, table in tables.items():
