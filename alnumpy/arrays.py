@@ -14,7 +14,8 @@ def pad(x: Array, rows: tuple[int, int], columns: tuple[int, int], value: float 
     if not any((*rows, *columns)):
         return x
     n, c, h, w = x.shape
-    padded = np.full((n, c, h + sum(rows), w + sum(columns)), value, x.dtype)
+    shape = n, c, h + sum(rows), w + sum(columns)
+    padded = np.full(shape, value, x.dtype) if value else np.zeros(shape, x.dtype)  # zeros are had without writing
     padded[:, :, rows[0] : rows[0] + h, columns[0] : columns[0] + w] = x
     return padded
 

@@ -162,9 +162,9 @@ def compute(layer: Layer, params: Mapping[str, Array], x: Array, *others: Array)
     match layer:
         case Conv():
             weight, bias = params[f"{layer.name}.conv.weight"], params.get(f"{layer.name}.conv.bias")
-            padded = pad(x, *layer.pads((x.shape[2], x.shape[3])))
-            y = conv2d(padded, weight, bias, layer.stride, groups=layer.groups)
-            return ACTIVATIONS[layer.activation](_norm(y, layer, params) if layer.batch_norm else y)
+            x = conv2d(pad(x, *layer.pads((x.shape[2], x.shape[3]))), weight, bias, layer.stride, groups=layer.groups)
+            x = _norm(x, layer, params) if layer.batch_norm else x
+            return ACTIVATIONS[layer.activation](x)
         case Shuffle():
             return channel_shuffle(x, layer.groups)
         case Slice():

@@ -40,7 +40,41 @@ def test_table_1_by_hand():
 
 def test_the_papers_tables_agree_with_each_other():
     *_, last = reproduce.ABLATIONS.values()
-    assert list(last[1:]) == [systems["ALNet"][2] for systems in reproduce.PAPER.values()]
+    assert list(last[1:]) == [systems["ALNet"][-2] for systems in reproduce.PAPER.values()]
+
+
+def test_every_row_of_the_paper_is_explained_or_named():
+    verdicts = {(d, s): reproduce.verdict(s, d) for d in reproduce.PAPER for s in reproduce.NETWORKS}
+    others = {row: verdict for row, verdict in verdicts.items() if not verdict.startswith(("explained", "an artefact"))}
+    assert others == {
+        ("MNIST", "ALNet"): "not matched: parameters",
+        ("SVHN", "ALNet"): "not matched: parameters",
+        ("Oxbuild5k", "MobileNetV2"): "not matched: FLOPs, parameters",
+        ("Paris6k", "MobileNetV2"): "not matched: FLOPs, parameters",
+    }
+    assert {s for (_, s), verdict in verdicts.items() if verdict == "an artefact: FLOPs"} == {"EfficientNet"}
+
+
+@pytest.mark.parametrize(
+    ("system", "data", "flops", "parameters"),
+    [
+        ("MobileNets", "SUN397", 772.271, 3.620),
+        ("ShuffleNet", "MNIST", 26.040, 0.926),
+        ("ShuffleNetV2", "Paris6k", 2049.068, 1.319),
+        ("MobileNetV2", "MNIST", 6.100, 2.236),
+        ("EfficientNet", "Oxbuild5k", 15.649, 4.029),
+        ("ALNet", "SUN397", 212.785, 0.765),
+    ],
+)
+def test_recounts(system, data, flops, parameters):
+    assert reproduce.recount(system, data) == pytest.approx((flops, parameters), abs=0.0006)
+
+
+def test_measured_sizes_are_close_to_the_papers():
+    measured = json.loads((reproduce.DOCS / "results.json").read_text())["sizes"]["megabytes"]
+    for data, systems in reproduce.PAPER.items():
+        for system, (_, _, size, *_) in systems.items():
+            assert measured[data][system] == pytest.approx(size, rel=0.035), (data, system)
 
 
 def test_fill_replaces_each_table_and_nothing_else():
