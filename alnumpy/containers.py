@@ -23,6 +23,7 @@ from .errors import ImageError
 MAX_SCANS = 30  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
 MAX_SEGMENTS = 100_000  # of a JPEG before its pixels; files of cameras have up to a few hundred
 MAX_PAGES = 1_000  # of a TIFF
+MAX_BOXES = 1_000  # of a HEIC, outermost ones; cameras write three
 MAX_INFLATED = 1 << 20  # bytes that are inflated of a compressed text or profile, as many as Pillow inflates
 END_OF_IMAGE = b"\xff\xd9"
 
@@ -36,6 +37,8 @@ class Container:
     parts: list[Part] | None = None  # what the decoder needs; None stands for the whole file
     size: tuple[int, int] | None = None  # width and height as stored, where the container is known to say it
     orientation: int = 0  # as in EXIF, 1 to 8; 0 where neither EXIF nor XMP says it
+    orientations: dict[int, int] = field(default_factory=dict)  # of a TIFF, by where its pages' directories are
+    whole: bool = True  # whether no frame or page behind the first is known to be missing or damaged
     info: dict[str, Any] = field(default_factory=dict)  # what the decoder does not tell: the chunk sBIT of a PNG
     buffered: int = 0  # bytes that the decoder holds besides the pixels, such as a progressive JPEG's coefficients
     tails: tuple[bytes, ...] = ()  # of a JPEG without an end marker: see ``_jpeg``
@@ -265,6 +268,7 @@ def _png(file: IO[bytes]) -> Container:
     parts: list[Part] = [_PNG]
     still: list[Part] = [_PNG]  # the same without an animation
     animated = True  # unless that is damaged
+    frames = ended = False
     at, exif, raw, xmp = 8, b"", b"", b""
     size = _length(file)
     while len(head := _at(file, at, 8)) == 8:
@@ -276,6 +280,7 @@ def _png(file: IO[bytes]) -> Container:
                 "save it again as an ordinary PNG there"
             )
         if kind == b"IEND":
+            ended = True
             break
         if kind == b"IHDR" and picture.size is None:
             data = _at(file, at + 8, 8)
@@ -284,6 +289,7 @@ def _png(file: IO[bytes]) -> Container:
             _join(parts, (at, min(12 + length, size - at)))
             _join(still, (at, min(12 + length, size - at)))
         elif kind in _PNG_FRAMES:
+            frames = True
             animated = animated and whole and (kind == b"fdAT" or _checked(file, at, length))
             _join(parts, (at, min(12 + length, size - at)))
         elif kind in _PNG_CHECKED:
@@ -304,6 +310,7 @@ def _png(file: IO[bytes]) -> Container:
                 raw = raw or _raw_profile(text)
         at += 12 + length
     picture.parts = parts if animated else still
+    picture.whole = animated and (ended or not frames)
     if at <= size:  # else the file ends within a chunk, which must not go on with this one
         picture.parts.append(struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
     picture.orientation = orientation_of(exif) or orientation_of(raw, xmp)
@@ -435,6 +442,7 @@ class _Directory:
     big: bool  # BigTIFF
     entries: list[_Entry]
     following: int
+    whole: bool  # whether all of it is in the file
 
     def number(self, data: bytes) -> int:
         return int.from_bytes(data, "little" if self.order == "<" else "big")
@@ -449,6 +457,21 @@ class _Directory:
                 value = self.number(entry.field[: _TIFF_SIZES[entry.type]])
                 return value if 1 <= value <= 8 else 0
         return 0
+
+    def reaches(self, size: int) -> bool:
+        """Whether all of the directory, and of what decoding depends on, is in a file of that size."""
+        kept = (entry for entry in self.entries if entry.tag in _TIFF_KEPT)
+        return self.whole and all(self._lies_within(entry, size) for entry in kept)
+
+    def below(self, file: IO[bytes]) -> list[int]:
+        """Offsets of the directories below this one (SubIFDs)."""
+        for entry in self.entries:
+            length = _TIFF_SIZES.get(entry.type, 0)
+            if entry.tag == 330 and length:
+                size = length * min(entry.count, MAX_PAGES)
+                data = entry.field if size <= len(entry.field) else _at(file, self.number(entry.field), size)
+                return [self.number(data[i : i + length]) for i in range(0, min(size, len(data)), length)]
+        return []
 
     def cleaned(self, size: int) -> bytes:
         """The directory without what decoding does not depend on, and what lies outside the file; no longer than it."""
@@ -479,13 +502,22 @@ def _directories(file: IO[bytes]) -> Iterator[_Directory]:
     while offset and offset not in seen and len(seen) < MAX_PAGES:
         seen.add(offset)
         directory = _directory_at(file, offset, order, big)
-        if directory is None:
-            return
         yield directory
         offset = directory.following
 
 
-def _directory_at(file: IO[bytes], offset: int, order: str, big: bool) -> _Directory | None:
+def _all_directories(file: IO[bytes]) -> Iterator[_Directory]:
+    """The directories of the pages, and of those below the first page (SubIFDs)."""
+    below: list[int] = []
+    for number, directory in enumerate(_directories(file)):
+        if number == 0:
+            below = directory.below(file)
+        yield directory
+    for offset in below:
+        yield _directory_at(file, offset, directory.order, directory.big)
+
+
+def _directory_at(file: IO[bytes], offset: int, order: str, big: bool) -> _Directory:
     counted, each, pointer = (8, 20, 8) if big else (2, 12, 4)
     byteorder = "little" if order == "<" else "big"
     head = _at(file, offset, counted)
@@ -498,7 +530,8 @@ def _directory_at(file: IO[bytes], offset: int, order: str, big: bool) -> _Direc
         entries.append(_Entry(raw, tag, kind, number, raw[-pointer:]))
     following = int.from_bytes(data[count * each :], byteorder) if len(data) == count * each + pointer else 0  # type: ignore[arg-type]
     length = counted + len(entries) * each + (pointer if len(data) == count * each + pointer else 0)
-    return _Directory(offset, length, order, big, entries, following) if entries else None
+    whole = bool(entries) and len(data) == count * each + pointer
+    return _Directory(offset, length, order, big, entries, following, whole)
 
 
 def _tiff(file: IO[bytes]) -> Container:
@@ -506,12 +539,15 @@ def _tiff(file: IO[bytes]) -> Container:
     picture = Container()
     size = _length(file)
     patches: dict[int, bytes] = {}
-    for number, directory in enumerate(_directories(file)):
+    for number, directory in enumerate(_all_directories(file)):
+        picture.orientations[directory.offset] = directory.orientation()
+        picture.whole = picture.whole and directory.reaches(size)
         if number == 0:
             texts = (entry for entry in directory.entries if entry.tag == 700 and entry.type in (1, 2, 7))
             xmp = next((_at(file, directory.number(e.field), min(e.count, MAX_INFLATED)) for e in texts), b"")
             picture.orientation = directory.orientation() or orientation_of(xmp=xmp)
-        patches[directory.offset] = directory.cleaned(size)
+        if directory.entries:
+            patches[directory.offset] = directory.cleaned(size)
     parts: list[Part] = []
     at = 0
     for offset, patch in sorted(patches.items()):
@@ -522,4 +558,32 @@ def _tiff(file: IO[bytes]) -> Container:
     return picture
 
 
-READERS: dict[str, Callable[[IO[bytes]], Container]] = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "TIFF": _tiff}
+# HEIC
+
+_DESCRIBES = b"cdsc"  # the type of reference by which an item, such as EXIF, belongs to a picture
+
+
+def _heif(file: IO[bytes]) -> Container:
+    """The whole file, without what says which picture its metadata belongs to.
+
+    The decoder turns the picture upright by itself. pi-heif 1.4 crashes where the type of an item is not text.
+    """
+    picture = Container()
+    parts: list[Part] = []
+    at, size = 0, _length(file)
+    while len(head := _at(file, at, 16)) >= 8:
+        length, kind = struct.unpack_from(">I4s", head)
+        if length == 1 and len(head) == 16:
+            length = int.from_bytes(head[8:], "big")
+        length = size - at if length == 0 else min(max(8, length), size - at)
+        parts.append((at, length) if kind == b"mdat" else _at(file, at, length).replace(_DESCRIBES, b"none"))
+        at += length
+        if len(parts) > MAX_BOXES:
+            raise ImageError(f"a HEIC of more than {MAX_BOXES} parts; save it again")
+    picture.parts = parts
+    return picture
+
+
+READERS: dict[str, Callable[[IO[bytes]], Container]] = {
+    "JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "TIFF": _tiff, "HEIF": _heif
+}  # fmt: skip

@@ -17,9 +17,8 @@ from typing import IO, Any, TypeVar
 
 from PIL import Image
 
-from . import containers, formats, memory
+from . import containers, formats, memory, pixels
 from .errors import ImageError, ImageMemoryError
-from .pixels import to_rgb
 
 MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
 BUFFERED = 24  # bytes for each of MAX_PIXELS that a decoder may hold besides: a progressive JPEG of 200 megapixels
@@ -36,7 +35,7 @@ TRANSPOSE = {
 
 PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "GIF": "Gif", "TIFF": "Tiff", "AVIF": "Avif"}
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # that Pillow takes for a pixel; others take 4
-DECODER_BYTES = {"WEBP": 12, "GIF": 12, "TIFF": 4, "AVIF": 12, "HEIF": 12}  # besides, per pixel, at the worst moment
+DECODER_BYTES = {"WEBP": 12, "GIF": 12, "TIFF": 4, "AVIF": 8, "HEIF": 8}  # besides, per pixel, at the worst moment
 
 # What decoders say, and what it means. Where nothing fits, their own words are told.
 REASONS = [
@@ -101,12 +100,11 @@ def decode_image(
         attempt.check(*image.size)
         attempt.need = 16 * image.width * image.height
         with memory.hold(attempt.need):
-            image.load()
             orientation = orientation_of(image)
-            pixels = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)
+            plain = pixels.flatten(image) if file is None else pixels.decode(image)
             if orientation in TRANSPOSE:
-                pixels = pixels.transpose(TRANSPOSE[orientation])
-            return finish(pixels), pixels.size
+                plain = plain.transpose(TRANSPOSE[orientation])
+            return finish(plain), plain.size
     except Exception as error:
         raise attempt.judge(error, True) from None
 
@@ -183,13 +181,13 @@ class _Attempt:
         with memory.hold(memory.ALONE if alone else self.need):
             for tail in self.container.tails[1:]:
                 whole = _checksum(self._pixels(self._open(tail))[0])
-            pixels, size = self._pixels(image if image and not self.container.tails else self._open(self._tail()))
+            plain, size = self._pixels(image if image and not self.container.tails else self._open(self._tail()))
             del image
-            if self.container.tails and _checksum(pixels) != whole:
+            if self.container.tails and _checksum(plain) != whole:
                 raise ImageError("the file is truncated: it ends before its pixels do")
             if self.container.orientation in TRANSPOSE:
-                pixels = pixels.transpose(TRANSPOSE[self.container.orientation])
-            return finish(pixels), size[::-1] if self.container.orientation >= 5 else size
+                plain = plain.transpose(TRANSPOSE[self.container.orientation])
+            return finish(plain), size[::-1] if self.container.orientation >= 5 else size
 
     def _tail(self) -> bytes:
         return self.container.tails[0] if self.container.tails else b""
@@ -198,6 +196,9 @@ class _Attempt:
         """The picture as Pillow opens it, at the scale at which it is to be decoded."""
         parts = self.container.parts or [(0, self.file.seek(0, io.SEEK_END))]
         image = open_plugin(io.BufferedReader(containers.Parts(self.file, [*parts, tail])), self.format)
+        if self.format == "TIFF":
+            place = pixels.choose_page(image, self.container.whole)
+            self.container.orientation = self.container.orientations.get(place) or self.container.orientation
         self._size = image.size
         if self.format == "JPEG":
             self._scale(image)
@@ -236,7 +237,7 @@ class _Attempt:
         converted = 0 if mode in ("RGB", "L") and image and "transparency" not in image.info else 9
         turned = decoded + converted if self.container.orientation in TRANSPOSE else 0
         besides = DECODER_BYTES.get(self.format, 0)
-        if mode.startswith("I"):
+        if mode.startswith("I") or (image and ";16" in pixels.rawmode_of(image)):
             converted += 16  # NumPy's copies
         read = self.file.seek(0, io.SEEK_END) if self.format in ("TIFF", "AVIF", "HEIF") else 0  # as a whole
         return width * height * (decoded + max(converted, turned, besides)) + self.container.buffered + read
@@ -244,9 +245,9 @@ class _Attempt:
     def _pixels(self, image: Image.Image) -> tuple[Image.Image, Size]:
         """The pixels as decoded, in mode RGB or L, and the size of the whole picture."""
         size = self._size
-        image.load()
+        plain = pixels.decode(image, lambda: self._open(b""), self.container.whole)
         vars(image).pop("_decoder", None)  # of a WebP: it holds two more copies of the pixels
-        return image if image.mode == "L" and "transparency" not in image.info else to_rgb(image), size
+        return plain, size
 
     def judge(self, error: Exception, alone: bool) -> ImageError:
         """What an exception says of the picture. Raises it again where it is a fault of this program."""
@@ -322,7 +323,15 @@ def _silence_libtiff() -> None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation that Pillow has found, 1 to 8, or 0."""
+    """The orientation that Pillow has found, 1 to 8, or 0.
+
+    The decoder of HEIC turns pictures itself; in AVIF, too, nothing but the container's own transformation counts,
+    which Pillow gives as EXIF.
+    """
+    if image.format == "HEIF":
+        return 0
+    if image.format == "AVIF":
+        return containers.orientation_of(exif=image.info.get("exif", b""))
     try:
         value = image.getexif().get(274)
     except Exception:  # broken EXIF beside pixels that are whole

@@ -15,8 +15,10 @@ from PIL import Image
 from . import decode, formats
 from .decode import MAX_PIXELS as MAX_PIXELS
 from .errors import ImageError, SpecError
+from .pixels import has_profile, to_srgb
 
 FORMATS = tuple(formats.KINDS[kind].format for kind in formats.PICTURES)  # those that every Pillow reads
+REDUCED = 8  # pixels for each of the network's that are left where colours are converted
 MAX_SIZE = 4096  # side of the network's input
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
@@ -83,7 +85,7 @@ def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises ImageError, which names the file, for what cannot be decoded or has more pixels, ImageMemoryError where there
     is too little memory, and TypeError for any other type.
     """
-    return _run(source, max_pixels, 0, _as_rgb)[0]
+    return _run(source, max_pixels, 0, to_srgb)[0]
 
 
 def is_source(item: object) -> bool:
@@ -100,7 +102,7 @@ def read_file(
     With ``draft`` above 0 a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps that many
     pixels. That is several times as fast, and the pixels differ a little.
     """
-    return _run(os.fspath(source), max_pixels, draft, _as_rgb)
+    return _run(os.fspath(source), max_pixels, draft, to_srgb)
 
 
 def load(
@@ -112,10 +114,6 @@ def load(
     process's budget (``memory``) until the input is made, so that many threads may call this at once.
     """
     return _run(source, max_pixels, draft, lambda image: preprocess(image, how))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _run(
@@ -169,11 +167,15 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     Cropping the centre square before resizing gives the same picture as resizing the short side before cropping,
     without the huge intermediate picture that a 1x20000 strip would need.
     """
-    side = min(image.size)
+    side: float = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
+    if has_profile(image):  # converting fewer pixels takes less time, but in the smallest picture rounding would show
+        factor = max(1, min(image.size) // (REDUCED * how.size))
+        image = to_srgb(image.reduce(factor))
+        left, top, side = left / factor, top / factor, side / factor
     box = (left, top, left + side, top + side)
     small = image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box)
-    pixels = np.asarray(_as_rgb(small))  # (s, s, 3) uint8
+    pixels = np.asarray(small.convert("RGB"))  # (s, s, 3) uint8
     if how.channels == "BGR":
         pixels = pixels[:, :, ::-1]
     x = pixels.astype(np.float32) / 255

@@ -16,7 +16,7 @@ from alnumpy.formats import by_name, kind_of, passed_over, refusal
 
 def saved(format, mode="RGB", **options):
     file = io.BytesIO()
-    Image.new(mode, (20, 10)).save(file, format, **options)
+    Image.new(mode, (32, 32)).save(file, format, **options)
     return file.getvalue()[: formats.HEAD]
 
 

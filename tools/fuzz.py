@@ -3,9 +3,10 @@
 
     python tools/fuzz.py weights --inputs 50000 --seed 0
 
-Targets: weights, checkpoint, image, gallery. An input is a good file with a few random changes, some of them made
-inside its structure: in the pickle of an archive, in the rows of a data base, with a PNG's checksums put right. A
-target, a seed and a number always give the same input. Files in tests/data/fuzz/TARGET are among the good files.
+Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery. An input is a good file with a few
+random changes, some of them made inside its structure: in the pickle of an archive, in the rows of a data base, with a
+PNG's checksums put right. A target, a seed and a number always give the same input. Files in tests/data/fuzz/TARGET are
+among the good files.
 
 Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
 that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak of memory.
@@ -36,8 +37,9 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
+import colours
 from alnumpy import images, weights
 from alnumpy.embedder import Embedder
 from alnumpy.errors import AlnumpyError
@@ -199,6 +201,7 @@ def image_seeds(folder: Path) -> None:
     deep = Image.fromarray((x * 1600).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
+    late = {"save_all": True, "append_images": [rgb, rgb.rotate(90)]}  # the first frame is empty
     files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "rgb.png": (rgb, {"exif": exif}),
         "alpha.png": (alpha, {}),
@@ -222,9 +225,64 @@ def image_seeds(folder: Path) -> None:
         "deflate.tiff": (alpha, {"compression": "tiff_deflate"}),
         "jpeg.tiff": (rgb, {"compression": "jpeg"}),
         "fax.tiff": (rgb.convert("1"), {"compression": "group4"}),
+        "pages.tiff": (rgb.resize((10, 6)), {"save_all": True, "append_images": [rgb, rgb.rotate(180)]}),
+        "lab.tiff": (Image.merge("LAB", rgb.split()), {}),
+        **{f"late.{suffix}": (Image.new("RGB", rgb.size), late) for suffix in ("gif", "png", "webp")},
     }
     for name, (image, options) in files.items():
         image.save(folder / name, **options)
+    (folder / "deep-colour.png").write_bytes(deep_png((x * 100).astype(np.uint16), b"sBIT\x0c\x0c\x0c"))
+
+
+def deep_png(values: np.ndarray, chunk: bytes) -> bytes:
+    """A PNG of 16 bits whose three colours are the same values, with one chunk more."""
+    lines = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in values)
+    head = b"IHDR" + struct.pack(">IIBBBBB", *values.shape[::-1], 16, 2, 0, 0, 0)
+    parts = (head, chunk, b"IDAT" + zlib.compress(lines), b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts
+    )
+
+
+def heic_seeds(folder: Path) -> None:
+    for path in (CORPUS.parent / "heic").glob("*.heic"):
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def avif_seeds(folder: Path) -> None:
+    y, x = np.mgrid[0:24, 0:40]
+    rgb = Image.fromarray(np.stack([x * 6, y * 10, x ^ y], 2).astype(np.uint8))
+    alpha = rgb.copy()
+    alpha.putalpha(rgb.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "turned.avif", exif=exif, icc_profile=colours.rgb_profile("Display P3"))
+    alpha.save(folder / "alpha.avif")
+    rgb.convert("L").save(folder / "grey.avif", quality=100)
+    Image.new("RGB", rgb.size).save(folder / "late.avif", save_all=True, append_images=[rgb, rgb.rotate(90)])
+
+
+def profile_seeds(folder: Path) -> None:
+    y, x = np.mgrid[0:24, 0:40]
+    rgb = Image.fromarray(np.stack([x * 6, y * 10, x ^ y], 2).astype(np.uint8))
+    for name in ("sRGB", "Adobe RGB", "ProPhoto"):  # in a TIFF profiles lie uncompressed
+        rgb.save(folder / f"{name}.tiff", icc_profile=colours.rgb_profile(name))
+    rgb.save(folder / "p3.jpg", icc_profile=colours.rgb_profile("Display P3"))
+    rgb.convert("L").save(folder / "grey.tiff", icc_profile=colours.grey_profile(1.8))
+    rgb.convert("CMYK").save(folder / "inks.tiff", icc_profile=colours.ink_profile())
+    rgb.convert("CMYK").save(folder / "inks.jpg", icc_profile=colours.ink_profile())
+    standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rgb.save(folder / "standard.jpg", icc_profile=standard)
+
+
+def inside_profile(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """A picture whose colour profile alone has changed, at the same length."""
+    at = data.find(b"acsp") - 36
+    if at < 0:
+        return change(rng, data)
+    length = int.from_bytes(data[at : at + 4], "big")
+    profile = change(rng, data[at : at + length])[:length].ljust(length, b"\0")
+    return data[:at] + profile + data[at + length :]
 
 
 def read_image(path: Path) -> list[np.ndarray]:
@@ -363,6 +421,117 @@ TARGETS = {
                 b'tiff:Orientation="6"',
                 b"\x12\x01\x03\0\1\0\0\0",
             ),
+        ),
+    ),
+    "heic": Target(
+        heic_seeds,
+        read_image,
+        (AlnumpyError,),
+        lambda rng, data, change: change(rng, data),
+        (
+            *(
+                b"ftyp",
+                b"meta",
+                b"hdlr",
+                b"pitm",
+                b"iloc",
+                b"iinf",
+                b"infe",
+                b"iref",
+                b"iprp",
+                b"ipco",
+                b"ipma",
+                b"ispe",
+            ),
+            *(
+                b"hvcC",
+                b"pixi",
+                b"colr",
+                b"irot",
+                b"imir",
+                b"clap",
+                b"auxC",
+                b"grid",
+                b"idat",
+                b"mdat",
+                b"thmb",
+                b"dimg",
+            ),
+            *(b"\0\0\0\1", b"\xff" * 4, b"heic", b"mif1", b"hvc1", b"Exif", b"prof", b"nclx"),
+        ),
+    ),
+    "avif": Target(
+        avif_seeds,
+        read_image,
+        (AlnumpyError,),
+        lambda rng, data, change: change(rng, data),
+        (
+            *(
+                b"ftyp",
+                b"meta",
+                b"pitm",
+                b"iloc",
+                b"iinf",
+                b"infe",
+                b"iref",
+                b"iprp",
+                b"ipco",
+                b"ipma",
+                b"ispe",
+                b"av1C",
+            ),
+            *(
+                b"pixi",
+                b"colr",
+                b"irot",
+                b"imir",
+                b"clap",
+                b"auxC",
+                b"mdat",
+                b"moov",
+                b"trak",
+                b"stbl",
+                b"stts",
+                b"stsz",
+            ),
+            *(b"\x12\0", b"\x0a\x0b", b"\xff" * 4, b"avif", b"avis", b"Exif", b"prof", b"nclx"),
+        ),
+    ),
+    "profile": Target(
+        profile_seeds,
+        read_image,
+        (AlnumpyError,),
+        inside_profile,
+        (
+            *(
+                b"acsp",
+                b"RGB ",
+                b"GRAY",
+                b"CMYK",
+                b"Lab ",
+                b"XYZ ",
+                b"mntr",
+                b"prtr",
+                b"link",
+                b"abst",
+                b"nmcl",
+                b"curv",
+            ),
+            *(
+                b"para",
+                b"mft1",
+                b"mft2",
+                b"mAB ",
+                b"mBA ",
+                b"mpet",
+                b"A2B0",
+                b"B2A0",
+                b"rTRC",
+                b"kTRC",
+                b"rXYZ",
+                b"wtpt",
+            ),
+            *(b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4), b"chad", b"D2B0"),
         ),
     ),
     "gallery": Target(
