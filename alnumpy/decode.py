@@ -45,7 +45,7 @@ REASONS = [
         r"|buffer overrun|unrecognized data stream|decompress|incorrect",
         "damaged: its pixels cannot be decoded",
     ),
-    (r"[Uu]nsupported|unknown pixel mode|unknown data organization|unknown raw mode|cannot load this image",
+    (r"[Uu]nsupported (?!operand)|unknown pixel mode|unknown data organization|unknown raw mode|cannot load this image",
      "its kind of pixels is not read; save it as PNG"),
 ]  # fmt: skip
 
