@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import images, reference
 from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedError
 from .images import ImageSource
-from .weights import Weights, default_path
+from .weights import Weights, locate
 from .weights import read as read_weights
 
 if TYPE_CHECKING:
@@ -264,4 +264,4 @@ def load(
     Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd size,
     MissingExtraError for the backend "numba" without Numba.
     """
-    return Embedder(read_weights(default_path() if weights is None else weights), size, normalize, backend, threads)
+    return Embedder(read_weights(locate(weights)), size, normalize, backend, threads)

@@ -5,11 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 unfinished: set[str] = set()  # temporary names in use, for whoever ends the process without unwinding
+
+
+def data_folder() -> Path:
+    """Where alnumpy keeps a user's own data, whether or not there are any."""
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
+    elif sys.platform == "darwin":
+        home = os.path.expanduser("~/Library/Application Support")
+    else:
+        home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(home, "alnumpy")
 
 
 @contextmanager

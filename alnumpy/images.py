@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import stat
@@ -45,6 +46,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop: str = "center"
     channels: str = "RGB"  # or "BGR", for checkpoints trained on pictures read by OpenCV
+    share: float = 1.0  # of the short side that is kept, in the middle: 0.875 where networks were tested at 224 of 256
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= MAX_SIZE:
@@ -56,6 +58,9 @@ class Preprocessing:
             if not numbers or not all(least <= v <= 1000 for v in values):
                 raise SpecError(f"preprocessing: {field} must be three numbers from {least:g} to 1000, not {values!r}")
             object.__setattr__(self, field, tuple(float(v) for v in values))
+        if type(self.share) not in (int, float) or not 0.01 <= self.share <= 1:
+            raise SpecError(f"preprocessing: share must be a number from 0.01 to 1, not {self.share!r}")
+        object.__setattr__(self, "share", float(self.share))
         for field, allowed in (
             ("resize", ("short-side",)),
             ("interpolation", tuple(INTERPOLATIONS)),
@@ -65,9 +70,14 @@ class Preprocessing:
             if getattr(self, field) not in allowed:
                 raise SpecError(f"preprocessing: {field} must be one of {', '.join(allowed)}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types. A share of 1 is left out: files were written before there were others."""
+        fields = dataclasses.asdict(self)
+        return {key: value for key, value in fields.items() if (key, value) != ("share", 1.0)}
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """From plain JSON types, the inverse of ``dataclasses.asdict``. Raises SpecError."""
+        """The inverse of ``to_dict``. Raises SpecError."""
         try:
             return cls(**fields)
         except TypeError as error:
@@ -167,7 +177,11 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     Cropping the centre square before resizing gives the same picture as resizing the short side before cropping,
     without the huge intermediate picture that a 1x20000 strip would need.
     """
+<<<<<<< HEAD
     side: float = min(image.size)
+=======
+    side = how.share * min(image.size)
+>>>>>>> c84db7a (Checkpoints of other projects: converted in the package, by shapes, names and digests; int8 weights; weights by name)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     if has_profile(image):  # converting fewer pixels takes less time, but in the smallest picture rounding would show
         factor = max(1, min(image.size) // (REDUCED * how.size))

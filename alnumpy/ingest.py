@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 import stat
 import time
@@ -66,7 +67,7 @@ class Encoder:
     def decode(self, source: images.ImageSource) -> tuple[Array, tuple[int, int]]:
         """The network's input (3, S, S) for a picture, and its width and height. Raises ImageError."""
         how = self.network.preprocessing
-        draft = DRAFT * how.size if self.settings.fast_decode else 0
+        draft = math.ceil(DRAFT * how.size / how.share) if self.settings.fast_decode else 0
         return images.load(source, how, self.max_pixels, draft)
 
     def embed(self, x: Array, total: int, network: Embedder | None = None) -> Array:

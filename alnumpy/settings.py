@@ -44,7 +44,7 @@ class Settings:
     ) -> Settings:
         """The settings of a new gallery."""
         decode = "fast" if fast_decode else "full"
-        parts = [embedder.spec.to_dict(), asdict(embedder.preprocessing), embedder.normalize, decode]
+        parts = [embedder.spec.to_dict(), embedder.preprocessing.to_dict(), embedder.normalize, decode]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for name, array in sorted(embedder.weights.parameters.items()):
             digest.update(name.encode())

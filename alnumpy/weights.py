@@ -1,21 +1,23 @@
 """The weights file: HDF5, written whole or not at all, and trusted only as far as it was checked.
 
-Layout, format version 1:
+Layout, format version 1, or 2 where there are scales:
 
-    /                      attributes ``format`` ("alnumpy weights"), ``version`` (1), ``metadata`` (JSON), ``checksum``
-    /parameters/NAME       one array for each name of ``layers.parameters``, float32 or float16
+    /                      attributes ``format`` ("alnumpy weights"), ``version``, ``metadata`` (JSON), ``checksum``
+    /parameters/NAME       one array for each name of ``layers.parameters``, float32 or float16; in version 2 float32,
+                           but int8 where it has more than one axis
+    /scales/NAME           float32 (outputs,): what an int8 array is to be multiplied by, for each of its outputs
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
     /self_test/embedding   float32 (1, spec.embedding): what torch computed for it, or alnumpy where no torch was
 
-Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, and
-the model card's fields. The checksum is the CRC-32 of the metadata, then of all arrays in the order of the spec, then
-of the self-test's; it tells damage, not malice, and a file made before there was one is read without. All arrays are
-stored contiguous and unfiltered, so a file can be at most twice as large in memory (float16 as float32) as on disk.
+Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, the
+model card's fields, and ``normalize`` where embeddings are to be compared by their directions only. The checksum is the
+CRC-32 of the metadata, then of all arrays in the order of the spec, then of the scales, then of the self-test's; it
+tells damage, not malice, and a file made before there was one is read without. All arrays are stored contiguous and
+unfiltered, so a file can be at most four times as large in memory (int8 as float32) as on disk.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import zlib
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import SpecError, WeightsError
-from .files import replacing
+from .files import data_folder, replacing
 from .images import Preprocessing
 from .layers import parameters
 from .networks import Spec
@@ -39,11 +41,15 @@ if TYPE_CHECKING:
 
 FORMAT = "alnumpy weights"
 VERSION = 1
+SCALED_VERSION = 2  # of a file with scales
 DEFAULT = "alnet-photo.h5"
 MAX_METADATA = 60_000  # bytes; an HDF5 attribute holds 64 KiB
 MAX_BYTES = 256_000_000  # of parameters: three hundred ALNets
 METADATA_FIELDS = {"spec", "preprocessing", "source", "source_sha256", "self_test_by", "card"}
-DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
+OPTIONAL_FIELDS = {"normalize"}
+DTYPES = ("float32", "float16", "int8")
+FLOAT32, FLOAT16, INT8 = np.dtype("<f4"), np.dtype("<f2"), np.dtype("i1")
+LARGEST_CODE = 127
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Weights:
     source: str = ""
     source_sha256: str = ""
     card: Mapping[str, str] = field(default_factory=dict)
-    dtype: str = "float32"  # of the parameters in the file
+    dtype: str = "float32"  # of the parameters in the file: one of DTYPES
+    normalize: bool = False  # whether embeddings are to be divided by their L2 norms before they are compared
 
 
 def default_path() -> Path:
@@ -67,6 +74,35 @@ def default_path() -> Path:
     package = Path(__file__).parent
     shipped = package / "pretrained" / DEFAULT
     return shipped if shipped.exists() else package.parent / "weights" / DEFAULT
+
+
+def folders() -> list[Path]:
+    """Where weights are found by name: those that ship with alnumpy, $ALNUMPY_WEIGHTS, the user's data folder."""
+    own = os.environ.get("ALNUMPY_WEIGHTS")
+    return [default_path().parent, *([Path(own)] if own else []), data_folder() / "weights"]
+
+
+def available() -> dict[str, Path]:
+    """The weights files that have a name, by it."""
+    files = [path for folder in folders() for path in sorted(folder.glob("*.h5"))]
+    return {path.stem: path for path in reversed(files)}  # the first folder's counts
+
+
+def locate(weights: str | os.PathLike[str] | None = None) -> Path:
+    """The file that ``weights`` means: a file's path, a name, or None for the default ones that ship with alnumpy.
+
+    A name is a text without a separator or a suffix. Raises WeightsError for one that no weights have.
+    """
+    if weights is None:
+        return default_path()
+    text = os.fspath(weights)
+    if not isinstance(weights, str) or not text or os.path.basename(text) != text or os.path.splitext(text)[1]:
+        return Path(text)
+    named = available()
+    if text not in named:
+        known = ", ".join(sorted(named))
+        raise WeightsError(f"{text}: no weights have this name; there are {known}. For a file in this folder: ./{text}")
+    return named[text]
 
 
 def self_test_size(preprocessing: Preprocessing) -> int:
@@ -81,6 +117,46 @@ def self_test_picture(size: int) -> np.ndarray:
     return np.stack(waves)[None].astype(np.float32)
 
 
+def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (outputs, ...) as int8 of the same shape, and for each output what to multiply them by, float32.
+
+    The largest magnitude of each output becomes 127.
+    """
+    rows = array.reshape(len(array), -1)
+    scales = (np.abs(rows).max(1) / LARGEST_CODE).astype(FLOAT32)
+    codes = np.rint(rows / np.where(scales > 0, scales, 1)[:, None]).clip(-LARGEST_CODE, LARGEST_CODE)
+    return codes.astype(INT8).reshape(array.shape), scales
+
+
+def dequantize(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The inverse of ``quantize``, but for rounding: float32."""
+    values: np.ndarray = codes.astype(np.float32) * scales.reshape(-1, *[1] * (codes.ndim - 1))
+    return values
+
+
+def _stored(arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parameters as a file of ``dtype`` holds them, and the scales of those that have some."""
+    if dtype != "int8":
+        with np.errstate(over="ignore"):
+            return {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}, {}
+    pairs = {name: quantize(np.asarray(array, np.float32)) for name, array in arrays.items() if array.ndim > 1}
+    stored = {name: pairs[name][0] if name in pairs else np.ascontiguousarray(a, FLOAT32) for name, a in arrays.items()}
+    return stored, {name: scales for name, (_, scales) in pairs.items()}
+
+
+def _restored(arrays: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of ``_stored``, but for rounding: float32."""
+    return {
+        name: dequantize(array, scales[name]) if name in scales else np.asarray(array, np.float32)
+        for name, array in arrays.items()
+    }
+
+
+def rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Parameters float32 as they come back from a file of ``dtype``."""
+    return _restored(*_stored(arrays, dtype))
+
+
 def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """Writes a weights file, whole or not at all (see ``files.replacing``).
 
@@ -89,43 +165,43 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """
     import h5py
 
+    normalize = {"normalize": True} if weights.normalize else {}
     metadata = json.dumps(
         {
             "spec": weights.spec.to_dict(),
-            "preprocessing": dataclasses.asdict(weights.preprocessing),
+            "preprocessing": weights.preprocessing.to_dict(),
             "source": weights.source,
             "source_sha256": weights.source_sha256,
             "self_test_by": weights.self_test_by,
             "card": dict(weights.card),
         }
+        | normalize
     ).encode()
     if len(metadata) > MAX_METADATA:
         raise WeightsError(f"{path}: {len(metadata)} bytes of metadata, at most {MAX_METADATA} fit; shorten the card")
     shapes = parameters(weights.spec.layers())
     if {name: array.shape for name, array in weights.parameters.items()} != shapes:
         raise WeightsError(f"{path}: the arrays do not fit the spec")
-    with np.errstate(over="ignore"):
-        arrays = {name: np.ascontiguousarray(weights.parameters[name], weights.dtype) for name in shapes}
+    arrays, scales = _stored({name: weights.parameters[name] for name in shapes}, weights.dtype)
     self_test = {
         "input": np.ascontiguousarray(weights.self_test_input, "<f4"),
         "embedding": np.ascontiguousarray(weights.self_test_embedding, "<f4"),
     }
     try:
-        _check_values(arrays, self_test)
+        _check_values(arrays, scales, self_test)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error} as {weights.dtype}; nothing was written") from None
 
     with replacing(path) as target, h5py.File(target, "w") as file:
         file.attrs["format"] = np.bytes_(FORMAT)
-        file.attrs["version"] = np.int64(VERSION)
+        file.attrs["version"] = np.int64(SCALED_VERSION if scales else VERSION)
         file.attrs["metadata"] = np.bytes_(metadata)
-        file.attrs["checksum"] = np.int64(_checksum(metadata, arrays, self_test))
-        group = file.create_group("parameters")
-        for name, array in arrays.items():
-            group.create_dataset(name, data=array)
-        group = file.create_group("self_test")
-        for name, array in self_test.items():
-            group.create_dataset(name, data=array)
+        file.attrs["checksum"] = np.int64(_checksum(metadata, arrays, scales, self_test))
+        for group_name, members in (("parameters", arrays), ("scales", scales), ("self_test", self_test)):
+            if members:
+                group = file.create_group(group_name)
+                for name, array in members.items():
+                    group.create_dataset(name, data=array)
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
@@ -150,45 +226,54 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     if _attribute(file, "format", 64) != FORMAT.encode():
         raise WeightsError("not an alnumpy weights file; make one with tools/convert_weights.py")
     version = _attribute(file, "version", 8)
-    if version != VERSION:
-        raise WeightsError(f"format version {version}, but this alnumpy reads {VERSION}; update alnumpy")
+    if version not in (VERSION, SCALED_VERSION):
+        raise WeightsError(f"format version {version}, but this alnumpy reads up to {SCALED_VERSION}; update alnumpy")
+    scaled = version == SCALED_VERSION
     text = _attribute(file, "metadata", MAX_METADATA)
     with _damage("metadata"):
         metadata = json.loads(text)
-    if not isinstance(metadata, dict) or set(metadata) != METADATA_FIELDS:
+    if not isinstance(metadata, dict) or set(metadata) - OPTIONAL_FIELDS != METADATA_FIELDS:
         raise WeightsError(f"metadata must have the fields {', '.join(sorted(METADATA_FIELDS))}")
     texts = {key: metadata[key] for key in ("source", "source_sha256", "self_test_by")}
     card = metadata["card"]
     if not isinstance(card, dict) or not all(isinstance(t, str) for t in (*texts.values(), *card.values())):
         raise WeightsError("metadata: the card and the source must be texts")
+    normalize = metadata.get("normalize", False)
+    if not isinstance(normalize, bool):
+        raise WeightsError("metadata: normalize must be true or false")
     spec = Spec.from_dict(metadata["spec"])
     if not isinstance(metadata["preprocessing"], dict):
         raise WeightsError("metadata: preprocessing must be a table of fields")
     preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
 
     shapes = parameters(spec.layers())
-    needed = 2 * sum(prod(shape) for shape in shapes.values())
+    needed = (1 if scaled else 2) * sum(prod(shape) for shape in shapes.values())
     if needed > min(MAX_BYTES, file_size):
         raise WeightsError(f"the spec asks for at least {needed} bytes of parameters, the file has {file_size}")
-    arrays = _read_group(file, "parameters", shapes, DTYPES)
+    kinds = {
+        name: (INT8 if len(shape) > 1 else FLOAT32,) if scaled else (FLOAT32, FLOAT16) for name, shape in shapes.items()
+    }
+    arrays = _read_group(file, "parameters", shapes, kinds)
+    lengths = {name: shape[:1] for name, shape in shapes.items() if len(shape) > 1 and scaled}
+    scales = _read_group(file, "scales", lengths, dict.fromkeys(lengths, (FLOAT32,))) if scaled else {}
     dtypes = {array.dtype for array in arrays.values()}
-    if len(dtypes) != 1:
+    if len(dtypes) != 1 and not scaled:
         raise WeightsError("parameters: float32 and float16 are mixed")
     size = self_test_size(preprocessing)
-    self_test = _read_group(
-        file, "self_test", {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}, DTYPES[:1]
-    )
-    _check_values(arrays, self_test)
-    if "checksum" in file.attrs and _attribute(file, "checksum", 8) != _checksum(text, arrays, self_test):
+    test_shapes = {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}
+    self_test = _read_group(file, "self_test", test_shapes, dict.fromkeys(test_shapes, (FLOAT32,)))
+    _check_values(arrays, scales, self_test)
+    if "checksum" in file.attrs and _attribute(file, "checksum", 8) != _checksum(text, arrays, scales, self_test):
         raise WeightsError("the checksum does not match: the file is damaged; get it again, or convert it again")
     return Weights(
         spec=spec,
         preprocessing=preprocessing,
-        parameters={name: np.asarray(array, np.float32) for name, array in arrays.items()},
+        parameters=_restored(arrays, scales),
         self_test_input=self_test["input"],
         self_test_embedding=self_test["embedding"],
         card=card,
-        dtype=dtypes.pop().name,
+        dtype="int8" if scaled else dtypes.pop().name,
+        normalize=normalize,
         **texts,
     )
 
@@ -221,7 +306,10 @@ def _attribute(file: h5py.File, name: str, most: int) -> Any:
 
 
 def _read_group(
-    file: h5py.File, group_name: str, shapes: Mapping[str, tuple[int, ...]], dtypes: tuple[np.dtype, ...]
+    file: h5py.File,
+    group_name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, tuple[np.dtype, ...]],
 ) -> dict[str, np.ndarray]:
     """All arrays of a group, checked to be exactly the expected ones before any is read.
 
@@ -238,8 +326,8 @@ def _read_group(
     for name, shape in shapes.items():
         item = f"{group_name}/{name}"
         dataset = datasets[name] = _open(group, name, item, h5d.open)
-        if dataset.shape != shape or dataset.dtype not in dtypes:
-            wanted = " or ".join(dtype.name for dtype in dtypes)
+        if dataset.shape != shape or dataset.dtype not in dtypes[name]:
+            wanted = " or ".join(dtype.name for dtype in dtypes[name])
             raise WeightsError(f"{item} must be {wanted} {shape}, not {dataset.dtype} {dataset.shape}")
         layout = dataset.get_create_plist()
         if layout.get_layout() != h5d.CONTIGUOUS or layout.get_nfilters() or layout.get_external_count():
@@ -266,13 +354,18 @@ def _open(parent: Any, name: str, item: str, opener: Any) -> Any:
         raise WeightsError(f"{item} is not of the right kind: {error}") from None
 
 
-def _check_values(arrays: Mapping[str, np.ndarray], self_test: Mapping[str, np.ndarray]) -> None:
+def _check_values(
+    arrays: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray], self_test: Mapping[str, np.ndarray]
+) -> None:
     """What a network can compute with, and a self-test that can fail; the same for reading and for writing."""
-    named = {f"parameters/{k}": a for k, a in arrays.items()} | {f"self_test/{k}": a for k, a in self_test.items()}
+    groups = {"parameters": arrays, "scales": scales, "self_test": self_test}
+    named = {f"{group}/{k}": a for group, members in groups.items() for k, a in members.items()}
     for name, array in named.items():
         if not np.isfinite(array).all():
             raise WeightsError(f"{name} has values that are not finite")
         if name.endswith("running_var") and array.min() < 0:
             raise WeightsError(f"{name} has a variance below 0")
+        if name.startswith("scales/") and array.min() < 0:
+            raise WeightsError(f"{name} has a scale below 0")
     if not self_test["embedding"].any():
         raise WeightsError("self_test/embedding is zero: these weights compute nothing")

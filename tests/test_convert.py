@@ -21,12 +21,13 @@ from conftest import random_params
 import alnumpy
 from alnumpy import SPECS, weights
 from alnumpy.images import Preprocessing
+from alnumpy.layers import CBAM_LAYOUTS
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from alnumpy.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from convert_weights import main  # noqa: E402
 from fuzz import memory  # noqa: E402
 from torch_network import Network, from_arrays, to_arrays  # noqa: E402
@@ -38,7 +39,7 @@ def convert(checkpoint, output, *arguments):
     """Runs the converter: (exit code, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(checkpoint), "-o", str(output), *arguments])
+        code = main([str(checkpoint), "-o", str(output), *map(str, arguments)])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -121,21 +122,67 @@ def test_safetensors(tmp_path):
         save_file({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "c.safetensors")
         assert convert(tmp_path / "c.safetensors", tmp_path / "w.h5")[0] == 0
         assert_computes_like(tmp_path / "w.h5", embedding_of(model.float(), X), X)
-    save_file(ForeignALNet("mean-max", True).state_dict(), tmp_path / "c.safetensors")
-    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("layout", CBAM_LAYOUTS)
+def test_foreign_safetensors_are_put_in_order_by_their_numbers(tmp_path, layout):
+    from safetensors.torch import save_file
+
+    model = ForeignALNet(layout, True)
+    randomise(model)
+    save_file(model.state_dict(), tmp_path / "c.safetensors")
+    assert list(read_checkpoint(tmp_path / "c.safetensors").tensors) != list(model.state_dict())
+    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "w.h5", "--cbam", layout)
+    assert code == 0, err
+    assert "matched by structure" not in err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+
+
+def test_safetensors_whose_order_is_lost(tmp_path):
+    from safetensors.torch import save_file
+
+    model = trained()
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in model.state_dict())
+    digests = {name: digest(name) for name in modules}
+    state = {".".join((digests[m], f)): t for n, t in model.state_dict().items() for m, _, f in [n.rpartition(".")]}
+    save_file(state, tmp_path / "c.safetensors")
+    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "w.h5")
     assert code == 1
     assert "order in the network is lost" in err
-    assert not (tmp_path / "none.h5").exists()
+    assert "--names" in err
+    assert not (tmp_path / "w.h5").exists()
+    lines = [f"{name} {digest}" for name, digest in digests.items() if name != "head"]
+    (tmp_path / "names.txt").write_text("# alnumpy's name, the file's\n" + "\n".join(lines))
+    code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "w.h5", "--names", tmp_path / "names.txt")
+    assert code == 0, err
+    assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
+    for text, message in (("stem.conv", "line 1 of the names"), ("stem.conv other", "no module other")):
+        (tmp_path / "names.txt").write_text(text)
+        code, _, err = convert(tmp_path / "c.safetensors", tmp_path / "none.h5", "--names", tmp_path / "names.txt")
+        assert code == 1
+        assert message in err
 
 
-def test_modules_out_of_network_order_are_pointed_out(tmp_path):
-    state = trained().state_dict()
-    late = {f"one.{name}": tensor for name, tensor in state.items() if name.startswith("stem")}
-    rest = {f"two.{name}": tensor for name, tensor in state.items() if not name.startswith("stem")}
-    torch.save(late | rest, tmp_path / "c.pt")
-    assert "network order" not in convert(tmp_path / "c.pt", tmp_path / "w.h5")[2]
-    torch.save(rest | late, tmp_path / "c.pt")
-    assert "network order" in convert(tmp_path / "c.pt", tmp_path / "w.h5")[2]
+def digest(name):
+    """A name that tells nothing."""
+    return hashlib.sha256(name.encode()).hexdigest() + "x"
+
+
+def test_modules_out_of_network_order(tmp_path):
+    model = trained()
+    first = [name for name in model.state_dict() if name.startswith("stem")]
+    rest = [name for name in model.state_dict() if name not in first]
+    for told in (True, False):  # by the names
+        names = {name: f"{'one' if name in first else 'two'}.{name}" for name in first + rest}
+        if not told:
+            names = {name: ".".join((digest(name.rpartition(".")[0]), name.rpartition(".")[2])) for name in names}
+        for order, right in ((first + rest, True), (rest + first, told)):
+            torch.save({names[name]: model.state_dict()[name] for name in order}, tmp_path / "c.pt")
+            code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+            assert code == 0, err
+            assert ("does not list its modules in network order" in err) == (not right)
+            if right:
+                assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -163,20 +210,22 @@ class ForeignCBAM(nn.Module):
     def __init__(self, channels, layout):
         super().__init__()
         self.layout, hidden = layout, max(1, channels // 16)
-        if layout == "max-mean-bias-bn":
+        if "bias" in layout:
             self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-            self.compress = nn.Sequential(nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1))
         else:
             fc1, fc2 = nn.Conv2d(channels, hidden, 1, bias=False), nn.Conv2d(hidden, channels, 1, bias=False)
             self.mlp = nn.Sequential(fc1, nn.ReLU(), fc2)
-            self.compress = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        convolution = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.compress = nn.Sequential(convolution, nn.BatchNorm2d(1)) if "bn" in layout else convolution
 
     def forward(self, x):
         n, c = x.shape[:2]
         pooled = [self.mlp(F.adaptive_avg_pool2d(x, 1)), self.mlp(F.adaptive_max_pool2d(x, 1))]
         x = x * torch.sigmoid(sum(p.reshape(n, c, 1, 1) for p in pooled))
         maps = [x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]]
-        return x * torch.sigmoid(self.compress(torch.cat(maps if self.layout == "mean-max" else maps[::-1], 1)))
+        return x * torch.sigmoid(
+            self.compress(torch.cat(maps if self.layout.startswith("mean-max") else maps[::-1], 1))
+        )
 
 
 class ForeignBlock(nn.Module):
@@ -218,17 +267,24 @@ class ForeignALNet(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.final_att(self.final(x)), 1).flatten(1))
 
 
-@pytest.mark.parametrize("stem_bias", [True, False])
-@pytest.mark.parametrize("layout", ["mean-max", "max-mean", "max-mean-bias-bn"])
-def test_a_foreign_module_in_each_layout(tmp_path, layout, stem_bias):
+def randomise(model):
+    """Statistics and gains far from 0 and 1."""
     torch.manual_seed(1)
-    model = ForeignALNet(layout, stem_bias).eval()
+    model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for array in (module.weight.data, module.running_var):
                 array.uniform_(0.5, 1.5)
             for array in (module.bias.data, module.running_mean):
                 array.normal_(0, 0.3)
+
+
+@pytest.mark.parametrize("stem_bias", [True, False])
+@pytest.mark.parametrize("layout", ["mean-max", "max-mean", "max-mean-bias-bn"])
+def test_a_foreign_module_in_each_layout(tmp_path, layout, stem_bias):
+    torch.manual_seed(1)
+    model = ForeignALNet(layout, stem_bias)
+    randomise(model)
     torch.save(model.state_dict(), tmp_path / "c.pt")
     arguments = ["--cbam", "max-mean"] if layout == "max-mean" else []
     code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5", *arguments)
@@ -290,6 +346,7 @@ def test_without_torch(tmp_path):
 def test_what_the_command_line_says_is_in_the_file(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "c.pt")
     arguments = "--size 40 --mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --interpolation bicubic --channels BGR --bn-eps 0.001"
+    arguments += " --share 0.9"
     code, _, err = convert(
         tmp_path / "c.pt", tmp_path / "w.h5", *arguments.split(), "--card", "data=none", "--spec", "lnet-cbam"
     )
@@ -297,7 +354,7 @@ def test_what_the_command_line_says_is_in_the_file(tmp_path):
     assert "eps" not in err
     found = weights.read(tmp_path / "w.h5")
     assert found.preprocessing == Preprocessing(
-        40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "short-side", "bicubic", "center", "BGR"
+        40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "short-side", "bicubic", "center", "BGR", 0.9
     )
     assert (found.spec, found.card) == (replace(SPECS["lnet-cbam"], bn_eps=0.001), {"data": "none"})
     assert found.source_sha256 == hashlib.sha256((tmp_path / "c.pt").read_bytes()).hexdigest()

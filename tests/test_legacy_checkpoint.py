@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from checkpoint import MAX_PICKLE, CheckpointError, read_checkpoint  # noqa: E402
+from alnumpy.checkpoint import MAX_PICKLE, CheckpointError, read_checkpoint  # noqa: E402
 
 
 def save(value, path):

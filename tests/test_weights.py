@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import random_params
 
-from alnumpy import Embedder, WeightsError, weights
+from alnumpy import Embedder, WeightsError, load, weights
 from alnumpy.images import Preprocessing
 from alnumpy.layers import parameters
 from alnumpy.networks import ALNet, Block
@@ -64,6 +64,75 @@ def test_float16_that_would_overflow_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"last.conv.weight has values that are not finite as float16"):
         weights.write(tmp_path / "w.h5", big)
     assert os.listdir(tmp_path) == []
+
+
+def test_int8_keeps_each_output_to_its_own_scale(tmp_path):
+    good = make()
+    weights.write(tmp_path / "w.h5", replace(good, dtype="int8", normalize=True))
+    found = weights.read(tmp_path / "w.h5")
+    assert (found.dtype, found.normalize) == ("int8", True)
+    for name, array in good.parameters.items():
+        restored = found.parameters[name]
+        assert restored.dtype == np.float32
+        if array.ndim == 1:
+            np.testing.assert_array_equal(restored, array)
+        else:
+            rows, others = array.reshape(len(array), -1), restored.reshape(len(array), -1)
+            largest = np.abs(rows).max(1, keepdims=True)
+            assert (np.abs(rows - others) <= 0.501 * largest / 127).all()
+            np.testing.assert_allclose(np.abs(others).max(1), largest[:, 0], rtol=1e-6)
+    for name, array in weights.rounded(good.parameters, "int8").items():
+        np.testing.assert_array_equal(array, found.parameters[name])
+    with h5py.File(tmp_path / "w.h5") as file:
+        assert file["parameters/stem.conv.weight"].dtype == np.int8
+        assert file["scales/stem.conv.weight"].shape == (4,)
+
+
+def test_outputs_of_zeros_have_a_scale():
+    codes, scales = weights.quantize(np.zeros((2, 3, 1, 1), np.float32))
+    np.testing.assert_array_equal(weights.dequantize(codes, scales), np.zeros((2, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.__delitem__("scales"), "scales is missing"),
+        (lambda file: file.__delitem__("scales/stem.conv.weight"), "scales/stem.conv.weight is missing"),
+        (lambda file: file["scales/stem.conv.weight"].write_direct(np.full(4, -1, "<f4")), "a scale below 0"),
+        (lambda file: file["scales/stem.conv.weight"].write_direct(np.full(4, np.nan, "<f4")), "not finite"),
+        (
+            lambda file: file["scales/stem.conv.weight"].write_direct(np.full(4, 2, "<f4")),
+            "the checksum does not match",
+        ),
+        (lambda file: file.create_dataset("scales/other", data=np.ones(4, "<f4")), "items that the spec does not know"),
+        (lambda file: file.attrs.__setitem__("version", np.int64(1)), "must be float32 or float16"),
+    ],
+)
+def test_damaged_scales_are_named(tmp_path, change, message):
+    weights.write(tmp_path / "w.h5", replace(make(), dtype="int8"))
+    with h5py.File(tmp_path / "w.h5", "r+") as file:
+        change(file)
+    with pytest.raises(WeightsError, match=message):
+        weights.read(tmp_path / "w.h5")
+
+
+def test_names_of_weights(tmp_path, monkeypatch):
+    assert weights.locate() == weights.locate("alnet-photo") == weights.default_path()
+    for file in ("alnet-photo.h5", "folder/alnet-photo", "./alnet-photo", Path("alnet-photo")):
+        assert weights.locate(file) == Path(file)
+    with pytest.raises(
+        WeightsError, match=r"mine: no weights have this name; there are alnet-mnist, alnet-photo.*\./mine"
+    ):
+        weights.locate("mine")
+    own, data = tmp_path / "own", tmp_path / "data"
+    monkeypatch.setenv("ALNUMPY_WEIGHTS", str(own))
+    monkeypatch.setenv("XDG_DATA_HOME", str(data))
+    for folder, name in ((own, "mine"), (weights.folders()[-1], "mine"), (weights.folders()[-1], "alnet-photo")):
+        folder.mkdir(parents=True, exist_ok=True)
+        weights.write(folder / f"{name}.h5", make())
+    assert weights.locate("mine") == own / "mine.h5"  # the first folder counts
+    assert weights.locate("alnet-photo") == weights.default_path()
+    assert load("mine").spec == SPEC
 
 
 def test_arrays_that_do_not_fit_the_spec_are_not_written(tmp_path):
@@ -182,7 +251,7 @@ BIAS = "parameters/stem.conv.bias"
         (set_value("parameters/stem.bn.running_var", -1), "a variance below 0"),
         (set_attribute("format", np.bytes_("other")), "not an alnumpy weights file"),
         (lambda f: f.attrs.__delitem__("format"), "attribute format is missing"),
-        (set_attribute("version", np.int64(2)), "format version 2, but this alnumpy reads 1; update alnumpy"),
+        (set_attribute("version", np.int64(3)), "format version 3, but this alnumpy reads up to 2; update alnumpy"),
         (set_attribute("metadata", "text of variable length"), "attribute metadata must be"),
         (set_attribute("metadata", np.bytes_("x" * 60_001)), "attribute metadata must be .* at most 60000 bytes"),
         (set_attribute("version", np.ones(1, int)), "attribute version must be a number"),

@@ -41,13 +41,13 @@ from PIL import Image, ImageCms
 
 import colours
 from alnumpy import images, weights
+from alnumpy.checkpoint import CheckpointError, read_checkpoint
 from alnumpy.embedder import Embedder
 from alnumpy.errors import AlnumpyError
 from alnumpy.gallery import Gallery
 from alnumpy.images import Preprocessing
 from alnumpy.layers import parameters
 from alnumpy.networks import ALNet, Block
-from checkpoint import CheckpointError, read_checkpoint
 
 HANG = 5.0  # seconds
 GROWTH = 512_000_000  # bytes

@@ -10,7 +10,7 @@ import warnings
 
 from .. import __version__
 from ..errors import AlnumpyError
-from . import embed, evaluate, gallery, search, weights
+from . import convert, embed, evaluate, gallery, search, weights
 from .common import UsageError, warn
 
 COMMANDS = (
@@ -26,6 +26,8 @@ COMMANDS = (
     evaluate.EVAL,
     weights.INFO,
     weights.VERIFY,
+    weights.MODELS,
+    convert.CONVERT,
     weights.WARMUP,
 )
 

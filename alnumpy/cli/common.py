@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from .. import images
 from ..embedder import BACKENDS, Embedder, load
 from ..errors import printable
-from ..files import replacing
+from ..files import data_folder, replacing
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -102,13 +102,7 @@ def default_gallery() -> str:
     """The gallery of whoever names none: $ALNUMPY_DB, or a file below the user's data folder."""
     if named := os.environ.get("ALNUMPY_DB"):
         return named
-    if sys.platform == "win32":
-        home = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-    elif sys.platform == "darwin":
-        home = os.path.expanduser("~/Library/Application Support")
-    else:
-        home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(home, "alnumpy", "gallery.db")
+    return os.fspath(data_folder() / "gallery.db")
 
 
 def warn(message: object) -> None:

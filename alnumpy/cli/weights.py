@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import numpy as np
 
 from .. import counts, weights
-from ..embedder import load
-from ..errors import MissingExtraError, UnsupportedError, printable
+from ..embedder import Embedder, load
+from ..errors import MissingExtraError, UnsupportedError, WeightsError, printable
 from ..layers import parameters as shapes_of
 from ..networks import SPECS, Spec
-from .common import Command, UsageError, add_backend, height_and_width
+from .common import Command, UsageError, add_backend, height_and_width, warn
 
 SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any device stays a hundred times below it
 
@@ -21,7 +22,10 @@ SELF_TEST_TOLERANCE = 1e-5  # relative error of the embedding; float32 on any de
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy info``."""
     parser.add_argument(
-        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+        "weights",
+        nargs="?",
+        metavar="WEIGHTS",
+        help="weights file, or a name of alnumpy models (default: alnet-photo)",
     )
     parser.add_argument("--spec", choices=SPECS, help="a named network instead of a weights file")
     parser.add_argument(
@@ -39,7 +43,7 @@ def run_info(args: argparse.Namespace) -> int:
         parameters: Mapping[str, np.ndarray] = {k: np.zeros(v) for k, v in shapes_of(network.layers()).items()}
         size = size or (32, 32)
     else:
-        path = args.weights or weights.default_path()
+        path = weights.locate(args.weights)
         loaded = weights.read(path)
         parameters = loaded.parameters
         network, title = loaded.spec, f"{loaded.spec.name}, {printable(path)}, {loaded.dtype}"
@@ -91,14 +95,17 @@ INFO = Command(
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy verify``."""
     parser.add_argument(
-        "weights", nargs="?", metavar="WEIGHTS", help="weights file (default: the one that ships with alnumpy)"
+        "weights",
+        nargs="?",
+        metavar="WEIGHTS",
+        help="weights file, or a name of alnumpy models (default: alnet-photo)",
     )
     add_backend(parser)
 
 
 def run_verify(args: argparse.Namespace) -> int:
     """``alnumpy verify``."""
-    path = args.weights or weights.default_path()
+    path = weights.locate(args.weights)
     embedder = load(path, backend=args.backend, threads=args.threads)
     result = embedder.self_test()
     good = result.relative_error <= SELF_TEST_TOLERANCE  # false for NaN
@@ -117,6 +124,60 @@ VERIFY = Command(
     "alnumpy verify weights/alnet-photo.h5",
     verify_arguments,
     run_verify,
+)
+
+
+def models_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy models``."""
+    parser.add_argument("--measure", action="store_true", help="measure how long a picture takes on this device, too")
+    add_backend(parser)
+
+
+def run_models(args: argparse.Namespace) -> int:
+    """``alnumpy models``."""
+    rows: list[tuple[str, ...]] = [("name", "network", "finds", "parameters", "MB", "input")]
+    rows[0] += ("ms",) * args.measure
+    failed = False
+    for name, path in weights.available().items():
+        try:
+            embedder = load(path, backend=args.backend, threads=args.threads)
+        except WeightsError as error:
+            warn(error)
+            failed = True
+            continue
+        spec, side, card = embedder.spec, embedder.preprocessing.size, embedder.weights.card
+        parameters = counts.total(spec.layers()).parameters
+        numbers = (f"{parameters:,}", f"{path.stat().st_size / 1e6:.1f}", f"{side}x{side}")
+        milliseconds = (f"{_milliseconds(embedder):.1f}",) if args.measure else ()
+        rows.append((name, spec.name, printable(card.get("finds", "")), *numbers, *milliseconds))
+    print(format_rows(rows))
+    for name, path in weights.available().items():
+        licence = "" if failed else weights.read(path).card.get("licence in short", "")
+        if licence:
+            print(f"{name}: {printable(licence)}")
+    return int(failed)
+
+
+def _milliseconds(embedder: Embedder) -> float:
+    """The least of several times of one picture, after a first one."""
+    side = embedder.preprocessing.size
+    x = weights.self_test_picture(side)
+    embedder.forward(x)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        embedder.forward(x)
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+MODELS = Command(
+    "models",
+    "",
+    "list the weights that have a name: what they find, how large they are, where they may be used",
+    "alnumpy models --measure",
+    models_arguments,
+    run_models,
 )
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from alnumpy.errors import AlnumpyError
+from .errors import AlnumpyError
 
 MAX_PICKLE = 1 << 20  # bytes; ALNet's is 40 kB
 MAX_DEPTH = 64  # of dictionaries and modules in each other
