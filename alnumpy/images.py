@@ -177,14 +177,10 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     Cropping the centre square before resizing gives the same picture as resizing the short side before cropping,
     without the huge intermediate picture that a 1x20000 strip would need.
     """
-<<<<<<< HEAD
-    side: float = min(image.size)
-=======
-    side = how.share * min(image.size)
->>>>>>> c84db7a (Checkpoints of other projects: converted in the package, by shapes, names and digests; int8 weights; weights by name)
+    side: float = how.share * min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     if has_profile(image):  # converting fewer pixels takes less time, but in the smallest picture rounding would show
-        factor = max(1, min(image.size) // (REDUCED * how.size))
+        factor = max(1, int(side) // (REDUCED * how.size))
         image = to_srgb(image.reduce(factor))
         left, top, side = left / factor, top / factor, side / factor
     box = (left, top, left + side, top + side)
