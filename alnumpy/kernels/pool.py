@@ -1,9 +1,12 @@
-"""Global average and maximum, and the final pooling to an embedding."""
+"""Global average and maximum, and the final pooling to an embedding.
+
+Sums over the pixels of planar maps are taken in LINE lanes on every CPU, in several registers where these are narrower,
+so that the order of additions, and with it the bits of an embedding, do not depend on the CPU.
+"""
 
 from .abi import LINE, PACK
 from .common import INFINITY, kernel, round_up
 from .simd import (
-    LANES,
     add,
     broadcast,
     fma,
@@ -24,32 +27,32 @@ from .simd import (
 def clear_totals(arena, totals, channels):
     """Totals are two lines a channel: partial sums and partial maxima, one a lane."""
     for c in range(channels):
-        store(arena, totals + c * 2 * LINE, splat(0.0, LANES))
-        store(arena, totals + c * 2 * LINE + LINE, splat(-INFINITY, LANES))
+        store(arena, totals + c * 2 * LINE, splat(0.0, LINE))
+        store(arena, totals + c * 2 * LINE + LINE, splat(-INFINITY, LINE))
 
 
 @kernel
 def add_to_totals(arena, x, plane, channels, height, width, totals):
     """Adds ``height`` rows of each planar channel, which are still in cache because they were just stored."""
     row = round_up(width, LINE)
-    zero, lowest = splat(0.0, LANES), splat(-INFINITY, LANES)
+    zero, lowest = splat(0.0, LINE), splat(-INFINITY, LINE)
     for c in range(channels):
         at = totals + c * 2 * LINE
-        total, highest = load(arena, at, LANES), load(arena, at + LINE, LANES)
+        total, highest = load(arena, at, LINE), load(arena, at + LINE, LINE)
         total2, highest2 = zero, lowest  # two of each, because an addition must wait for the one before it
         for i in range(height):
             source = x + c * plane + i * row
             j = 0
-            while j + 2 * LANES <= width:
-                v, v2 = load(arena, source + j, LANES), load(arena, source + j + LANES, LANES)
+            while j + 2 * LINE <= width:
+                v, v2 = load(arena, source + j, LINE), load(arena, source + j + LINE, LINE)
                 total, highest = add(total, v), maximum(highest, v)
                 total2, highest2 = add(total2, v2), maximum(highest2, v2)
-                j += 2 * LANES
+                j += 2 * LINE
             while j < width:
-                v = load(arena, source + j, LANES)
+                v = load(arena, source + j, LINE)
                 total2 = add(total2, lanes_between(0, width - j, v, zero))
                 highest2 = maximum(highest2, lanes_between(0, width - j, v, lowest))
-                j += LANES
+                j += LINE
         store(arena, at, add(total, total2))
         store(arena, at + LINE, maximum(highest, highest2))
 
@@ -61,8 +64,8 @@ def planar_means(arena, totals, y, height, width, channels):
     padded = round_up(channels, PACK)
     for c in range(channels):
         at = totals + c * 2 * LINE
-        store_float(arena, y + c, sum_lanes(load(arena, at, LANES)) * scale)
-        store_float(arena, y + padded + c, max_lanes(load(arena, at + LINE, LANES)))
+        store_float(arena, y + c, sum_lanes(load(arena, at, LINE)) * scale)
+        store_float(arena, y + padded + c, max_lanes(load(arena, at + LINE, LINE)))
 
 
 @kernel
