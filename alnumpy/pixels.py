@@ -19,7 +19,7 @@ from .errors import ImageError
 
 MAX_PAGES = 16  # of a TIFF that are looked at where its first one is a thumbnail
 THUMBNAIL = 320  # pixels on the long side of a first page, at most, that may be an unmarked thumbnail of the next
-MAX_FRAMES, MAX_FRAME_PIXELS = 64, 60_000_000  # that are decoded in search of one that shows something
+MAX_FRAMES, MAX_FRAME_PIXELS = 64, 30_000_000  # that are decoded in search of one that shows something
 SHOWS = 16  # of 255: difference between the darkest and the lightest pixel of a picture that shows something
 MAX_PROFILE = 4 << 20  # bytes of a colour profile; those of printers have up to three million
 
