@@ -85,7 +85,8 @@ def folders() -> list[Path]:
 def available() -> dict[str, Path]:
     """The weights files that have a name, by it."""
     files = [path for folder in folders() for path in sorted(folder.glob("*.h5"))]
-    return {path.stem: path for path in reversed(files)}  # the first folder's counts
+    named = {path.stem: path for path in reversed(files)}  # the first folder's counts
+    return dict(sorted(named.items()))
 
 
 def locate(weights: str | os.PathLike[str] | None = None) -> Path:

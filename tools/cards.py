@@ -45,7 +45,7 @@ def card(path: Path) -> str:
 def table(paths: list[Path]) -> str:
     """The table of README.md."""
     lines = [
-        "| name | network | input | MB | finds (P@1 / full mAP) | licence | take it for |",
+        "| name | network | input | MB | finds (P@1, full mAP) | licence | take it for |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in paths:
