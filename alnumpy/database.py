@@ -20,6 +20,8 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # pictures: a row for each file. The path is absolute and in the file system's bytes, since names need not be text; size
 # and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why it
 # has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
+# contents.taken: the date in the EXIF data, ISO 8601 in local time, "" where it has none; NULL
+# where version 2 made the row and no file of it has been looked at since.
 # whitening: one row, float32, where the settings say that embeddings are reduced.
 # sketches, basis (one row, float32): what ``sketch`` makes of the contents, by blocks of rowids; unsketched: the rowids
 # of contents that were added, changed or removed since. pictures_not_found: those that a search leaves out.
@@ -61,6 +63,14 @@ MIGRATIONS = (
         INSERT OR IGNORE INTO unsketched VALUES (old.rowid);
     END;
     CREATE INDEX pictures_not_found ON pictures (hash) WHERE NOT (error IS NULL AND vanished = 0);
+    """,
+    """
+    ALTER TABLE contents ADD COLUMN taken TEXT;
+    DROP TRIGGER contents_changed;
+    CREATE TRIGGER contents_changed AFTER UPDATE OF hash, embedding ON contents BEGIN
+        INSERT OR IGNORE INTO unsketched VALUES (old.rowid);
+        INSERT OR IGNORE INTO unsketched VALUES (new.rowid);
+    END;
     """,
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
@@ -144,6 +154,10 @@ class Database:
     def set_meta(self, key: str, value: str) -> None:
         """Records a value in the table ``meta``."""
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    def has_column(self, table: str, column: str) -> bool:
+        """Whether a table has a column, which a file of an older version may lack."""
+        return any(row[1] == column for row in self.rows(f"PRAGMA table_info({table})"))
 
     def drop_unused_contents(self) -> None:
         """Removes the embeddings that no file has any more."""

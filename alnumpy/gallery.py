@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import images, moving, packed, reduction, scan, sketch
+from . import filters, images, moving, packed, reduction, scan, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
@@ -39,6 +39,7 @@ __all__ = ["Gallery", "Match", "Picture", "Report"]
 PART = 256  # pictures that an iteration reads at a time
 
 Array = np.ndarray
+Queries = Array | ImageSource | Sequence[ImageSource]
 
 
 class Picture(NamedTuple):
@@ -304,18 +305,68 @@ class Gallery:
         names = ("pictures", "unreadable", "vanished", "contents")
         return dict(zip(names, counts, strict=True)) | {"bytes": size} | asdict(self.settings)
 
-    def search(self, queries: Array | ImageSource | Sequence[ImageSource], k: int = 10) -> list[list[Match]]:
+    def search(
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        folders: Paths = (),
+        since: str = "",
+        until: str = "",
+        max_distance: float | None = None,
+        skip_same: bool = False,
+        mean: bool = False,
+        unlike: Queries = (),
+    ) -> list[list[Match]]:
         """The k nearest pictures to each query by exact L2 distance, nearest first, ties by path.
 
         ``queries``: embeddings as the gallery's are, float (Q, dimension) or (dimension,); or one picture or a list, as
         ``Embedder.embed`` takes them. A file whose content is in the gallery is not embedded again, and finds itself at
         distance 0.
 
+        Of all pictures those are ranked that lie below ``folders``, were taken from ``since`` to ``until`` ("2024",
+        "2024-05", "2024-05-31T12:30:00": by EXIF, or else when the file was changed), are no farther than
+        ``max_distance``, are not the query itself (``skip_same``), and are not nearer to one of ``unlike`` than to the
+        query. ``mean``: one ranking by the mean of all queries.
+
         Rows that are damaged are left out and listed in ``damaged``. Raises ImageError for a picture that cannot be
-        read, ValueError for embeddings of another shape, or whose distances would not be finite.
+        read, ValueError for embeddings of another shape, or whose distances would not be finite, and for what is not a
+        date.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
+        if bad := [date for date in (since, until) if date and not filters.is_date(date)]:
+            raise ValueError(f"not a date such as 2024, 2024-05 or 2024-05-31: {bad[0]!r}")
+        vectors, hashes = self._vectors(queries)
+        others, _ = self._vectors(unlike)
+        own: list[set[bytes]] = [{hash} - {None} for hash in hashes]  # type: ignore[misc]
+        if mean and len(vectors):
+            vectors, own = vectors.mean(0, keepdims=True), [set().union(*own)]
+        chosen = filters.Filter([os.path.abspath(path) for path in scan.several(folders)], since, until)
+        if mean or len(others) or chosen != filters.Filter():
+            results = []
+            for vector, same in zip(vectors, own, strict=True):
+                only = replace(chosen, without=same if skip_same else ())
+                results += filters.search(self._open.db, self.settings, vector[None], k, only, [same], others)
+        elif skip_same:
+            sql = "SELECT COUNT(*) FROM pictures WHERE hash = ?"
+            copies = max((count for hash in hashes for (count,) in self._open.db.rows(sql, [hash])), default=0)
+            with self._open.snapshot(self.settings) as snapshot:
+                found = snapshot.search(vectors, k + copies, hashes)
+            results = [[match for match in matches if not match.same][:k] for matches in found]
+        else:
+            with self._open.snapshot(self.settings) as snapshot:
+                results = snapshot.search(vectors, k, hashes)
+        if max_distance is not None:
+            results = [[match for match in matches if match.distance <= max_distance] for matches in results]
+        return results
+
+    def embed(self, queries: Queries) -> Array:
+        """The embeddings float32 (Q, dimension) of pictures as the gallery's settings make them. Raises ImageError."""
+        return self._vectors(queries)[0]
+
+    def _vectors(self, queries: Queries) -> tuple[Array, list[bytes | None]]:
+        """The embeddings (Q, dimension) of queries, and the contents of those that are files."""
         if isinstance(queries, np.ndarray) and queries.dtype != np.uint8:
             with np.errstate(over="ignore", invalid="ignore"):
                 vectors = np.atleast_2d(queries).astype(np.float32)
@@ -328,8 +379,7 @@ class Gallery:
             found = [self._find_or_embed(source) for source in sources]
             vectors = np.array([vector for vector, _ in found], np.float32).reshape(-1, self.dimension)
             hashes = [hash for _, hash in found]
-        with self._open.snapshot(self.settings) as snapshot:
-            return snapshot.search(vectors, k, hashes)
+        return vectors, hashes
 
     def duplicates(self, threshold: float) -> list[list[Match]]:
         """Groups of pictures, each within an L2 distance of ``threshold`` of some other of its group, sorted by path.

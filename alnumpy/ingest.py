@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import images, packed, postprocess, sketch
+from . import dates, images, packed, postprocess, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import ImageError
@@ -28,6 +28,7 @@ from .scan import Found, RealDisk, Recorded, plan, stamp_of
 from .settings import Settings
 
 DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
+DATED = 1000  # pictures whose dates are recorded in one transaction
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
 Array = np.ndarray
@@ -95,6 +96,7 @@ class Read(NamedTuple):
     hash: bytes | None = None
     width: int = 0
     height: int = 0
+    taken: str = ""  # the date in its EXIF data
     x: Array | None = None  # float32 (3, S, S); None also where the content is known
     error: str | None = None
     seconds: float = 0.0  # of the CPU
@@ -116,6 +118,7 @@ class Ingest:
         decided = plan(found, recorded, RealDisk(), prune=prune)
         report = Report(failed=decided.failed, unchanged=len(decided.keep))
         self._fill(decided.read, report)
+        self._date(decided.keep)
         with self.db.transaction():
             self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", _rows(decided.back))
             mark = "UPDATE pictures SET vanished = 1 WHERE path = ? AND vanished = 0"
@@ -186,14 +189,28 @@ class Ingest:
             network.backend = unfinished
         return network
 
+    def _date(self, paths: Sequence[str]) -> None:
+        """Records when pictures were taken that an earlier version has embedded."""
+        undated = dict(
+            self.db.rows(
+                "SELECT path, pictures.hash FROM pictures JOIN contents ON contents.hash = pictures.hash "
+                "WHERE taken IS NULL AND error IS NULL"
+            )
+        )
+        todo = [path for path in paths if os.fsencode(path) in undated] if undated else []
+        for start in range(0, len(todo), DATED):
+            part = [(dates.taken(path), undated[os.fsencode(path)]) for path in todo[start : start + DATED]]
+            with self.db.transaction():
+                self.db.run_each("UPDATE contents SET taken = ? WHERE hash = ?", part)
+
     def _store(self, batch: list[Read], fresh: list[Read], blobs: list[bytes], backend: str) -> None:
         """Stores a batch of files, and the embeddings of those among them whose content is new."""
         time_now = now()
-        contents = [(r.hash, r.width, r.height, blob) for r, blob in zip(fresh, blobs, strict=True)]
+        contents = [(r.hash, r.width, r.height, blob, r.taken) for r, blob in zip(fresh, blobs, strict=True)]
         with self.db.transaction():
             if fresh:
                 self.db.set_meta("unfinished", backend)
-            self.db.run_each("INSERT INTO contents VALUES (?, ?, ?, ?)", contents)
+            self.db.run_each("INSERT INTO contents VALUES (?, ?, ?, ?, ?)", contents)
             self.db.run_each(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET "
                 "size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error, vanished = 0, "
@@ -227,7 +244,7 @@ class Ingest:
             read = read._replace(size=size, mtime_ns=mtime_ns)
             if hash not in known:
                 x, (width, height) = self.encoder.decode(path)
-                read = read._replace(width=width, height=height, x=x)
+                read = read._replace(width=width, height=height, taken=dates.taken(path), x=x)
             if RealDisk().stamp(path) != (size, mtime_ns):
                 raise OSError("it was written to while it was read")
             read = read._replace(hash=hash)

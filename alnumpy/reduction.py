@@ -91,7 +91,10 @@ def _copy(source: Database, settings: Settings, db: Database, whitening: postpro
         for (hash, width, height), vector in zip(contents, vectors, strict=True):
             if hash in used:  # one by one, as a query will be: BLAS rounds by the size of the batch
                 blob = packed.encode(postprocess.whiten(vector[None], mean, projection), settings.dtype).tobytes()
-                db.run("INSERT INTO contents VALUES (?, ?, ?, ?)", [hash, width, height, blob])
+                db.run(
+                    "INSERT INTO contents (hash, width, height, embedding) VALUES (?, ?, ?, ?)",
+                    [hash, width, height, blob],
+                )
                 copied.add(hash)
     rows = source.rows(f"SELECT path, size, mtime_ns, hash, added {findable} AND typeof(path) = 'blob'")
     db.run_each(
@@ -99,3 +102,7 @@ def _copy(source: Database, settings: Settings, db: Database, whitening: postpro
         (row for row in rows if row[3] in copied),
     )
     sketch.renew(db, smaller)
+    if source.has_column("contents", "taken"):
+        db.run_each("UPDATE contents SET taken = ? WHERE hash = ?", source.rows("SELECT taken, hash FROM contents"))
+    if (folders := source.meta().get("folders")) is not None:
+        db.set_meta("folders", folders)

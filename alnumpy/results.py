@@ -129,15 +129,6 @@ def match_fields(match: Match) -> dict[str, Any]:
     return {"distance": float(f"{match.distance:.7g}")} | named("path", match.path) | {"same": match.same}
 
 
-def search_text(found: Found) -> Iterator[str]:
-    """One line per result; several queries each with a heading."""
-    for i, (query, matches) in enumerate(found):
-        if len(found) > 1:
-            yield f"{chr(10) if i else ''}{printable(query)}:"
-        for match in matches:
-            yield match_text(match, match.same)
-
-
 def search_json(found: Found) -> str:
     """A list of queries with their results."""
     ranked = [

@@ -40,7 +40,10 @@ def test_number_formats_save_space(tmp_path):
         with closing(Database(tmp_path / dtype, writable=True)) as db, db.transaction():
             for i, row in enumerate(encode(vectors, dtype)):
                 digest = hashlib.sha256(row).digest()
-                db.run("INSERT INTO contents VALUES (?, 640, 480, ?)", [digest, row.tobytes()])
+                db.run(
+                    "INSERT INTO contents (hash, width, height, embedding) VALUES (?, 640, 480, ?)",
+                    [digest, row.tobytes()],
+                )
                 db.run(
                     "INSERT INTO pictures VALUES (?, 1, 1, ?, NULL, '', 0)", [b"/home/pictures/%09d.jpg" % i, digest]
                 )

@@ -67,6 +67,24 @@ def distance(text: str) -> float:
     return value
 
 
+def date(text: str) -> str:
+    """An argument that is a date, or the beginning of one."""
+    from ..filters import is_date
+
+    if not is_date(text):
+        raise argparse.ArgumentTypeError(f"must be a date such as 2024, 2024-05 or 2024-05-31, not {text!r}")
+    return text
+
+
+def region(text: str) -> tuple[int, int, int, int]:
+    """An argument that is a part of a picture: left, top, width and height in pixels."""
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(n.isdecimal() and len(n) < 10 for n in numbers) or "0" in (numbers[2], numbers[3]):
+        raise argparse.ArgumentTypeError(f"must be X,Y,WIDTH,HEIGHT in pixels, not {text!r}")
+    x, y, width, height = map(int, numbers)
+    return x, y, width, height
+
+
 def add_backend(command: argparse.ArgumentParser) -> None:
     """The arguments of commands that run the network."""
     command.add_argument(

@@ -7,8 +7,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .. import results
-from ..errors import ImageError
+from PIL import Image
+
+from .. import images, results
+from ..errors import ImageError, printable
 from ..files import replacing
 from .common import (
     Command,
@@ -17,9 +19,11 @@ from .common import (
     add_gallery,
     add_max_pixels,
     collect,
+    date,
     distance,
     gallery_embedder,
     positive_int,
+    region,
     same_file,
     warn,
 )
@@ -35,6 +39,44 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_gallery(parser)
     parser.add_argument("-k", type=positive_int, default=10, help="pictures per query (default: %(default)s)")
+    parser.add_argument("--recursive", action="store_true", help="include the folders below a folder of queries")
+    parser.add_argument("--mean", action="store_true", help="one ranking by the mean of all queries")
+    parser.add_argument(
+        "--not",
+        dest="unlike",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="leave out pictures that look more like this one than like the query; can be given several times",
+    )
+    parser.add_argument(
+        "--region",
+        type=region,
+        metavar="X,Y,W,H",
+        help="search for this part of each query, in pixels",
+    )
+    parser.add_argument(
+        "--in",
+        dest="folders",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="only pictures below this folder; can be given several times",
+    )
+    parser.add_argument(
+        "--since",
+        type=date,
+        metavar="DATE",
+        help="only pictures taken then or later, by EXIF or else by the file's time: 2024, 2024-05, 2024-05-31",
+    )
+    parser.add_argument(
+        "--until",
+        type=date,
+        metavar="DATE",
+        help="only pictures taken then or earlier, the whole year, month or day included",
+    )
+    parser.add_argument("--max-distance", type=distance, metavar="D", help="only pictures within this distance")
+    parser.add_argument("--skip-same", action="store_true", help="leave out the query itself and files identical to it")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
     form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same, path_base64")
@@ -50,7 +92,7 @@ def run_search(args: argparse.Namespace) -> int:
     """``alnumpy search``."""
     from ..gallery import Gallery
 
-    paths, failed = collect(args.queries, recursive=False)
+    paths, failed = collect(args.queries, args.recursive)
     written = [path for path in (args.montage, args.html) if path]
     if len({os.path.realpath(path) for path in written}) < len(written):
         raise UsageError(f"--montage and --html both name {args.html}")
@@ -61,16 +103,32 @@ def run_search(args: argparse.Namespace) -> int:
                 raise UsageError(f"{target} is the gallery, one of its pictures, or one of the queries")
     found: list[tuple[str, list[Match]]] = []
     with Gallery(args.db, gallery_embedder(args, recorded), max_pixels=args.max_pixels) as gallery:
-        for path in paths:
+        for folder in args.folders:
+            if next(gallery.pictures([folder], embeddings=False), None) is None:
+                warn(f"{folder}: not in the gallery, nor anything below it")
+                failed += 1
+        options = {
+            "folders": args.folders,
+            "since": args.since or "",
+            "until": args.until or "",
+            "max_distance": args.max_distance,
+            "skip_same": args.skip_same,
+            "unlike": gallery.embed(args.unlike),
+        }
+        for group in [paths] if args.mean and paths else [[path] for path in paths]:
             try:
-                found += [(path, matches) for matches in gallery.search([path], args.k)]
+                sources = [part_of(path, args) for path in group]
+                found += [(group[0], matches) for matches in gallery.search(sources, args.k, mean=args.mean, **options)]
             except ImageError as error:
                 warn(error)
                 failed += 1
         damaged = gallery.damaged
+        filled = gallery.stats()["pictures"] > 0
     for path, reason in damaged:
         warn(f"{path}: damaged in the gallery: {reason}; not ranked; to mend it, remove the picture and index it again")
-    if any(not matches for _, matches in found):
+    if filled and any(not matches for _, matches in found):
+        warn("no picture passes what --in, --since, --until, --max-distance, --skip-same and --not ask for")
+    elif found and not filled:
         warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
         failed += 1
     if found and args.montage:
@@ -94,9 +152,24 @@ def run_search(args: argparse.Namespace) -> int:
     elif args.null:
         sys.stdout.buffer.writelines(results.null_paths(match.path for _, matches in found for match in matches))
     else:
-        for line in results.search_text(found):
-            print(line)
+        for query, matches in found:
+            if len(found) > 1:
+                sys.stdout.flush()
+                print(f"{printable(query)}:", file=sys.stderr, flush=True)
+            for match in matches:
+                print(results.match_text(match, match.same))
     return 1 if failed or damaged else 0
+
+
+def part_of(path: str, args: argparse.Namespace) -> str | Image.Image:
+    """A query's path, or the part of it that was asked for. Raises ImageError."""
+    if args.region is None:
+        return path
+    image = images.read(path, args.max_pixels)
+    x, y, width, height = args.region
+    if x >= image.width or y >= image.height:
+        raise ImageError(f"{path}: {image.width}x{image.height} pixels, nothing of it in the region")
+    return image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
 
 
 SEARCH = Command(
