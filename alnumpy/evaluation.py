@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -80,13 +80,17 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def evaluate_gallery(
-    gallery: Gallery, labels: Mapping[str, str] | None = None, queries: Gallery | None = None
+    gallery: Gallery,
+    labels: Mapping[str, str] | None = None,
+    queries: Gallery | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores of a gallery whose pictures are relevant to each other where their labels are equal.
 
     ``labels``: by absolute path, or None for the names of the pictures' folders. ``queries``: a gallery made by the
     same model whose pictures are the queries; None makes each picture of ``gallery`` a query against the rest. A
-    picture is left out of its own ranking.
+    picture is left out of its own ranking. ``progress(done, total)`` is called with numbers of queries.
 
     Raises GalleryError for galleries of two models, AlnumpyError where no picture is relevant to any query.
     """
@@ -111,7 +115,7 @@ def evaluate_gallery(
     )
     positions = {path: i for i, path in enumerate(paths)}
     itself = np.array([positions.get(path, -1) for path in query_paths], np.int64)
-    scores = evaluate(query_vectors, query_y, vectors, y, itself)
+    scores = evaluate(query_vectors, query_y, vectors, y, itself, progress)
     if scores.queries == 0:
         raise AlnumpyError(
             f"{gallery.path}: nothing to measure: none of {len(query_paths)} labelled queries has the label of another "

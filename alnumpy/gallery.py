@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from threading import RLock
@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import filters, images, moving, packed, reduction, scan, sketch
+from . import filters, groups, images, likeness, moving, packed, pairs, reduction, scan, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
+from .groups import Member
 from .images import ImageSource
 from .ingest import Encoder, Ingest, Progress, Report, hash_file, now, regular
 from .packed import DTYPES
@@ -168,7 +169,14 @@ class Gallery:
 
     # Filling
 
-    def index(self, folders: Paths | None = None, *, prune: bool = False, progress: Progress | None = None) -> Report:
+    def index(
+        self,
+        folders: Paths | None = None,
+        *,
+        prune: bool = False,
+        progress: Progress | None = None,
+        ready: Callable[[str], bool] | None = None,
+    ) -> Report:
         """Brings the gallery up to date with folders, all below them included, and with single files.
 
         None stands for the folders that were indexed before, and all files of the gallery.
@@ -179,6 +187,7 @@ class Gallery:
         failed. A file without an embedding is recorded with the reason, and tried again when it or the limit of pixels
         changes; one whose bytes could not even be read is tried each time, and keeps the embedding that it had.
 
+        A new or changed file for which ``ready(path)`` is false is left for a later call, as one that is being written.
         ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the
         database cannot be written; what was stored by then stays, and the next call goes on from there.
         """
@@ -186,7 +195,7 @@ class Gallery:
         if folders is None:
             found.roots = (*found.roots, "")  # every file of the gallery
         before = now()
-        report = self._update(found, prune, progress)
+        report = self._update(found, prune, progress, ready)
         with self._changing() as db:
             with db.transaction():
                 moving.remember(db, filter(None, found.roots))
@@ -214,11 +223,13 @@ class Gallery:
         with self._changing() as db, db.transaction():
             return moving.move(db, source, target)
 
-    def _update(self, found: Found, prune: bool, progress: Progress | None) -> Report:
+    def _update(
+        self, found: Found, prune: bool, progress: Progress | None, ready: Callable[[str], bool] | None = None
+    ) -> Report:
         if self._encoder is None:
             raise ValueError("to index, open the gallery with an embedder")
         with self._changing() as db:
-            return Ingest(db, self._encoder, self.batch_size, progress).update(found, prune)
+            return Ingest(db, self._encoder, self.batch_size, progress).update(found, prune, ready)
 
     def remove(self, paths: Paths) -> int:
         """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
@@ -388,6 +399,21 @@ class Gallery:
         """
         with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
             return duplicates(Snapshot(db, self.settings), threshold)
+
+    def groups(self, like: str | float = "near", *, keep: str = "pixels", reference: Paths = ()) -> list[list[Member]]:
+        """Groups of pictures that look alike: each a picture and all within a distance of it, the one to keep first.
+
+        ``like``: "exact" (identical files), "near" (what programs make of a picture), "similar" (what people make of
+        it), or a distance. First in a group are pictures below ``reference`` folders, and then those with most pixels,
+        most bytes, or the oldest; ``keep`` ("pixels", "bytes", "oldest" or "newest") says which counts first. Pictures
+        in a trash folder come last. With ``reference``, only groups with a picture there.
+
+        Raises GalleryError where no distance has been measured for the gallery's network and settings.
+        """
+        distance = likeness.threshold(self.settings, like) if isinstance(like, str) else like
+        with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
+            near = {} if distance is None else pairs.near(Snapshot(db, self.settings), distance)
+            return groups.duplicates(db, near, keep, [os.fspath(path) for path in scan.several(reference)])
 
     @property
     def damaged(self) -> list[tuple[str, str]]:

@@ -111,11 +111,13 @@ class Ingest:
         self.batch_size = batch_size
         self.progress = progress
 
-    def update(self, found: Found, prune: bool) -> Report:
+    def update(self, found: Found, prune: bool, ready: Callable[[str], bool] | None = None) -> Report:
         """Embeds what is new or changed among what was found and recorded; marks what is missing."""
         start = time.perf_counter()
         recorded = self._recorded()
         decided = plan(found, recorded, RealDisk(), prune=prune)
+        if ready is not None:
+            decided.read = [path for path in decided.read if ready(path)]
         report = Report(failed=decided.failed, unchanged=len(decided.keep))
         self._fill(decided.read, report)
         self._date(decided.keep)

@@ -9,13 +9,13 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
+from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
 
 from . import images
 from .errors import ImageError, printable
-from .gallery import Match
 
 SIDE = 160  # of a thumbnail in pixels
 GAP = 12
@@ -24,30 +24,51 @@ COLUMNS = 6  # pictures side by side, the query included
 CELL = (SIDE + GAP, SIDE + 2 * LINE + GAP)
 INK, PALE, MARK = "#1d1d1f", "#e8e8ec", "#c2410c"  # text, what cannot be shown, the query's frame
 
-Search = tuple[str, Sequence[Match]]  # a query's path and what was found for it
 
+class Shown(Protocol):
+    """A result: a Match, or a Member of a group."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def distance(self) -> float: ...
+    @property
+    def same(self) -> bool: ...
+
+
+Search = tuple[str, Sequence[Shown]]  # a query's path and what was found for it
+
+ABOUT = (
+    'Numbers are L2 distances: the smaller, the more alike; "same" marks what is identical to {}. Point at a picture '
+    "for its path; click to open it."
+)
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>alnumpy search</title>
+<title>{title}</title>
 <style>
-body { font: 14px/1.4 system-ui, sans-serif; color: #1d1d1f; background: #fff; margin: 1.5em; }
-section { display: flex; flex-wrap: wrap; gap: 12px; padding: 1em 0; border-top: 1px solid #d2d2d7; }
+:root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --pale: #f5f5f7; --line: #d2d2d7; --mark: #c2410c; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8ed; --paper: #161618; --pale: #242427; --line: #3a3a3e; --mark: #fb8c4b; }
+}
+body { font: 14px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 1.5em; }
+section { display: flex; flex-wrap: wrap; gap: 12px; padding: 1em 0; border-top: 1px solid var(--line); }
+h2 { flex: 100%; margin: 0; font-size: 14px; overflow-wrap: anywhere; }
 figure { margin: 0; width: 164px; }
 figure a { display: flex; width: 160px; height: 160px; align-items: center; justify-content: center;
-  background: #f5f5f7; border: 2px solid transparent; color: inherit; }
-figure.query a { border-color: #c2410c; }
-figcaption { overflow-wrap: anywhere; font-size: 12px; line-height: 17px; max-height: 68px; overflow: hidden; }
+  background: var(--pale); border: 2px solid transparent; color: inherit; }
+figure.query a { border-color: var(--mark); }
+figcaption { overflow-wrap: anywhere; font-size: 12px; line-height: 17px; max-height: 119px; overflow: hidden; }
+figcaption::after { content: attr(data-folder); display: block; opacity: 0.7; }
 b { font-variant-numeric: tabular-nums; white-space: pre; }
 </style>
 </head>
 <body>
-<h1>Search results</h1>
-<p>Numbers are L2 distances: the smaller, the more alike; "same" marks what has the query's content. Point at a
-picture for its path; click to open it.</p>
+<h1>{title}</h1>
+<p>{text}</p>
 """
 
 
@@ -83,7 +104,7 @@ def write_montage(file: IO[bytes], searches: Sequence[Search], max_pixels: int =
     sheet.save(file, "PNG")
 
 
-def caption(rank: int, match: Match) -> str:
+def caption(rank: int, match: Shown) -> str:
     """The first line below a result."""
     return f"#{rank}  {match.distance:.4f}{'  same' if match.same else ''}"
 
@@ -104,14 +125,29 @@ def _paste(
     else:
         sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
     for line, words in enumerate((text, printable(os.path.basename(path)))):
-        draw.text((left, top + SIDE + 5 + line * LINE), _fit(words), INK)
+        draw.text((left, top + SIDE + 5 + line * LINE), _fit(words), INK, font=_font()[0])
+
+
+def _font() -> tuple[Any, str]:
+    """Pillow's own font, and the encoding of what it can show: its bitmap font has the accents of Latin-1."""
+    font = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
+    return font, "ascii" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
+
+
+def _letter(letter: str, encoding: str) -> str:
+    """A letter that can be shown: without its accents where it has none with them, and else a question mark."""
+    try:
+        letter.encode(encoding)
+    except UnicodeEncodeError:
+        letter = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+        return letter.encode("ascii", "replace").decode()
+    return letter
 
 
 def _fit(text: str) -> str:
-    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show: ASCII, accents left out."""
-    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = text.encode("ascii", "replace").decode()
-    font = ImageFont.load_default()
+    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show."""
+    font, encoding = _font()
+    text = "".join(_letter(c, encoding) for c in unicodedata.normalize("NFC", text))
     if font.getlength(text) <= SIDE:
         return text
     keep = len(text) - 1
@@ -120,31 +156,53 @@ def _fit(text: str) -> str:
     return shortened
 
 
-def write_html(file: IO[bytes], searches: Sequence[Search], max_pixels: int = images.MAX_PIXELS) -> None:
+def write_html(
+    file: IO[bytes],
+    searches: Sequence[Search],
+    max_pixels: int = images.MAX_PIXELS,
+    *,
+    page: str = "",
+    title: str = "Search results",
+    first: str = "query",
+) -> None:
     """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file.
 
-    Pictures of more than ``max_pixels`` are not shown.
+    Links are relative to ``page``, the path that the page will have, for pictures beside and below it: so the folder
+    can be moved as a whole. Pictures of more than ``max_pixels`` are not shown. ``first``: the caption of the queries.
     """
-    file.write(PAGE.encode())
+    about = escape(ABOUT.format(f"the {first}"))
+    file.write(PAGE.replace("{title}", escape(title)).replace("{text}", about).encode())
     for query, matches in searches:
-        file.write(b"<section>\n")
-        _write_figure(file, thumbnail(query, max_pixels), query, "query", ' class="query"')
+        file.write(f"<section>\n<h2>{escape(printable(query))}</h2>\n".encode())
+        _write_figure(file, thumbnail(query, max_pixels), query, first, page, ' class="query"')
         for rank, match in enumerate(matches, 1):
-            _write_figure(file, thumbnail(match.path, max_pixels), match.path, caption(rank, match))
+            _write_figure(file, thumbnail(match.path, max_pixels), match.path, caption(rank, match), page)
         file.write(b"</section>\n")
     file.write(b"</body>\n</html>\n")
 
 
-def _write_figure(file: IO[bytes], image: Image.Image | None, path: str, text: str, attributes: str = "") -> None:
+def link_to(path: str, page: str) -> str:
+    """The address of a picture in a page: relative where it is beside or below the page, and absolute elsewhere."""
+    path = os.path.abspath(path)
+    folder = os.path.join(os.path.dirname(os.path.abspath(page)), "")
+    if page and path.startswith(folder):
+        return "./" + quote(os.fsencode(path[len(folder) :].replace(os.sep, "/")))
+    return Path(path).as_uri()
+
+
+def _write_figure(
+    file: IO[bytes], image: Image.Image | None, path: str, text: str, page: str, attributes: str = ""
+) -> None:
     name = escape(printable(os.path.basename(path)))
     shown = "cannot be read"
     if image is not None:
         data = io.BytesIO()
         image.save(data, "JPEG", quality=85)
         shown = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
-    link = escape(Path(os.path.abspath(path)).as_uri())
+    link = escape(link_to(path, page))
+    folder = escape(printable(os.path.dirname(path)))
     title = escape(printable(path))
     file.write(
         f'<figure{attributes}><a href="{link}" title="{title}">{shown}</a>'
-        f"<figcaption><b>{escape(text)}</b><br>{name}</figcaption></figure>\n".encode()
+        f'<figcaption data-folder="{folder}"><b>{escape(text)}</b><br>{name}</figcaption></figure>\n'.encode()
     )

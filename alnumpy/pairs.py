@@ -135,6 +135,23 @@ def _read(snapshot: Snapshot) -> Sketches:
     return together.some(np.argsort(together.codes[:, 0] * together.scales, kind="stable"))
 
 
+def near(snapshot: Snapshot, distance: float) -> dict[bytes, list[tuple[bytes, float]]]:
+    """For each content those within a distance, and how far; contents by their hashes."""
+    found = [
+        pair
+        for a, b, distances in pairs(snapshot, distance)
+        for pair in zip(a.tolist(), b.tolist(), distances.tolist(), strict=True)
+    ]
+    pictures = snapshot.pictures(np.unique(np.array([rowid for *both, _ in found for rowid in both], np.int64)))
+    near: dict[bytes, list[tuple[bytes, float]]] = {}
+    for i, j, apart in found:
+        if i in pictures and j in pictures:
+            (one, _), (other, _) = pictures[i], pictures[j]
+            near.setdefault(one, []).append((other, apart))
+            near.setdefault(other, []).append((one, apart))
+    return near
+
+
 def duplicates(snapshot: Snapshot, threshold: float) -> list[list[Match]]:
     """Groups of pictures within a distance of some other of their group, with distances to the first of it, by path."""
     leader: dict[int, int] = {}

@@ -23,6 +23,7 @@ from .errors import printable
 if TYPE_CHECKING:
     from .embedder import Embedded
     from .gallery import Match, Picture
+    from .groups import Member
 
     Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and what was found for it
 
@@ -124,7 +125,7 @@ def match_text(match: Match, mark: bool) -> str:
     return f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if mark else ''}"
 
 
-def match_fields(match: Match) -> dict[str, Any]:
+def match_fields(match: Match | Member) -> dict[str, Any]:
     """A result as plain types; the distance has as many digits as a float32 holds."""
     return {"distance": float(f"{match.distance:.7g}")} | named("path", match.path) | {"same": match.same}
 
@@ -149,19 +150,39 @@ def search_csv(found: Found) -> Iterator[bytes]:
 
 # Groups of duplicates
 
+MEMBER_COLUMNS = ("group", "rank", "distance", "path", "same", "width", "height", "bytes", "date", "path_base64")
 
-def groups_text(groups: Iterable[Sequence[Match]]) -> Iterator[str]:
-    """Distance to the first of the group and path, one per line; an empty line between groups."""
+
+def member_fields(member: Member) -> dict[str, Any]:
+    """A picture of a group as plain types."""
+    details = {"width": member.width, "height": member.height, "bytes": member.bytes, "date": member.date}
+    return match_fields(member) | details
+
+
+def groups_text(groups: Iterable[Sequence[Member]]) -> Iterator[str]:
+    """One line per picture: distance to the first, path, size, bytes, date; an empty line between groups."""
     for i, group in enumerate(groups):
         if i:
             yield ""
-        for j, match in enumerate(group):
-            yield match_text(match, match.same and j > 0)
+        for j, member in enumerate(group):
+            details = f"{member.width}x{member.height}\t{member.bytes}\t{member.date}"
+            mark = "\tsame" if member.same and j else ""
+            yield f"{member.distance:.4f}\t{printable(member.path)}\t{details}{mark}"
 
 
-def groups_json(groups: Iterable[Sequence[Match]]) -> str:
+def groups_json(groups: Iterable[Sequence[Member]]) -> str:
     """A list of groups."""
-    return json.dumps([[match_fields(match) for match in group] for group in groups], indent=1)
+    return json.dumps([[member_fields(member) for member in group] for group in groups], indent=1)
+
+
+def groups_csv(groups: Iterable[Sequence[Member]]) -> Iterator[bytes]:
+    """One line per picture, with a header."""
+    yield csv_line(MEMBER_COLUMNS)
+    for number, group in enumerate(groups, 1):
+        for rank, member in enumerate(group, 1):
+            fields = member_fields(member) | {"group": number, "rank": rank, "path": member.path}
+            fields |= {"same": "yes" if member.same else "", "path_base64": in_base64(member.path)}
+            yield csv_line([fields[column] for column in MEMBER_COLUMNS])
 
 
 # Pictures of a gallery

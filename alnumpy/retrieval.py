@@ -6,7 +6,7 @@ code computes in their place; Philbin et al., CVPR 2007, for the Oxford and Pari
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -88,11 +88,17 @@ def average_precision(relevant: Array, k: int | None = None, by_hits: bool = Fal
 
 
 def evaluate(
-    queries: Array, query_labels: Array, gallery: Array, gallery_labels: Array, itself: Array | None = None
+    queries: Array,
+    query_labels: Array,
+    gallery: Array,
+    gallery_labels: Array,
+    itself: Array | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Scores of queries (Q, D) with labels (Q,) against a gallery (N, D) with labels (N,): equal labels are relevant.
 
     ``itself``: the gallery index of each query, to be left out of its ranking, or -1; None leaves nothing out.
+    ``progress(done, total)`` is called after each block of queries.
     """
     if len(queries) == 0 or len(gallery) == 0:
         nan = float("nan")
@@ -114,6 +120,8 @@ def evaluate(
                 ]
             )
         )
+        if progress is not None:
+            progress(part.stop, len(queries))
     scores = np.concatenate(columns, 1)
     answered = np.isfinite(scores[0])
     means = scores[:, answered].mean(1) if answered.any() else np.full(len(scores), np.nan)

@@ -108,3 +108,12 @@ def test_damaged_embeddings(desk):
     assert code == 1
     assert out.startswith("data base: 5 pictures")
     assert err.endswith(".png: damaged in the gallery, left out\n")
+
+
+def test_one_label_is_no_measure(desk):
+    for picture in (desk / "p").glob("*/*.png"):
+        picture.rename(desk / "p" / picture.name)
+    assert run("index", "p", "--db", "h.db", "--weights", MNIST, cwd=desk)[0] == 0
+    code, out, err = run("eval", "--db", "h.db", cwd=desk)
+    assert (code, "1 labels" in out) == (0, True)
+    assert "all pictures have one label" in err

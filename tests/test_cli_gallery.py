@@ -170,10 +170,12 @@ def test_montage_and_page(desk):
 
 def test_duplicates(desk):
     code, out, _ = run("duplicates", "--db", "g.db", "--threshold", "0", cwd=desk)
-    assert (code, out) == (0, f"0.0000\t{desk}/p/a.png\n0.0000\t{desk}/p/copy.png\tsame\n")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert (code, {line[1] for line in lines}) == (0, {f"{desk}/p/a.png", f"{desk}/p/copy.png"})
+    assert [line[5:] for line in lines] == [[], ["same"]]
     groups = json.loads(run("duplicates", "--db", "g.db", "--threshold", "1e9", "--json", cwd=desk)[1])
-    assert [[os.path.basename(match["path"]) for match in group] for group in groups] == [
-        ["a.png", "b.png", "c.png", "copy.png"]
+    assert [{os.path.basename(match["path"]) for match in group} for group in groups] == [
+        {"a.png", "b.png", "c.png", "copy.png"}
     ]
 
 
@@ -191,7 +193,7 @@ def test_the_settings_of_a_gallery_need_not_be_repeated(desk):
 @pytest.mark.parametrize(
     "arguments",
     ["search p/a.png --db g.db -k 0", "search p/a.png --db g.db --json --csv",
-     "duplicates --db g.db", "duplicates --db g.db --threshold nan", "duplicates --db g.db --threshold -1",
+     "duplicates --db g.db --threshold nan", "duplicates --db g.db --threshold -1",
      "remove --db g.db"],
 )  # fmt: skip
 def test_wrong_usage_is_exit_2(arguments):

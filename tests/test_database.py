@@ -19,7 +19,7 @@ import pytest
 from galleries import change, counts, kill_a_writer, names
 
 from alnumpy import GalleryError
-from alnumpy.database import migrate
+from alnumpy.database import MIGRATIONS, migrate
 from alnumpy.gallery import Gallery
 
 
@@ -107,8 +107,9 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode
         for sql in changes:
             change(path, sql)
 
-    made("PRAGMA user_version = 4")
-    refused("version 4, this alnumpy reads 3; update alnumpy")
+    newer = len(MIGRATIONS) + 1
+    made(f"PRAGMA user_version = {newer}")
+    refused(f"version {newer}, this alnumpy reads {newer - 1}; update alnumpy")
     made("CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM contents; END")
     refused("its tables are not those")
     made("DROP TABLE contents", "CREATE VIEW contents AS SELECT * FROM meta")
@@ -215,6 +216,7 @@ def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(fo
     later = "TRIGGER contents_added, TRIGGER contents_changed, TRIGGER contents_removed, INDEX pictures_not_found"
     for name in f"{later}, TABLE sketches, TABLE basis, TABLE unsketched, TABLE whitening".split(", "):
         change(path, f"DROP {name}")  # as version 1 was
+    change(path, "ALTER TABLE contents DROP COLUMN taken")
     change(path, "PRAGMA user_version = 1")
     change(path, "UPDATE meta SET value = ? WHERE key = 'settings'", json.dumps(settings))
     before = path.read_bytes()
@@ -225,5 +227,5 @@ def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(fo
     with Gallery(path, embedder, "a") as opened:
         assert counts(opened.index(folder)) == {"unchanged": 4}
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (3,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert db.execute("SELECT * FROM whitening").fetchall() == []

@@ -11,11 +11,11 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from alnumpy.errors import printable
 from alnumpy.gallery import Match
-from alnumpy.montage import CELL, GAP, MARK, PALE, SIDE, _fit, thumbnail, write_html, write_montage
+from alnumpy.montage import CELL, GAP, MARK, PALE, SIDE, _fit, _font, link_to, thumbnail, write_html, write_montage
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "gray")
 
@@ -65,10 +65,13 @@ def test_captions_fit_whatever_the_name(name):
     assert len(text) < 60
     if len(name) > 200:
         assert re.fullmatch(r"a+\.\.\.a*\.png", text)
-    font = ImageFont.load_default()
-    missing = font.getmask("\ufffe").getbbox(), bytes(font.getmask("\ufffe"))  # the box in place of a letter
-    assert all((font.getmask(c).getbbox(), bytes(font.getmask(c))) != missing for c in text)
-    assert _fit("\u00fcber \u00e9t\u00e9 \u4e2d.png") == "uber ete ?.png"
+    font, encoding = _font()
+    text.encode(encoding)
+    assert all(font.getmask(c).getbbox() for c in text)
+    assert _fit("\u00fcber \u00e9t\u00e9 \u4e2d.png") == (
+        "\u00fcber \u00e9t\u00e9 ?.png" if _font()[1] == "latin-1" else "uber ete ?.png"
+    )
+    assert _fit("e\u0301t\u00e9 \u017e.png") == _fit("\u00e9t\u00e9 z.png")  # as macOS spells it
 
 
 class Page(HTMLParser):
@@ -111,6 +114,21 @@ def test_html(searches):
     assert links[1] == f"file://{searches[0][0]}"
 
 
+def test_links_are_relative_where_the_page_lies_above_the_pictures(tmp_path):
+    (tmp_path / "a b").mkdir()
+    inside, outside = tmp_path / "a b" / "c:#%.png", tmp_path.parent / "x.png"
+    assert link_to(str(inside), str(tmp_path / "page.html")) == "./a%20b/c%3A%23%25.png"
+    assert link_to(str(inside), str(tmp_path / "a b" / "page.html")) == "./c%3A%23%25.png"
+    assert link_to(str(outside), str(tmp_path / "page.html")) == outside.as_uri()
+    assert link_to(str(inside), "") == inside.as_uri()
+    file = io.BytesIO()
+    write_html(file, [(str(inside), [Match(str(inside), 0.0, True)])], page=str(tmp_path / "page.html"))
+    page = Page(file.getvalue().decode())
+    assert {a["href"] for tag, a in page.tags if tag == "a"} == {"./a%20b/c%3A%23%25.png"}
+    assert {a["data-folder"] for tag, a in page.tags if tag == "figcaption"} == {str(tmp_path / "a b")}
+    assert str(inside) in page.texts  # the heading
+
+
 def test_pictures_above_the_limit_are_not_shown(searches):
     for limit, shown in ((20_000, 7), (19_999, 0)):
         sheet, page = io.BytesIO(), io.BytesIO()
@@ -128,7 +146,7 @@ def test_names_cannot_break_the_page(tmp_path):
     page = Page(file.getvalue().decode())
     tags = {tag for tag, _ in page.tags}
     assert tags - {"html", "head", "meta", "title", "style", "body"} == {
-        "h1", "p", "section", "figure", "a", "img", "figcaption", "b", "br"
+        "h1", "h2", "p", "section", "figure", "a", "img", "figcaption", "b", "br"
     }  # fmt: skip
     assert page.texts.count(r"""\udcff"'><script>alert(1)<\script>&amp;\n.png""") == 2
     assert {attributes["title"] for tag, attributes in page.tags if tag == "a"} == {printable(os.fsdecode(name))}

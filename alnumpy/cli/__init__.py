@@ -10,14 +10,14 @@ import warnings
 
 from .. import __version__
 from ..errors import AlnumpyError
-from . import convert, embed, evaluate, gallery, search, weights
+from . import convert, duplicates, embed, evaluate, gallery, search, weights
 from .common import UsageError, warn
 
 COMMANDS = (
     embed.EMBED,
     gallery.INDEX,
     search.SEARCH,
-    search.DUPLICATES,
+    duplicates.DUPLICATES,
     gallery.REDUCE,
     gallery.REMOVE,
     gallery.MOVE,

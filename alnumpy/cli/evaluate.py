@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import results
 from ..errors import printable
-from .common import Command, UsageError, add_gallery, warn_of
+from .common import Command, UsageError, add_gallery, progress_line, warn, warn_of
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, LandmarkScores
@@ -50,8 +50,11 @@ def run_eval(args: argparse.Namespace) -> int:
     with ExitStack() as opened:
         gallery = opened.enter_context(Gallery(args.db))
         queries = opened.enter_context(Gallery(args.queries)) if args.queries else None
-        result = evaluation.evaluate_gallery(gallery, labels, queries)
+        show = opened.enter_context(progress_line())
+        result = evaluation.evaluate_gallery(gallery, labels, queries, progress=show)
     print_evaluation(result, args.labels or "the names of their folders", args.json)
+    if result.labels == 1:
+        warn("all pictures have one label, so that whatever is found is right: these measures say nothing")
     warn_of(f"not in {args.labels}, left out", result.unlabelled)
     unknown = warn_of("labelled, but not in the gallery", result.unknown)
     return int(warn_of("damaged in the gallery, left out", result.damaged) or unknown)

@@ -72,6 +72,14 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     add_max_pixels(parser)
     add_backend(parser)
     parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=positive_int,
+        const=60,
+        metavar="SECONDS",
+        help="look again every so many seconds (60 if none are given) until stopped, and print one line per change",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="say on stderr which backend ran and where the time went"
     )
 
@@ -94,25 +102,32 @@ def run_index(args: argparse.Namespace) -> int:
             warn(f"{args.db}: no folder is recorded; to find new pictures, name it once: alnumpy index FOLDER")
     elif not args.folders:
         raise UsageError(f"{args.db}: no such gallery; make one with: alnumpy index FOLDER")
-    elif not (found := scan.find(args.folders)).paths:
+    elif not (found := scan.find(args.folders)).paths and (found.failed or not args.watch):
         bare = [(os.path.dirname(root), scan.WITHOUT_PICTURES) for root in found.roots]
         return print_report(Report(failed=[*found.failed, *bare]), args)  # a mistyped folder leaves no file behind
     elif args.db == default_gallery():
         os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
     recorded_weights = os.path.abspath(args.weights or weights.default_path())
-    opened = Gallery(
-        args.db,
-        embedder,
-        "a",
-        dtype=args.dtype,
-        fast_decode=args.fast_decode,
-        flip=args.flip,
-        weights=recorded_weights,
-        batch_size=args.batch_size,
-        max_pixels=args.max_pixels,
-    )
-    with opened as gallery, progress_line() as show:
+
+    def open_gallery() -> Gallery:
+        return Gallery(
+            args.db,
+            embedder,
+            "a",
+            dtype=args.dtype,
+            fast_decode=args.fast_decode,
+            flip=args.flip,
+            weights=recorded_weights,
+            batch_size=args.batch_size,
+            max_pixels=args.max_pixels,
+        )
+
+    if args.watch:
+        from .watch import watch
+
+        return watch(open_gallery, args.folders, args.watch, args.prune)
+    with open_gallery() as gallery, progress_line() as show:
         report = gallery.index(args.folders or None, prune=args.prune, progress=show)
     return print_report(report, args)
 
@@ -146,7 +161,7 @@ INDEX = Command(
     "index",
     "[FOLDER ...]",
     "keep a gallery up to date: a file with the embeddings of the pictures in folders",
-    "alnumpy index ~/Pictures\n  alnumpy index",
+    "alnumpy index ~/Pictures\n  alnumpy index --watch",
     index_arguments,
     run_index,
 )

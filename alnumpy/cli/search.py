@@ -1,4 +1,4 @@
-"""The commands that compare pictures of a gallery: search, duplicates."""
+"""``alnumpy search``."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_search(args: argparse.Namespace) -> int:
     """``alnumpy search``."""
+    from .. import likeness
     from ..gallery import Gallery
 
     paths, failed = collect(args.queries, args.recursive)
@@ -143,7 +144,7 @@ def run_search(args: argparse.Namespace) -> int:
         from ..montage import write_html
 
         with replacing(args.html) as file:
-            write_html(file, found, args.max_pixels)
+            write_html(file, found, args.max_pixels, page=args.html)
     # After the files, which a reader who had enough (| head -1) does not end.
     if args.json:
         print(results.search_json(found))
@@ -152,6 +153,8 @@ def run_search(args: argparse.Namespace) -> int:
     elif args.null:
         sys.stdout.buffer.writelines(results.null_paths(match.path for _, matches in found for match in matches))
     else:
+        if sys.stderr.isatty() and (meaning := likeness.explain(recorded)):
+            warn(f"distances: {meaning}")
         for query, matches in found:
             if len(found) > 1:
                 sys.stdout.flush()
@@ -165,11 +168,14 @@ def part_of(path: str, args: argparse.Namespace) -> str | Image.Image:
     """A query's path, or the part of it that was asked for. Raises ImageError."""
     if args.region is None:
         return path
-    image = images.read(path, args.max_pixels)
+    image, whole = images.read_file(path, args.max_pixels)
     x, y, width, height = args.region
-    if x >= image.width or y >= image.height:
-        raise ImageError(f"{path}: {image.width}x{image.height} pixels, nothing of it in the region")
-    return image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
+    if x >= whole[0] or y >= whole[1]:
+        raise ImageError(f"{path}: {whole[0]}x{whole[1]} pixels, nothing of it in the region")
+    left, top, right, bottom = x, y, min(x + width, whole[0]), min(y + height, whole[1])
+    scale = image.width / whole[0], image.height / whole[1]  # a very large picture may have been decoded smaller
+    box = round(left * scale[0]), round(top * scale[1]), round(right * scale[0]), round(bottom * scale[1])
+    return image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1)))
 
 
 SEARCH = Command(
@@ -179,49 +185,4 @@ SEARCH = Command(
     "alnumpy search photo.jpg -k 10 --html results.html",
     search_arguments,
     run_search,
-)
-
-
-def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``alnumpy duplicates``."""
-    add_gallery(parser)
-    parser.add_argument(
-        "--threshold", type=distance, required=True, metavar="D", help="L2 distance up to which two pictures look alike"
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON: a list of groups")
-    form.add_argument(
-        "-0",
-        dest="null",
-        action="store_true",
-        help="print only paths, of all but the first of each group, each with a NUL behind it",
-    )
-
-
-def run_duplicates(args: argparse.Namespace) -> int:
-    """``alnumpy duplicates``."""
-    from ..gallery import Gallery
-
-    with Gallery(args.db) as gallery:
-        groups = gallery.duplicates(args.threshold)
-        damaged = gallery.damaged
-    for path, reason in damaged:
-        warn(f"{path}: damaged in the gallery: {reason}; left out")
-    if args.json:
-        print(results.groups_json(groups))
-    elif args.null:
-        sys.stdout.buffer.writelines(results.null_paths(match.path for group in groups for match in group[1:]))
-    else:
-        for line in results.groups_text(groups):
-            print(line)
-    return 1 if damaged else 0
-
-
-DUPLICATES = Command(
-    "duplicates",
-    "--threshold D",
-    "print groups of pictures of a gallery that look alike",
-    "alnumpy duplicates --threshold 0.5",
-    duplicates_arguments,
-    run_duplicates,
 )

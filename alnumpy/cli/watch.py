@@ -1,0 +1,83 @@
+"""``alnumpy index --watch``: looks again and again, since no file system on a network tells of changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from ..errors import AlnumpyError, printable
+from ..gallery import Gallery
+from ..scan import RealDisk, Stamp
+from .common import warn
+
+STILL = 10  # seconds since a file was last written to, after which it counts as whole
+NICE = 10
+
+State = tuple[str | None, str | None, bool]  # a picture's content, its error, and whether it is missing
+
+
+class Still:
+    """Tells which files are no longer being written to: those that are as they were at the look before, or older."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Stamp | None] = {}
+        self.now: dict[str, Stamp | None] = {}
+
+    def __call__(self, path: str) -> bool:
+        stamp = self.now[path] = RealDisk().stamp(path)
+        return stamp is not None and (stamp == self.before.get(path) or stamp[1] < (time.time() - STILL) * 1e9)
+
+    def look_again(self) -> None:
+        """To be called between two looks."""
+        self.before, self.now = self.now, {}
+
+
+def states(gallery: Gallery) -> dict[str, State]:
+    """What a gallery has of each file."""
+    return {p.path: (p.hash, p.error, p.vanished) for p in gallery.pictures(embeddings=False)}
+
+
+def changes(before: Mapping[str, State], after: Mapping[str, State]) -> Iterator[str]:
+    """One line per picture that has changed."""
+    for path in sorted({*before, *after}):
+        then, now = before.get(path), after.get(path)
+        if then == now:
+            continue
+        if now is None:
+            what = "removed"
+        elif now[2]:
+            what = "missing"
+        elif now[1] is not None:
+            what = f"unreadable ({now[1]})"
+        else:
+            what = "added" if then is None else "back" if then[2] and then[0] == now[0] else "changed"
+        yield f"{printable(what)}\t{printable(path)}"
+
+
+def watch(open_gallery: Callable[[], Gallery], folders: list[str], seconds: int, prune: bool) -> int:
+    """Indexes every so many seconds, at low priority, until a signal ends the process. Prints one line per change."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    still = Still()
+    told: set[object] = set()
+    known: dict[str, State] | None = None
+    while True:
+        faults: list[object] = []
+        try:
+            with open_gallery() as gallery:
+                known = states(gallery) if known is None else known
+                report = gallery.index(folders or None, prune=prune, ready=still)
+                after = states(gallery)
+            for line in changes(known, after):
+                print(line, flush=True)
+            known = after
+            faults = [f"{path}: {reason}" for path, reason in report.failed if path not in after]
+        except (AlnumpyError, OSError) as error:  # as while another process writes: the next look may succeed
+            faults = [str(error)]
+        for fault in faults:
+            if fault not in told:
+                warn(fault)
+        told = set(faults)
+        still.look_again()
+        time.sleep(seconds)

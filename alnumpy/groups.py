@@ -1,0 +1,98 @@
+"""Groups of pictures that look alike, each led by the one to keep."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from .database import Database
+from .filters import TAKEN
+
+KEEP = ("pixels", "bytes", "oldest", "newest")
+# Folders whose pictures were thrown away: of freedesktop.org, Windows, macOS, and NAS of Synology and QNAP.
+TRASH = re.compile(r"/(\.?Trash(es)?(-\d+)?|\$RECYCLE\.BIN|RECYCLER|#recycle|@Recycle)/", re.IGNORECASE)
+
+
+class Member(NamedTuple):
+    """A picture of a group."""
+
+    path: str
+    distance: float  # to the first of the group
+    same: bool  # whether it is identical to the first, byte for byte
+    width: int  # pixels
+    height: int
+    bytes: int
+    date: str  # when it was taken by EXIF, or else when the file was changed: ISO 8601, local time
+    kept: bool  # the first of the group, or below a reference folder
+
+
+class _Picture(NamedTuple):
+    content: bytes
+    path: str
+    width: int
+    height: int
+    bytes: int
+    date: str
+    reference: bool
+
+
+def duplicates(
+    db: Database,
+    near: Mapping[bytes, Sequence[tuple[bytes, float]]],
+    keep: str = "pixels",
+    reference: Sequence[str] = (),
+) -> list[list[Member]]:
+    """Groups of a picture and all that are near it, taken in the order of whom to keep, sorted by the first's path.
+
+    ``near``: for contents those within some distance, and how far: so no two of a group are farther apart than twice
+    that distance. First come pictures below ``reference`` folders, and groups without one are left out where there are
+    such folders; then pictures with the most pixels, then bytes, then the oldest (``keep`` says which counts first);
+    last those in a trash folder.
+    """
+    copies: dict[bytes, list[_Picture]] = defaultdict(list)
+    for picture in sorted(_pictures(db, reference), key=lambda picture: _order(picture, keep)):
+        copies[picture.content].append(picture)  # contents by their first pictures
+    rank = {content: i for i, content in enumerate(copies)}
+    taken: set[bytes] = set()
+    groups = []
+    for content, pictures in copies.items():
+        if content in taken or (content not in near and len(pictures) == 1):
+            continue
+        others = sorted((rank[other], other, apart) for other, apart in near.get(content, ()) if other in rank)
+        members = [(content, 0.0), *((other, apart) for _, other, apart in others if other not in taken)]
+        taken.update(other for other, _ in members)
+        first = pictures[0]
+        group = [
+            Member(p.path, apart, other == content, p.width, p.height, p.bytes, p.date, p is first or p.reference)
+            for other, apart in members
+            for p in copies[other]
+        ]
+        if len(group) > 1 and (first.reference or not reference):
+            groups.append(group)
+    return sorted(groups, key=lambda group: os.fsencode(group[0].path))
+
+
+def _pictures(db: Database, reference: Sequence[str]) -> Iterator[_Picture]:
+    """All pictures that can be found."""
+    taken = TAKEN.format(taken="contents.taken" if db.has_column("contents", "taken") else "NULL")
+    below = tuple(os.path.join(os.path.abspath(folder), "") for folder in reference)
+    sql = (
+        f"SELECT pictures.hash, path, width, height, size, {taken} FROM pictures "
+        "JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0"
+    )
+    for hash, path, width, height, size, date in db.rows(sql):
+        if isinstance(path, bytes):
+            name = os.fsdecode(path)
+            yield _Picture(hash, name, width, height, size, str(date), name.startswith(below) if below else False)
+
+
+def _order(picture: _Picture, keep: str) -> tuple[object, ...]:
+    """The key that sorts pictures by whom to keep."""
+    date = int(re.sub(r"\D", "", picture.date) or 0)
+    keys = {"pixels": -picture.width * picture.height, "bytes": -picture.bytes, "oldest": date, "newest": -date}
+    rest = [keys[name] for name in ("pixels", "bytes", "oldest")]
+    trash = TRASH.search(picture.path.replace(os.sep, "/")) is not None
+    return (not picture.reference, trash, keys[keep], *rest, os.fsencode(picture.path))

@@ -1,0 +1,46 @@
+"""Which distances mean that pictures are nearly the same, or similar: measured for the networks that ship."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import GalleryError
+from .settings import Settings
+
+LEVELS = ("exact", "near", "similar")
+# Weights, side of the network's input, whether normalised and whether flipped: the distances within which 95% of the
+# copies are that programs make (near: other formats, smaller, a little brighter) and that people make (similar: cropped
+# by a tenth, turned by 2 degrees, a fifth brighter). Printed by tools/measure_copies.py; docs/DUPLICATES.md has more.
+DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
+    ("alnet-photo", 48, False, False): (0.81, 1.1),
+    ("alnet-photo", 48, True, False): (0.4, 0.5),
+    ("alnet-photo", 48, False, True): (0.74, 0.99),
+    ("alnet-photo", 48, True, True): (0.35, 0.46),
+}
+
+
+def measured(settings: Settings) -> tuple[float, float] | None:
+    """The distances of "near" and "similar" pictures in a gallery; None where its network has not been measured."""
+    name, _ = os.path.splitext(os.path.basename(settings.weights))
+    return None if settings.reduced else DISTANCES.get((name, settings.size, settings.normalize, settings.flip))
+
+
+def threshold(settings: Settings, like: str) -> float | None:
+    """The distance of a level; None for identical files. Raises GalleryError where the network was not measured."""
+    if like == "exact":
+        return None
+    if (distances := measured(settings)) is None:
+        kind = "a reduced gallery" if settings.reduced else f"{settings.weights or settings.network} at {settings.size}"
+        raise GalleryError(
+            f"what distance is {like} has not been measured for {kind}: take --like exact, or --threshold with a "
+            "distance such as alnumpy search prints between pictures that you find alike"
+        )
+    return distances[LEVELS.index(like) - 1]
+
+
+def explain(settings: Settings) -> str:
+    """What distances mean, in a line; empty where the gallery's network has not been measured."""
+    if (distances := measured(settings)) is None:
+        return ""
+    near, similar = distances
+    return f"up to {near:g} a picture is nearly the same as the query, up to {similar:g} likely a version of it"
