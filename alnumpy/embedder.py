@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from operator import length_hint
@@ -15,9 +16,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from . import images, reference
+from . import counts, images, reference
 from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedError
 from .images import ImageSource
+from .networks import Spec
 from .weights import Weights, locate
 from .weights import read as read_weights
 
@@ -29,9 +31,15 @@ NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnu
 
 # What "auto" weighs against each other: orders of magnitude of a laptop, the same for every device, so that the choice
 # does not depend on a measurement.
-NUMPY_SECONDS = (0.004, 1.5e-6)  # for a picture: fixed, and for each of its pixels
+NUMPY_SECONDS = (0.004, 3.5e-10)  # for a picture: fixed, and for each of the network's multiply-adds
 LOAD_SECONDS = 0.1  # to load compiled kernels
 COMPILE_SECONDS = 12.0  # to compile them
+
+
+@lru_cache(maxsize=64)
+def _multiply_adds(spec: Spec, size: tuple[int, int]) -> int:
+    """Of one picture of (H, W)."""
+    return counts.total(spec.layers(), size).multiply_adds
 
 
 class Embedded(NamedTuple):
@@ -116,8 +124,8 @@ class Embedder:
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
             raise ValueError(f"forward takes pictures of shape (N, 3, H, W), not {x.shape}")
-        fixed, per_pixel = NUMPY_SECONDS
-        self._numpy_seconds += pictures * (fixed + per_pixel * x.shape[2] * x.shape[3])
+        fixed, per_product = NUMPY_SECONDS
+        self._numpy_seconds += pictures * (fixed + per_product * _multiply_adds(self.spec, (x.shape[2], x.shape[3])))
         self.backend_used = self._choose()
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the embedding
             y = self._run_numba(x) if self.backend_used == "numba" else self._run_numpy(x)

@@ -3,7 +3,9 @@
 from .abi import PACK
 from .activation import SILU, activate, limits
 from .common import inline, kernel
-from .simd import clamp, fma, load_tile, row_of_taps, splat, store_tile
+from .simd import LANES, clamp, fma, load_tile, row_of_taps, splat, store_tile
+
+WIDE = max(LANES, PACK)  # channels at once; what is left is a pack
 
 
 def make_edge(cols):
@@ -36,17 +38,32 @@ def one_pixel(arena, x, x_row, channels, weights, w, y, taps, top, bottom, left,
         c += PACK
 
 
+def make_pack_of_pixels(rows, taps, stride, lanes):
+    @inline
+    def pack_of_pixels(arena, x, x_row, channels, weights, w, y, top, bottom, low, high):
+        """``lanes`` channels of ``rows`` adjacent outputs."""
+        sums = load_tile(weights, w, 0, rows, 1, lanes)
+        for ky in range(top, bottom):
+            kernel = w + (1 + taps * ky) * channels
+            sums = row_of_taps(sums, arena, x + ky * x_row, channels, weights, kernel, taps, stride, 1)
+        store_tile(arena, y, channels, clamp(sums, splat(low, lanes), splat(high, lanes)), 1)
+
+    return pack_of_pixels
+
+
 def make_pixels(rows, taps, stride):
+    wide, narrow = (make_pack_of_pixels(rows, taps, stride, lanes) for lanes in (WIDE, PACK))
+
     @kernel
-    def pixels(arena, x, x_row, channels, weights, w, y, top, bottom, low_limit, high_limit):
+    def pixels(arena, x, x_row, channels, weights, w, y, top, bottom, low, high):
         """All channels of ``rows`` adjacent outputs whose taps all exist in their rows."""
-        low, high = splat(low_limit, PACK), splat(high_limit, PACK)
-        for c in range(0, channels, PACK):
-            sums = load_tile(weights, w + c, 0, rows, 1, PACK)
-            for ky in range(top, bottom):
-                kernel = w + c + (1 + taps * ky) * channels
-                sums = row_of_taps(sums, arena, x + c + ky * x_row, channels, weights, kernel, taps, stride, 1)
-            store_tile(arena, y + c, channels, clamp(sums, low, high), 1)
+        c = 0
+        while c + WIDE <= channels:
+            wide(arena, x + c, x_row, channels, weights, w + c, y + c, top, bottom, low, high)
+            c += WIDE
+        while c < channels:
+            narrow(arena, x + c, x_row, channels, weights, w + c, y + c, top, bottom, low, high)
+            c += PACK
 
     return pixels
 
