@@ -28,13 +28,15 @@ import numpy as np
 
 from .arena import Argument, Buffer, Layout, Packer, Steps, round_up
 from .errors import UnsupportedError
-from .kernels.abi import ACTIVATIONS, LINE, NONE, PACK, PANEL, STEM_ROWS, TILE_PACKS, Op, address
+from .kernels.abi import ACTIVATIONS, CLAMPS, LINE, NONE, PACK, PANEL, STEM_ROWS, TILE_PACKS, Op, address
 from .layers import BN, IMAGE, Add, Cbam, Concat, Conv, Layer, Mean, Pool, Shuffle, Size, Slice, SqueezeExcite
 from .networks import Spec
 
 Array = np.ndarray
 
 BAND = 8192  # floats of scratch (32 kB) that one group of a planar block may use, so that it stays in the L1 cache
+CHUNK = 1 << 17  # floats (512 kB) of a dense convolution's input that stay in the second level cache
+TILE_PIXELS = 12  # pixels of a chunk are whole tiles of every CPU
 LAYOUTS = 8  # layouts kept, one per picture size; the least recently used is dropped
 
 
@@ -360,11 +362,13 @@ class Dense:
         self.place = grouped(len(bias), 1)
 
     def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
-        pixels, y_stride = x.size[0] * x.size[1], self.place.width
+        pixels, y_stride, activation = x.size[0] * x.size[1], self.place.width, ACTIVATIONS[self.activation]
+        kept = self.inputs if activation < CLAMPS else self.inputs + y_stride  # floats of a pixel that are read again
+        chunk = max(1, CHUNK // kept // TILE_PIXELS) * TILE_PIXELS
         y = Buffer(pixels * y_stride)
         steps.add(
             Op.DENSE, x=x.buffer, y=y, other=other.buffer if other else NONE, w=self.w, pixels=pixels,
-            x_stride=self.x_stride, y_stride=y_stride, inputs=self.inputs, activation=ACTIVATIONS[self.activation],
+            x_stride=self.x_stride, y_stride=y_stride, inputs=self.inputs, chunk=chunk, activation=activation,
         )  # fmt: skip
         return Map(y, x.size)
 

@@ -11,6 +11,7 @@ PACK = 8  # channels: packed weights and channels-last groups are padded to this
 STEM_ROWS = 8  # output channels that the stem computes together
 TILE_PACKS = 3  # packs of output channels that a pointwise tile computes together
 PANEL = 32  # output channels whose weights lie side by side for each input of a dense convolution
+CLAMPS = 3  # codes of activations below this clamp to an interval
 COLUMNS = 24  # of the step table: the operation, then its arguments
 NONE = -1  # the place of a buffer that a step can do without
 ACTIVATIONS = {  # codes of the activations that kernels compute
@@ -56,7 +57,7 @@ class Op(IntEnum):
     ACTIVATE = 17, "x count code"
     MAX_POOL = 18, "x y height width new_height new_width channels"
     MEAN_POOL = 19, "x y height width new_height new_width channels"
-    DENSE = 21, "x y other w pixels x_stride y_stride inputs activation"
+    DENSE = 21, "x y other w pixels x_stride y_stride inputs chunk activation"
     SQUEEZE_EXCITE = 20, "means hidden y w1 table1 w2 table2 width hidden_channels channels activation gate"
 
 

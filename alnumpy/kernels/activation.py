@@ -1,10 +1,10 @@
 """Activations and gates, by the codes of abi.ACTIVATIONS."""
 
-from .abi import PACK
+from .abi import CLAMPS, PACK
 from .common import INFINITY, inline, kernel
 from .simd import LANES, add, clamp, divide, fma, load, maximum, multiply, power_of_two, rint, splat, store
 
-SILU, HARDSWISH, SIGMOID = 3, 4, 5  # above these, HARDSIGMOID
+SILU, HARDSWISH, SIGMOID = CLAMPS, 4, 5  # above these, HARDSIGMOID
 
 
 @inline

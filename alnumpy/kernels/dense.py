@@ -2,7 +2,7 @@
 
 A tile is up to ROWS pixels by COLS vectors of LINE outputs, whose sums stay in registers over all inputs; LINE lanes
 are one register of AVX-512, and several of other CPUs. A chunk of pixels, which stays in the second level cache, meets
-all weights before the next.
+all weights before the next; weights come from farther away, so there should be few chunks.
 """
 
 from .abi import LINE, PANEL
@@ -12,7 +12,6 @@ from .simd import LANES, add, clamp, load_tile, outer, splat, store_tile, store_
 
 ROWS, COLS = (12, 2) if LANES == 16 else (6, 1) if LANES == 8 else (3, 1)  # as many as the registers hold
 FEW = 4 if LANES == 16 else 3 if LANES == 8 else 1
-CHUNK = 96  # pixels, whole tiles
 
 
 def make_tiles(rows, cols):
@@ -45,16 +44,16 @@ tiles_many_x2, tiles_few_x2, tiles_1x2 = make_tiles(ROWS, COLS), make_tiles(FEW,
 
 
 @kernel
-def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, inputs, activation):
+def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, inputs, chunk, activation):
     """(pixels, x_stride) -> (pixels, y_stride), plus the map ``other`` where there is one.
 
     Weights are panels of PANEL outputs, the last of PANEL or LINE: biases, then weights input by input.
     """
     low, high = limits(activation)
-    for first in range(0, pixels, CHUNK):
-        chunk = min(CHUNK, pixels - first)
-        many, few = chunk // ROWS, chunk % ROWS // FEW
-        ones = chunk - many * ROWS - few * FEW
+    for first in range(0, pixels, chunk):
+        count = min(chunk, pixels - first)
+        many, few = count // ROWS, count % ROWS // FEW
+        ones = count - many * ROWS - few * FEW
         source, target = x + first * x_stride, y + first * y_stride
         x_few, y_few = source + many * ROWS * x_stride, many * ROWS * y_stride
         x_one, y_one = x_few + few * FEW * x_stride, y_few + few * FEW * y_stride
@@ -99,4 +98,4 @@ def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, inputs, ac
                     )  # fmt: skip
             at += panel * (1 + inputs)
         if activation >= SILU:
-            activate(arena, target, chunk * y_stride, activation)
+            activate(arena, target, count * y_stride, activation)

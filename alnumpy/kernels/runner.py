@@ -67,6 +67,6 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
             elif op == Op.MEAN_POOL:
                 mean_pool(arena, *load_ints(steps, at, 7))
             elif op == Op.DENSE:
-                dense(arena, weights, *load_ints(steps, at, 9))
+                dense(arena, weights, *load_ints(steps, at, 10))
             elif op == Op.SQUEEZE_EXCITE:
                 squeeze_excite(arena, weights, tables, *load_ints(steps, at, 12))
