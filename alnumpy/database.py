@@ -22,6 +22,10 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
 # contents.taken: the date in the EXIF data, ISO 8601 in local time, "" where it has none; NULL
 # where version 2 made the row and no file of it has been looked at since.
+# ctime_ns is NULL where version 2 recorded the file; tried says what could not read it, with versions and limits.
+# vanished is 1 where the file was missing, and 2 where a rule left it out, when its folder was last indexed.
+# disks: the disk that each folder with pictures was on.
+# kinds: what files are whose names do not tell or that are not read, by their first bytes at a size and time.
 # whitening: one row, float32, where the settings say that embeddings are reduced.
 # sketches, basis (one row, float32): what ``sketch`` makes of the contents, by blocks of rowids; unsketched: the rowids
 # of contents that were added, changed or removed since. pictures_not_found: those that a search leaves out.
@@ -72,6 +76,22 @@ MIGRATIONS = (
         INSERT OR IGNORE INTO unsketched VALUES (new.rowid);
     END;
     """,
+    """
+    ALTER TABLE pictures ADD COLUMN ctime_ns INTEGER;
+    ALTER TABLE pictures ADD COLUMN tried TEXT;
+    CREATE TABLE disks (
+        path BLOB PRIMARY KEY,
+        mount BLOB NOT NULL,
+        name TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE kinds (
+        path BLOB PRIMARY KEY,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        kind TEXT NOT NULL
+    ) WITHOUT ROWID;
+    DELETE FROM meta WHERE key = 'max_pixels';
+    """,
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
 WAIT = 30.0  # seconds that one waits for another process's transaction
@@ -87,6 +107,7 @@ class Database:
     def __init__(self, path: str | os.PathLike[str], writable: bool):
         self.path = os.path.realpath(path)  # so that a link to the file has no lock of its own
         self.writable = writable
+        self.version = 0  # of its tables: a reader meets older ones
         self.immutable = False  # whether what others write is not seen, as on read-only media
         self.lock = RLock()  # held by the thread that uses the connection, throughout a transaction
         self._file_lock: sqlite3.Connection | None = None
@@ -229,7 +250,8 @@ class Database:
             self._connect_to_read()
         else:
             raise GalleryError(f"{self.path}: no such gallery; make one with: alnumpy index FOLDER --db FILE")
-        version, application = self.one("PRAGMA user_version"), self.one("PRAGMA application_id")
+        self.version = version = self.one("PRAGMA user_version")
+        application = self.one("PRAGMA application_id")
         schema = _schema(self._db)
         new = self.writable and (version, application, schema) == (0, 0, set())
         if application != APPLICATION_ID and not new:
@@ -242,6 +264,7 @@ class Database:
                 raise GalleryError(f"{self.path}: its tables are not those of an alnumpy gallery")
         if self.writable:
             migrate(self._db, MIGRATIONS)
+            self.version = len(MIGRATIONS)
 
     def _connect(self, options: str) -> None:
         uri = f"{Path(self.path).as_uri()}?mode={options}"

@@ -142,7 +142,7 @@ def _read(gallery: Gallery) -> tuple[list[str], Array, list[str]]:
     damaged: list[str] = []
     rows = bytearray()
     for picture in gallery:
-        if picture.error is not None or picture.vanished:
+        if picture.error is not None or picture.vanished or picture.left_out:
             continue
         if picture.embedding is None:
             damaged.append(picture.path)

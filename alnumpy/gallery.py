@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from threading import RLock
@@ -27,7 +27,18 @@ from .embedder import Embedder
 from .errors import GalleryError, ImageError
 from .groups import Member
 from .images import ImageSource
-from .ingest import Encoder, Ingest, Progress, Report, hash_file, now, regular
+from .ingest import (
+    LEFT_OUT,
+    MISSING,
+    Encoder,
+    Ingest,
+    Progress,
+    Report,
+    hash_file,
+    now,
+    read_rules,
+    regular,
+)
 from .packed import DTYPES
 from .pairs import duplicates
 from .reader import Reader, open_reader
@@ -56,6 +67,7 @@ class Picture(NamedTuple):
     added: str  # UTC, ISO 8601
     error: str | None  # why it has no embedding
     vanished: bool  # whether it was missing when its folder was last indexed
+    left_out: bool = False  # whether a rule left it out then
 
 
 class Gallery:
@@ -174,6 +186,11 @@ class Gallery:
         folders: Paths | None = None,
         *,
         prune: bool = False,
+        retry: bool = False,
+        rehash: bool = False,
+        exclude: Iterable[str] = (),
+        include: Iterable[str] = (),
+        hidden: bool | None = None,
         progress: Progress | None = None,
         ready: Callable[[str], bool] | None = None,
     ) -> Report:
@@ -181,35 +198,48 @@ class Gallery:
 
         None stands for the folders that were indexed before, and all files of the gallery.
 
-        A file whose size and modification time are as recorded is not read; one whose content is known is not embedded
-        again. Pictures that are gone from the folders are marked as vanished and found no more; ``prune`` removes them,
-        marked earlier or now, unless their folder is empty, as that of an unmounted disk: such folders are reported as
-        failed. A file without an embedding is recorded with the reason, and tried again when it or the limit of pixels
-        changes; one whose bytes could not even be read is tried each time, and keeps the embedding that it had.
+        A file whose size and times are as recorded is not read; one whose content is known is not embedded again.
+        ``rehash`` reads all. Pictures that are missing are marked as vanished and found no more; ``prune`` removes
+        them, marked earlier or now, but none that may only be out of reach: what keeps them is reported as failed
+        (``alnumpy.scan`` has the rules).
+
+        A file without an embedding is recorded with the reason, and tried again when it, alnumpy, what decodes or the
+        limit of pixels changes, and with ``retry``; one whose bytes could not even be read is tried each time, and
+        keeps the embedding that it had.
+
+        Hidden files, thumbnails and bins are left out (``alnumpy.scan.HIDDEN``), unless ``hidden``; so is what a
+        pattern of ``exclude`` fits, such as "*.tmp" or, below the folders, "2019/drafts". ``include`` takes back
+        patterns. The gallery keeps these rules. What they leave out is found no more, but keeps its embedding.
 
         A new or changed file for which ``ready(path)`` is false is left for a later call, as one that is being written.
         ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the
         database cannot be written; what was stored by then stays, and the next call goes on from there.
         """
-        found = scan.find(self.folders if folders is None else folders)
-        if folders is None:
-            found.roots = (*found.roots, "")  # every file of the gallery
         before = now()
-        report = self._update(found, prune, progress, ready)
-        with self._changing() as db:
-            with db.transaction():
-                moving.remember(db, filter(None, found.roots))
+        with self._ingest(progress) as ingest:
+            rules = ingest.rules(exclude, include, hidden)
+            found = scan.find(self.folders if folders is None else folders, rules, ingest.kinds())
+            if folders is None:
+                found.roots = (*found.roots, "")  # every file of the gallery
+            report = ingest.update(found, prune=prune, retry=retry, rehash=rehash, ready=ready)
+            with ingest.db.transaction():
+                moving.remember(ingest.db, filter(None, found.roots))
             if report.recognised:
-                report.moved = moving.moved(db, before)
+                report.moved = moving.moved(ingest.db, before)
         return report
 
     def add(self, files: Paths, *, progress: Progress | None = None) -> Report:
         """Adds files, or all below folders. Like ``index``, but nothing is marked as vanished."""
-        return self._update(replace(scan.find(files), roots=()), False, progress)
+        with self._ingest(progress) as ingest:
+            found = scan.find(files, ingest.rules((), (), None), ingest.kinds())
+            return ingest.update(replace(found, roots=()))
 
-    def update(self, *, prune: bool = False, progress: Progress | None = None) -> Report:
+    def update(
+        self, *, prune: bool = False, retry: bool = False, rehash: bool = False, progress: Progress | None = None
+    ) -> Report:
         """Looks again at every file of the gallery. Like ``index``, but new files are not looked for."""
-        return self._update(Found(roots=("",)), prune, progress)
+        with self._ingest(progress) as ingest:
+            return ingest.update(Found(roots=("",)), prune=prune, retry=retry, rehash=rehash)
 
     def move(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> int:
         """Rewrites the paths of a picture, or of all below a folder, without reading a file. Returns how many.
@@ -223,13 +253,12 @@ class Gallery:
         with self._changing() as db, db.transaction():
             return moving.move(db, source, target)
 
-    def _update(
-        self, found: Found, prune: bool, progress: Progress | None, ready: Callable[[str], bool] | None = None
-    ) -> Report:
+    @contextmanager
+    def _ingest(self, progress: Progress | None) -> Iterator[Ingest]:
         if self._encoder is None:
             raise ValueError("to index, open the gallery with an embedder")
         with self._changing() as db:
-            return Ingest(db, self._encoder, self.batch_size, progress).update(found, prune, ready)
+            yield Ingest(db, self._encoder, self.batch_size, progress)
 
     def remove(self, paths: Paths) -> int:
         """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
@@ -238,6 +267,7 @@ class Gallery:
             for path in map(os.path.abspath, scan.several(paths)):
                 removed += db.run(f"DELETE FROM pictures WHERE {moving.BELOW}", moving.below(path))
                 moving.forget(db, path)
+                db.run(f"DELETE FROM disks WHERE {moving.BELOW}", moving.below(path))
             db.drop_unused_contents()
         return removed
 
@@ -283,9 +313,8 @@ class Gallery:
                     if np.isfinite(packed.squared_norms(row, self.dtype)[0]):
                         embedding = packed.decode(row, self.dtype)[0]
                 digest = hash.hex() if isinstance(hash, bytes) else None
-                yield Picture(
-                    name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, bool(vanished)
-                )
+                state = vanished == MISSING, vanished == LEFT_OUT
+                yield Picture(name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, *state)
 
     def __len__(self) -> int:
         """The number of pictures, as an iteration gives them."""
@@ -309,12 +338,15 @@ class Gallery:
         db = self._open.db
         (counts,) = db.rows(
             "SELECT COUNT(*) FILTER (WHERE error IS NULL AND vanished = 0), "
-            "COUNT(*) FILTER (WHERE error IS NOT NULL AND vanished = 0), COUNT(*) FILTER (WHERE vanished), "
-            "(SELECT COUNT(*) FROM contents) FROM pictures"
+            "COUNT(*) FILTER (WHERE error IS NOT NULL AND vanished = 0), COUNT(*) FILTER (WHERE vanished = 1), "
+            "COUNT(*) FILTER (WHERE vanished = 2), (SELECT COUNT(*) FROM contents) FROM pictures"
         )
+        kinds = dict(db.rows("SELECT kind, COUNT(*) FROM kinds GROUP BY kind")) if db.version > 4 else {}
+        rules = read_rules(db)
         size = db.one("PRAGMA page_count") * db.one("PRAGMA page_size")
-        names = ("pictures", "unreadable", "vanished", "contents")
-        return dict(zip(names, counts, strict=True)) | {"bytes": size} | asdict(self.settings)
+        names = ("pictures", "unreadable", "vanished", "left_out", "contents")
+        found = dict(zip(names, counts, strict=True)) | {"passed_over": scan.passed_over(kinds), "bytes": size}
+        return found | asdict(self.settings) | asdict(rules)
 
     def search(
         self,

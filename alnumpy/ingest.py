@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from itertools import compress, islice
@@ -20,15 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import dates, images, packed, postprocess, sketch
+from . import dates, formats, images, moving, packed, postprocess, sketch
 from .database import Database
 from .embedder import Embedder
-from .errors import ImageError
-from .scan import Found, RealDisk, Recorded, plan, stamp_of
+from .errors import GalleryError, ImageError
+from .scan import Found, Kind, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .settings import Settings
 
 DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
 DATED = 1000  # pictures whose dates are recorded in one transaction
+MISSING, LEFT_OUT = 1, 2  # states of a picture that is not found any more; 0 is that of the others
+UNREAD = Stamp(-1, -1)  # of a file that could not be read: no file's own
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
 Array = np.ndarray
@@ -44,6 +47,8 @@ class Report:
     unchanged: int = 0  # not read
     vanished: int = 0  # newly found to be missing
     pruned: int = 0
+    left_out: int = 0  # pictures of the gallery that a rule leaves out now, and did not before
+    passed_over: dict[str, int] = field(default_factory=dict)  # by kind, files that are not read
     # Path and reason, those included that failed earlier and have not changed.
     failed: list[tuple[str, str]] = field(default_factory=list)
     # Missing folders whose files were all recognised elsewhere: the folder, where they are now, and their number.
@@ -91,8 +96,7 @@ class Read(NamedTuple):
     """A file that a thread has read: its input for the network, or the reason why it has none."""
 
     path: str
-    size: int = -1
-    mtime_ns: int = -1
+    stamp: Stamp = UNREAD
     hash: bytes | None = None
     width: int = 0
     height: int = 0
@@ -110,43 +114,108 @@ class Ingest:
         self.encoder = encoder
         self.batch_size = batch_size
         self.progress = progress
+        # What decodes, and within which limit: where another failed, this may not.
+        self.tried = f"{formats.decoders()}, at most {encoder.max_pixels} pixels"
 
-    def update(self, found: Found, prune: bool, ready: Callable[[str], bool] | None = None) -> Report:
-        """Embeds what is new or changed among what was found and recorded; marks what is missing."""
+    def rules(self, exclude: Iterable[str], include: Iterable[str], hidden: bool | None) -> Rules:
+        """The gallery's rules of what to leave out, changed and recorded."""
+        rules = read_rules(self.db)
+        added, taken_back = ([some] if isinstance(some, str) else some for some in (exclude, include))
+        patterns = [*dict.fromkeys([*rules.exclude, *added])]
+        for pattern in taken_back:
+            if pattern not in patterns:
+                raise GalleryError(f"{pattern}: not among the patterns to leave out: {', '.join(patterns) or 'none'}")
+            patterns.remove(pattern)
+        changed = Rules(tuple(patterns), rules.hidden if hidden is None else hidden)
+        if changed != rules:
+            with self.db.transaction():
+                self.db.set_meta("rules", json.dumps(asdict(changed)))
+        return changed
+
+    def kinds(self) -> dict[str, Kind]:
+        """What is remembered of files that are not known by their names."""
+        rows = self.db.rows("SELECT path, size, mtime_ns, kind FROM kinds WHERE typeof(path) = 'blob'")
+        return {os.fsdecode(path): Kind(*kind) for path, *kind in rows}
+
+    def update(
+        self,
+        found: Found,
+        *,
+        prune: bool = False,
+        retry: bool = False,
+        rehash: bool = False,
+        ready: Callable[[str], bool] | None = None,
+    ) -> Report:
+        """Embeds what is new or changed among what was found and recorded; marks what is missing.
+
+        ``retry``: what failed is tried again; ``rehash``: all is read again; ``ready``: whether a file may be read now.
+        """
         start = time.perf_counter()
-        recorded = self._recorded()
-        decided = plan(found, recorded, RealDisk(), prune=prune)
+        rows = self.db.rows("SELECT path, mount, name FROM disks WHERE typeof(path) = 'blob'")
+        volumes = {os.fsdecode(path): Volume(os.fsdecode(mount), name) for path, mount, name in rows}
+        named: list[str] = []
+        with suppress(GalleryError):  # a damaged list, which the end of this run mends
+            named = [os.path.join(folder, "") for folder in moving.folders(self.db)]
+        decided = plan(found, self._recorded(retry), volumes, RealDisk(), named=named, prune=prune, rehash=rehash)
         if ready is not None:
             decided.read = [path for path in decided.read if ready(path)]
-        report = Report(failed=decided.failed, unchanged=len(decided.keep))
+        report = Report(unchanged=len(decided.keep), passed_over=found.passed_over(), failed=decided.failed)
+        with self.db.transaction():
+            respelled = [(os.fsencode(new), os.fsencode(old)) for old, new in decided.respelled.items()]
+            self.db.run_each("UPDATE pictures SET path = ?, vanished = 0 WHERE path = ?", respelled)
         self._fill(decided.read, report)
         self._date(decided.keep)
         with self.db.transaction():
-            self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", _rows(decided.back))
-            mark = "UPDATE pictures SET vanished = 1 WHERE path = ? AND vanished = 0"
-            report.vanished = self.db.run_each(mark, _rows(decided.missing))
-            report.pruned = self.db.run_each("DELETE FROM pictures WHERE path = ?", _rows(decided.prune))
+            self._mark(decided, report)
+            self._remember(decided, found, volumes)
             self.db.drop_unused_contents()
             self.db.run("DELETE FROM meta WHERE key = 'unfinished'")
         report.failed.sort()
         report.seconds = time.perf_counter() - start
         return report
 
-    def _recorded(self) -> dict[str, Recorded]:
+    def _recorded(self, retry: bool) -> dict[str, Recorded]:
         """What the gallery has of each file."""
-        with self.db.transaction():
-            limit = str(self.encoder.max_pixels)
-            if self.db.meta().get("max_pixels") != limit:  # what failed is to be tried again, now or when it is found
-                self.db.run("UPDATE pictures SET size = -1, mtime_ns = -1 WHERE error IS NOT NULL")
-                self.db.set_meta("max_pixels", limit)
-            rows = self.db.rows(
-                "SELECT path, size, mtime_ns, error, vanished, error IS NOT NULL OR contents.hash IS NOT NULL "
-                "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash WHERE typeof(path) = 'blob'"
+        rows = self.db.rows(
+            "SELECT path, size, mtime_ns, ctime_ns, error, tried, vanished, contents.hash IS NOT NULL "
+            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash WHERE typeof(path) = 'blob'"
+        )
+        return {
+            os.fsdecode(path): Recorded(
+                Stamp(size, mtime_ns, ctime_ns),
+                error,
+                missing=state == MISSING,
+                left_out=state == LEFT_OUT,
+                again=not embedded if error is None else retry or tried != self.tried,
             )
-            return {
-                os.fsdecode(path): Recorded((size, mtime_ns) if whole else None, error, bool(missing))
-                for path, size, mtime_ns, error, missing, whole in rows
-            }
+            for path, size, mtime_ns, ctime_ns, error, tried, state, embedded in rows
+        }
+
+    def _mark(self, decided: Plan, report: Report) -> None:
+        """Records what became of the files that were not read."""
+        self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", _rows(decided.back))
+        mark = "UPDATE pictures SET vanished = ? WHERE path = ? AND vanished != ?"
+        for state, paths in ((MISSING, decided.missing), (LEFT_OUT, decided.left_out)):
+            marked = self.db.run_each(mark, [(state, path, state) for (path,) in _rows(paths)])
+            if state == MISSING:
+                report.vanished = marked
+            else:
+                report.left_out = marked
+        report.pruned = self.db.run_each("DELETE FROM pictures WHERE path = ?", _rows(decided.prune))
+        stamps = [(stamp.ctime_ns, os.fsencode(path)) for path, stamp in decided.stamps.items()]
+        self.db.run_each("UPDATE pictures SET ctime_ns = ? WHERE path = ?", stamps)
+
+    def _remember(self, decided: Plan, found: Found, volumes: Mapping[str, Volume]) -> None:
+        """Records the disks of folders, and what files are that are not known by their names."""
+        renamed = [(*_disk(new), *_disk(old)) for old, new in decided.renamed.items()]
+        self.db.run_each("UPDATE disks SET mount = ?, name = ? WHERE mount = ? AND name = ?", renamed)
+        changed = [(os.fsencode(f), *_disk(v)) for f, v in decided.volumes.items() if volumes.get(f) != v]
+        self.db.run_each("INSERT OR REPLACE INTO disks VALUES (?, ?, ?)", changed)
+        known = self.kinds()
+        gone = [path for path in known if path not in found.kinds and path.startswith(tuple(filter(None, found.roots)))]
+        self.db.run_each("DELETE FROM kinds WHERE path = ?", _rows(gone))
+        fresh = [(os.fsencode(path), *kind) for path, kind in found.kinds.items() if known.get(path) != kind]
+        self.db.run_each("INSERT OR REPLACE INTO kinds VALUES (?, ?, ?, ?)", fresh)
 
     def _fill(self, todo: list[str], report: Report) -> None:
         """Reads, embeds and stores files, a batch at a time."""
@@ -214,10 +283,12 @@ class Ingest:
                 self.db.set_meta("unfinished", backend)
             self.db.run_each("INSERT INTO contents VALUES (?, ?, ?, ?, ?)", contents)
             self.db.run_each(
-                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET "
-                "size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error, vanished = 0, "
+                "INSERT INTO pictures (path, size, mtime_ns, ctime_ns, hash, error, tried, added, vanished) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (path) DO UPDATE SET size = excluded.size, "
+                "mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, error = excluded.error, "
+                "tried = excluded.tried, vanished = 0, "
                 "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
-                [(os.fsencode(r.path), r.size, r.mtime_ns, r.hash, r.error, time_now) for r in batch],
+                [(os.fsencode(r.path), *r.stamp, r.hash, r.error, r.error and self.tried, time_now) for r in batch],
             )
             sketch.renew(self.db, self.encoder.settings)
 
@@ -241,19 +312,21 @@ class Ingest:
         start = time.thread_time()
         read = Read(path)
         try:
-            size, mtime_ns = stamp_of(regular(path))
+            stamp = Stamp.of(regular(path))
             hash = hash_file(path)
-            read = read._replace(size=size, mtime_ns=mtime_ns)
+            read = read._replace(stamp=stamp)
             if hash not in known:
                 x, (width, height) = self.encoder.decode(path)
                 read = read._replace(width=width, height=height, taken=dates.taken(path), x=x)
-            if RealDisk().stamp(path) != (size, mtime_ns):
+            if RealDisk().stamp(path) != stamp:
                 raise OSError("it was written to while it was read")
             read = read._replace(hash=hash)
         except ImageError as error:
             if error.transient:  # which says nothing about the picture: to be tried again
                 read = Read(path)
             read = read._replace(error=_text(error, path))
+        except MemoryError:  # as it says nothing about the picture
+            read = Read(path, error="not enough memory to read it; a smaller --batch-size needs less")
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
             read = Read(path, error=_text(getattr(error, "strerror", None) or error, path))
         return read._replace(seconds=time.thread_time() - start)
@@ -262,6 +335,20 @@ class Ingest:
 def now() -> str:
     """The time in UTC, ISO 8601, as the gallery records when a picture was added."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def read_rules(db: Database) -> Rules:
+    """The rules that a gallery records of what to leave out. Raises GalleryError where they are damaged."""
+    recorded = db.meta().get("rules")
+    if recorded is None:
+        return Rules()
+    try:
+        rules = Rules(**json.loads(recorded))
+        if type(rules.hidden) is bool and all(type(pattern) is str for pattern in rules.exclude):
+            return replace(rules, exclude=tuple(rules.exclude))
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise GalleryError(f"{db.path}: its rules of what to leave out are damaged; move it away and index again")
 
 
 def regular(path: str | os.PathLike[str]) -> os.stat_result:
@@ -279,6 +366,11 @@ def hash_file(path: str | os.PathLike[str]) -> bytes:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.digest()
+
+
+def _disk(volume: Volume) -> tuple[bytes, str]:
+    """A disk as the values of a statement."""
+    return os.fsencode(volume.mount), volume.name
 
 
 def _rows(paths: Sequence[str]) -> list[list[bytes]]:

@@ -70,6 +70,7 @@ def move(db: Database, old: str, new: str) -> int:
     )
     already = db.one("SELECT changes()")
     moved = db.run(f"UPDATE pictures SET path = {rewritten}, vanished = 0 WHERE {BELOW}", [*values, *below(old)])
+    db.run(f"DELETE FROM disks WHERE {BELOW}", below(old))  # which the next index finds anew
     inside = [folder for folder in _folders(db) if os.path.join(folder, "").startswith(os.path.join(old, ""))]
     forget(db, old)
     remember(db, [new + folder[len(old) :] for folder in inside])

@@ -11,7 +11,7 @@ from itertools import compress
 
 import numpy as np
 
-from . import packed, postprocess, sketch
+from . import moving, packed, postprocess, sketch
 from .database import Database
 from .errors import GalleryError
 from .settings import Settings
@@ -67,9 +67,11 @@ def read_whitening(db: Database, settings: Settings, embedding: int) -> tuple[Ar
 
 def _blocks(source: Database, settings: Settings) -> Iterator[tuple[list[tuple[bytes, int, int]], Array]]:
     """All contents, each once, a block at a time: hash, width and height, and embeddings float32 (n, dimension)."""
-    last = -1
+    last = -(2**63)
     length = packed.row_length(settings.dimension, settings.dtype)
     while part := source.rows(CONTENTS, [last, length, packed.BLOCK]):
+        if part[-1][0] <= last:  # which would go round for ever
+            raise GalleryError(f"{source.path}: damaged (rows out of order); restore it, or index into another file")
         last = part[-1][0]
         rows = np.frombuffer(b"".join(row[4] for row in part), np.uint8).reshape(len(part), -1)
         good = np.isfinite(packed.squared_norms(rows, settings.dtype))
@@ -82,6 +84,11 @@ def _copy(source: Database, settings: Settings, db: Database, whitening: postpro
     mean, projection, _ = whitening
     smaller = replace(settings, dimension=projection.shape[1], reduced=True)
     db.set_meta("settings", smaller.to_json())
+    for key, value in source.meta().items():
+        if key in ("rules", moving.FOLDERS):
+            db.set_meta(key, value)
+    if source.version > 4:
+        db.run_each("INSERT INTO disks VALUES (?, ?, ?)", source.rows("SELECT * FROM disks"))
     blobs = [array.astype("<f4").tobytes() for array in (mean, projection)]
     db.run("INSERT INTO whitening VALUES (?, ?)", blobs)
     findable = "FROM pictures WHERE error IS NULL AND vanished = 0"

@@ -1,26 +1,97 @@
 """What is to be done about a gallery's pictures: what lies in the folders, beside what is recorded.
 
-``find`` walks the folders. ``plan`` decides, and does nothing itself.
+``find`` walks the folders, by rules of what to leave out. ``plan`` decides, and does nothing itself. Nothing is removed
+that may only be out of reach:
+
+- what cannot be listed or looked at is not missing;
+- pictures are not removed from a folder that is empty now, as that of a disk that is not mounted;
+- nor those recorded on a disk that is not there now. It is there where a file system of the recorded name is mounted at
+  the recorded place. Many have no name that lasts, network shares among them, and some get another: then the disk is
+  known by its pictures, and is there where one of those recorded is still in its place;
+- nor those of a folder that is missing as a whole, where it stood at the top of the folders walked.
+
+All of these are named, with the command that removes them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase, translate
 from functools import cache
 from typing import NamedTuple, Protocol
 
-from . import images
+from . import formats, images
 from .errors import GalleryError
 
-EMPTIED = "no pictures there now; is its disk mounted? If they are gone for good: alnumpy remove FOLDER --db FILE"
+REMOVE = "alnumpy remove FOLDER --db FILE"
+EMPTIED = f"no pictures there now; is its disk mounted? If they are gone for good: {REMOVE}"
+AWAY = f"its disk is not there now; if its pictures are gone for good: {REMOVE}"
+GONE = f"missing as a whole; if it is gone for good: {REMOVE}"
 NOWHERE = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"
 WITHOUT_PICTURES = "no pictures in this folder or below it"
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-Stamp = tuple[int, int]  # a file's size in bytes and its modification time in nanoseconds
+
+# Names of files and folders that hold no pictures of one's own: hidden ones, thumbnails and bins of NAS and desktops,
+# and Lightroom's previews; upper and lower case alike.
+HIDDEN = (".*", "@eaDir", "@__thumb", "#recycle", "$RECYCLE.BIN", "lost+found", "SYNOFILE_THUMB_*", "*.lrdata")
+NO_MEDIA = ".nomedia"  # a file of this name says that of its folder
+
+_hidden = re.compile("|".join(map(translate, HIDDEN)), re.I)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to leave out below a folder that is indexed; the folder itself is taken whatever its name."""
+
+    # Patterns as fnmatch takes them: of a name, or with a slash of a path below the folder.
+    exclude: tuple[str, ...] = ()
+    hidden: bool = False  # whether HIDDEN and NO_MEDIA are taken
+
+    def leave_out(self, name: str, below: str) -> bool:
+        """Whether a file or folder is left out, by its name and its path below the folder that is indexed."""
+        if not self.hidden and _hidden.match(name):
+            return True
+        return any(fnmatchcase(below if "/" in pattern else name, pattern.strip("/")) for pattern in self.exclude)
+
+
+class Stamp(NamedTuple):
+    """By what a file is taken to be unchanged; times in nanoseconds, as far as SQLite can hold them: 1677 to 2262."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int | None = None  # None where it was not recorded: then the others tell
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """From what the system says."""
+        times = (min(max(time, -(2**63)), 2**63 - 1) for time in (status.st_mtime_ns, status.st_ctime_ns))
+        return cls(status.st_size, *times)
+
+    def fits(self, now: Stamp) -> bool:
+        """Whether a file recorded so has not changed."""
+        return self[:2] == now[:2] and self.ctime_ns in (None, now.ctime_ns)
+
+
+class Volume(NamedTuple):
+    """The disk that a folder lies on."""
+
+    mount: str  # the highest folder above it on that disk
+    name: str  # the UUID or number of its file system, or "" where it has none that lasts
+
+
+class Kind(NamedTuple):
+    """What a file is that is not known by its name, by its first bytes at a size and time."""
+
+    size: int
+    mtime_ns: int
+    kind: str  # a key of formats.KINDS, or ""
 
 
 @dataclass
@@ -30,14 +101,23 @@ class Found:
     paths: set[str] = field(default_factory=set)  # pictures
     roots: tuple[str, ...] = ()  # the folders that were walked, each with a separator at its end
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    rules: Rules = field(default_factory=Rules)  # of what was left out
+    silent: set[str] = field(default_factory=set)  # folders that were left out because of NO_MEDIA
+    kinds: dict[str, Kind] = field(default_factory=dict)  # of what is to be remembered
+
+    def passed_over(self) -> dict[str, int]:
+        """Numbers of files that are not read, by kind."""
+        return passed_over(Counter(known.kind for known in self.kinds.values()))
 
 
 class Recorded(NamedTuple):
     """A file as the gallery has it."""
 
-    stamp: Stamp | None  # None where it is to be read again, whatever it is now
+    stamp: Stamp
     error: str | None = None
-    missing: bool = False
+    missing: bool = False  # when its folder was last walked
+    left_out: bool = False
+    again: bool = False  # whether to read it, changed or not
 
 
 @dataclass
@@ -46,35 +126,50 @@ class Plan:
 
     read: list[str] = field(default_factory=list)  # new or changed
     keep: list[str] = field(default_factory=list)  # unchanged
-    back: list[str] = field(default_factory=list)  # those of ``keep`` that are marked as missing
+    back: list[str] = field(default_factory=list)  # those of ``keep`` that are marked as missing or left out
     missing: list[str] = field(default_factory=list)  # to be marked so
+    left_out: list[str] = field(default_factory=list)  # to be marked so
     prune: list[str] = field(default_factory=list)  # those of ``missing`` that may be removed
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason, to be reported
+    respelled: dict[str, str] = field(default_factory=dict)  # recorded paths, as they are spelled now
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # more than was recorded of those of ``keep``
+    volumes: dict[str, Volume] = field(default_factory=dict)  # of the folders of ``read`` and ``keep``
+    renamed: dict[Volume, Volume] = field(default_factory=dict)  # disks that have another name now
 
 
 class Disk(Protocol):
     """What ``plan`` asks about files."""
 
     def stamp(self, path: str) -> Stamp | None:
-        """A file's size and time; None where it cannot be reached."""
+        """A file's size and times; None where it cannot be reached."""
 
     def is_missing(self, path: str) -> bool | None:
         """Whether there is no such file; None where the system does not tell."""
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file, a folder or a link."""
+
     def emptied(self, folder: str) -> str | None:
         """The folder, or the one above it, that all is gone from, as a disk leaves it that is not mounted, or None."""
 
+    def volume(self, folder: str) -> Volume:
+        """The disk that a folder lies on, or the nearest one above it that is there."""
+
 
 class RealDisk:
-    """The files of this computer."""
+    """The files of this computer. What was asked about folders is asked once."""
 
     def __init__(self) -> None:
-        self.emptied = cache(_emptied)  # many may be gone from one folder
+        self.emptied = cache(_emptied)
+        self.exists = cache(os.path.lexists)
+        self._device = cache(_device)
+        self._mount = cache(self._find_mount)
+        self._names = cache(_file_systems)
 
     def stamp(self, path: str) -> Stamp | None:
-        """A file's size and time; None where it cannot be reached."""
+        """A file's size and times; None where it cannot be reached."""
         with suppress(OSError, ValueError):
-            return stamp_of(os.stat(path))
+            return Stamp.of(os.stat(path))
         return None
 
     def is_missing(self, path: str) -> bool | None:
@@ -90,20 +185,30 @@ class RealDisk:
             return None
         return os.path.isdir(path)
 
+    def volume(self, folder: str) -> Volume:
+        """The disk that a folder lies on, or the nearest one above it that is there."""
+        mount, device = self._mount(folder)
+        return Volume(mount, self._names().get(device, f"{device:x}" if os.name == "nt" else ""))
 
-def find(folders: Paths) -> Found:
-    """Pictures below folders, and single files."""
-    found = Found()
+    def _find_mount(self, folder: str) -> tuple[str, int]:
+        device, above = self._device(folder), os.path.dirname(folder)
+        if above == folder:
+            return folder, device or 0
+        mount = self._mount(above)
+        return mount if device in (None, mount[1]) else (folder, device)
+
+
+def find(folders: Paths, rules: Rules | None = None, kinds: Mapping[str, Kind] | None = None) -> Found:
+    """Pictures below folders, and single files. ``kinds``: what is remembered of files that are not known by name."""
+    found = Found(rules=rules or Rules())
     roots = []
-
-    def fail(error: OSError) -> None:
-        found.failed.append((error.filename, error.strerror or "cannot be listed"))
-
     for folder in map(os.path.abspath, several(folders)):
         if os.path.isdir(folder):
             roots.append(os.path.join(folder, ""))
-            for parent, _, names in os.walk(folder, onerror=fail):
-                found.paths.update(os.path.join(parent, name) for name in names if images.is_picture(name))
+            for path in _walk(folder, found):
+                kind = _kind(path, kinds or {}, found)
+                if kind and formats.readable(kind):
+                    found.paths.add(path)
         elif os.path.exists(folder) or (os.path.islink(folder) and images.is_picture(folder)):
             found.paths.add(folder)
         else:  # perhaps a disk that is not mounted: nothing can be said about what is below
@@ -112,46 +217,170 @@ def find(folders: Paths) -> Found:
     return found
 
 
-def plan(found: Found, recorded: Mapping[str, Recorded], disk: Disk, *, prune: bool) -> Plan:
+def _walk(root: str, found: Found) -> Iterator[str]:
+    """The files below a folder that no rule leaves out; links to folders are not followed."""
+    start, rules = len(os.path.join(root, "")), found.rules
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+        except OSError as error:
+            found.failed.append((folder, error.strerror or "cannot be listed"))
+            continue
+        if not rules.hidden and folder != root and any(entry.name == NO_MEDIA for entry in entries):
+            found.silent.add(folder)
+            continue
+        for entry in entries:
+            if rules.leave_out(entry.name, entry.path[start:].replace(os.sep, "/")):
+                continue
+            try:
+                link = entry.is_symlink()
+                is_folder = os.path.isdir(entry.path) if link else entry.is_dir()
+            except OSError as error:
+                found.failed.append((entry.path, error.strerror or "cannot be looked at"))
+                continue
+            if not is_folder:
+                yield entry.path
+            elif not link:
+                waiting.append(entry.path)
+
+
+def _kind(path: str, kinds: Mapping[str, Kind], found: Found) -> str | None:
+    """The kind of a file; by its first bytes where its name does not tell, and where they were not seen before."""
+    kind = "companion" if images.is_companion(path) else formats.by_name(path)
+    if kind is not None and (formats.readable(kind) or not formats.KINDS[kind].picture):
+        return kind
+    with suppress(OSError, ValueError):
+        size, mtime_ns, _ = Stamp.of(os.stat(path))
+        known = kinds.get(path)
+        if known is None or known[:2] != (size, mtime_ns):
+            known = Kind(size, mtime_ns, kind or images.kind_of_file(path) or "")
+        found.kinds[path] = known
+        return known.kind
+    return kind
+
+
+def plan(
+    found: Found,
+    recorded: Mapping[str, Recorded],
+    volumes: Mapping[str, Volume],
+    disk: Disk,
+    *,
+    named: Iterable[str] = (),
+    prune: bool = False,
+    rehash: bool = False,
+) -> Plan:
     """What to read, keep, mark, remove and report.
 
-    A picture below the folders walked that is missing may be removed, unless its folder is empty, as that of a disk
-    that is not mounted. Such a folder is reported when a picture is first missing, and when it should be removed.
+    ``recorded``: the pictures of the gallery; ``volumes``: the disks that their folders were on; ``named``: folders
+    that were walked earlier, as ``found.roots`` now. ``rehash``: what is unchanged is read, too.
     """
     decided = Plan(failed=list(found.failed))
     paths = set(found.paths)
-    for path in recorded:
-        if path.startswith(found.roots) and path not in paths:
-            missing = disk.is_missing(path)
-            if missing:
-                decided.missing.append(path)
-            elif missing is False:  # found by another way: named by itself, or below a link to a folder
+    # What cannot be listed may hold pictures; of what is nowhere, each recorded picture tells by itself.
+    unlisted = tuple(os.path.join(name, "") for name, reason in found.failed if reason != NOWHERE)
+    walked = tuple(filter(None, found.roots))  # elsewhere nobody knows what the rules leave out
+    missing: list[str] = []
+    for path, then in recorded.items():
+        if not path.startswith(found.roots) or path in paths:
+            continue
+        if _is_left_out(path, found):
+            if not then.left_out:
+                decided.left_out.append(path)
+        elif not path.startswith(unlisted) and (path.startswith(walked) or not then.left_out):
+            lost = disk.is_missing(path)
+            if lost:
+                missing.append(path)
+            elif lost is False:  # found by another way: named by itself, or below a link to a folder
                 paths.add(path)
 
-    known = [*paths, *(os.path.join(name, "") for name, _ in found.failed)]  # what cannot be listed may hold pictures
-    bare = [root for root in found.roots if root and not any(path.startswith(root) for path in known)]
-    reasons = {os.path.dirname(root): WITHOUT_PICTURES for root in bare}
-    for path in decided.missing:
-        emptied = next((os.path.dirname(root) for root in bare if path.startswith(root)), None)
-        emptied = emptied or disk.emptied(os.path.dirname(path))
-        if emptied is None:
-            if prune:
-                decided.prune.append(path)
-        elif prune or not recorded[path].missing:  # else it was told before
-            reasons[emptied] = EMPTIED
-    decided.failed += reasons.items()
-
+    decided.respelled = _respelled(paths - recorded.keys(), missing)
+    spelled = {new: recorded[old] for old, new in decided.respelled.items()}
+    decided.missing = [path for path in missing if path not in decided.respelled]
+    in_place = set()  # disks that a picture is on as it was
     for path in sorted(paths):
-        then = recorded.get(path)
-        if then is None or then.stamp is None or then.stamp != disk.stamp(path):
+        folder = os.path.dirname(path)
+        if folder not in decided.volumes:
+            decided.volumes[folder] = disk.volume(folder)
+        known, now = recorded.get(path) or spelled.get(path), disk.stamp(path)
+        if known and now and known.stamp[:2] == now[:2] and folder in volumes:
+            in_place.add(volumes[folder])
+        if known is None or known.again or rehash or now is None or not known.stamp.fits(now):
             decided.read.append(path)
             continue
         decided.keep.append(path)
-        if then.missing:
+        if known.stamp != now:
+            decided.stamps[path] = now
+        if known.missing or known.left_out:
             decided.back.append(path)
-        if then.error:
-            decided.failed.append((path, then.error))
+        if known.error:
+            decided.failed.append((path, known.error))
+
+    known_paths = [*paths, *(os.path.join(name, "") for name, _ in found.failed)]
+    bare = [root for root in found.roots if root and not any(path.startswith(root) for path in known_paths)]
+    reasons = {os.path.dirname(root): WITHOUT_PICTURES for root in bare}
+    away: dict[Volume, bool] = {}
+    for path in decided.missing:
+        folder = os.path.dirname(path)
+        kept, reason = next((os.path.dirname(root) for root in bare if path.startswith(root)), None), EMPTIED
+        if kept is None and (volume := volumes.get(folder)):
+            if volume not in away:
+                now_there = disk.volume(volume.mount)
+                certain = volume.name or volume.mount == os.path.dirname(volume.mount)  # / itself is always there
+                away[volume] = volume not in in_place and not (volume == now_there and certain)
+                if volume != now_there and not away[volume]:
+                    decided.renamed[volume] = now_there
+            if away[volume]:
+                kept, reason = volume.mount, AWAY
+        kept = kept or disk.emptied(folder)
+        if kept is None and prune:
+            kept, reason = _missing_as_a_whole(folder, {*found.roots, *named}, disk), GONE
+        if kept is None:
+            if prune:
+                decided.prune.append(path)
+        elif prune or not recorded[path].missing:  # else it was told before
+            reasons[kept] = reason
+    decided.failed += reasons.items()
     return decided
+
+
+def _is_left_out(path: str, found: Found) -> bool:
+    """Whether a rule leaves out a file, or a folder above it, below the innermost folder that was walked."""
+    root = max((root for root in found.roots if path.startswith(root)), key=len, default="")
+    below = ""
+    for name in path[len(root) :].split(os.sep) if root else ():
+        below = f"{below}/{name}" if below else name
+        if found.rules.leave_out(name, below) or os.path.join(root, below) in found.silent:
+            return True
+    return False
+
+
+def _respelled(new: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
+    """Which missing paths are there with their letters composed otherwise, where exactly one fits exactly one."""
+    forms: dict[str, tuple[list[str], list[str]]] = {}
+    for at, some in enumerate((missing, new)):
+        for path in some:
+            if not path.isascii():
+                forms.setdefault(composed(path), ([], []))[at].append(path)
+    return {old[0]: now[0] for old, now in forms.values() if len(old) == len(now) == 1}
+
+
+def _missing_as_a_whole(folder: str, roots: Iterable[str], disk: Disk) -> str | None:
+    """The folder that is missing, one of the roots or just below one, that a folder is or lies in."""
+    for root in sorted(filter(None, roots), key=len):
+        if os.path.join(folder, "").startswith(root):
+            top = os.path.join(root, folder[len(root) :].split(os.sep)[0])
+            for whole in (os.path.dirname(root), top):
+                if not disk.exists(whole):
+                    return whole
+    return None
+
+
+def passed_over(kinds: Mapping[str, int]) -> dict[str, int]:
+    """Of numbers of files by kind those of files that are not read, where it is known what they are."""
+    return {kind: number for kind, number in kinds.items() if kind in formats.KINDS and not formats.readable(kind)}
 
 
 def several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
@@ -162,9 +391,9 @@ def several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
     return listed
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
-    """A file's size, and its modification time in nanoseconds as far as SQLite can hold it: from 1677 to 2262."""
-    return status.st_size, min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
+def composed(path: str) -> str:
+    """A path in the one spelling (NFC) that is compared where letters with accents may be composed or not."""
+    return unicodedata.normalize("NFC", path)
 
 
 def _emptied(folder: str) -> str | None:
@@ -175,3 +404,19 @@ def _emptied(folder: str) -> str | None:
     with suppress(OSError), os.scandir(folder) as entries:
         return folder if next(entries, None) is None else None
     return None
+
+
+def _device(folder: str) -> int | None:
+    with suppress(OSError, ValueError):
+        return os.stat(folder).st_dev
+    return None
+
+
+def _file_systems() -> dict[int, str]:
+    """The names that file systems have by themselves, by device; only Linux tells."""
+    names = {}
+    with suppress(OSError), os.scandir("/dev/disk/by-uuid") as entries:
+        for entry in entries:
+            with suppress(OSError):
+                names[os.stat(entry.path).st_rdev] = entry.name
+    return names

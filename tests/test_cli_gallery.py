@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from conftest import DIGITS
@@ -266,3 +267,25 @@ def test_what_cannot_be_reduced_is_named(digits, arguments, code, message):
     assert message in err
     assert sorted(path.name for path in digits.iterdir()) == ["d", "g.db", "g.db-lock"]
     assert (digits / "g.db").read_bytes() == before
+
+
+def test_what_is_left_out_and_passed_over_is_said(desk):
+    (desk / "p" / ".old").mkdir()
+    shutil.copy(desk / "p" / "a.png", desk / "p" / ".old" / "d.png")
+    (desk / "p" / "clip.mp4").write_bytes(b"video")
+    code, out, err = run("index", "p", "--hidden", "--db", "g.db", cwd=desk)
+    assert (code, err) == (0, "alnumpy: passed over: 1 video\n")
+    with closing(sqlite3.connect(desk / "g.db", isolation_level=None)) as db:
+        db.execute("DELETE FROM meta WHERE key = 'rules'")  # as of an earlier version, which had none
+    code, out, err = run("index", "p", "--db", "g.db", cwd=desk)
+    assert (code, err.splitlines()[0][:63]) == (0, "alnumpy: 1 picture of the gallery left out now, by rules; the e")
+    assert "find them again: --hidden (hidden files, thumbnails and bins), or --include PATTERN" in err
+    stats = run("stats", "--db", "g.db", cwd=desk)[1]
+    assert "left_out: 1\n" in stats
+    assert "passed_over: 1 video\n" in stats
+    assert run("index", "p", "--exclude", "*.png", "--db", "g.db", cwd=desk)[0] == 1  # nothing is left
+    assert "exclude: *.png\n" in run("stats", "--db", "g.db", cwd=desk)[1]
+    code, out, _ = run("index", "--include", "*.png", "--hidden", "--rehash", "--retry", "--db", "g.db", cwd=desk)
+    assert (code, re.sub(r"[1-9]\d*", "N", out)[:39]) == (0, "0 embedded, N recognised, 0 unchanged, ")
+    code, _, err = run("index", "p", "--include", "*.x", "--db", "g.db", cwd=desk)
+    assert (code, err) == (1, "alnumpy: *.x: not among the patterns to leave out: none\n")

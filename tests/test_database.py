@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sqlite3
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -209,23 +209,63 @@ def test_migrations_run_in_order_and_once():
         assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
-def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(folder, path, embedder):
+def make_older(path, version):
+    """Turns a gallery into one that an earlier alnumpy made."""
+    made = path.with_name("older.db")
+    with closing(sqlite3.connect(made, isolation_level=None)) as db:
+        migrate(db, MIGRATIONS[:version])
+        db.execute("ATTACH ? AS new", [os.fspath(path)])
+        for table, columns in OLDEST.items():
+            db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
+        db.execute("DELETE FROM meta WHERE key IN ('rules', 'folders')")
+        if version == 1:
+            text = json.dumps({key: value for key, value in json.loads(setting(db)).items() if key not in LATER})
+            db.execute("UPDATE meta SET value = ? WHERE key = 'settings'", [text])
+    os.replace(made, path)
+
+
+OLDEST = {
+    "meta": "key, value",
+    "contents": "hash, width, height, embedding",
+    "pictures": "path, size, mtime_ns, hash, error, added, vanished",
+}
+LATER = ("flip", "reduced")
+
+
+def setting(db):
+    return db.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()[0]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(folder, path, embedder, version):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
-        settings = {key: value for key, value in asdict(opened.settings).items() if key not in ("flip", "reduced")}
-    later = "TRIGGER contents_added, TRIGGER contents_changed, TRIGGER contents_removed, INDEX pictures_not_found"
-    for name in f"{later}, TABLE sketches, TABLE basis, TABLE unsketched, TABLE whitening".split(", "):
-        change(path, f"DROP {name}")  # as version 1 was
-    change(path, "ALTER TABLE contents DROP COLUMN taken")
-    change(path, "PRAGMA user_version = 1")
-    change(path, "UPDATE meta SET value = ? WHERE key = 'settings'", json.dumps(settings))
+        opened.remove(folder / "b.png")
+    make_older(path, version)
     before = path.read_bytes()
     with Gallery(path, embedder) as opened:
         assert names(opened.search(folder / "a.png", 1)[0]) == ["a.png"]
         assert (opened.settings.flip, opened.settings.reduced) == (False, False)
+        assert (len(opened), opened.stats()["passed_over"], opened.stats()["hidden"]) == (3, {}, False)
+        opened.reduce(path.with_name("small.db"), 1)
     assert path.read_bytes() == before
     with Gallery(path, embedder, "a") as opened:
+        assert len(opened.search(folder / "a.png")[0]) == 2
+        report = opened.index(folder)
+        # What failed is tried again: what failed to read it is not recorded.
+        assert (counts(report), len(report.failed)) == ({"embedded": 1, "unchanged": 2}, 1)
         assert counts(opened.index(folder)) == {"unchanged": 4}
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert db.execute("SELECT * FROM whitening").fetchall() == []
+        assert db.execute("SELECT COUNT(*) FROM pictures WHERE ctime_ns IS NULL").fetchone() == (0,)
+        assert db.execute("SELECT COUNT(*) FROM disks").fetchone() == (2,)
+
+
+def test_paths_out_of_order_end_a_loop(folder, path, embedder, monkeypatch):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        rows = opened._reader.db.rows
+        monkeypatch.setattr(opened._reader.db, "rows", lambda sql, values: rows(sql, [values[0], -math.inf, 2]))
+        with pytest.raises(GalleryError, match=r"gallery.db: damaged; restore it"):
+            list(opened)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sqlite3
+import time
+import unicodedata
+from contextlib import closing
 
 import numpy as np
+import PIL
 import pytest
 from galleries import Counting, change, counts, dump, names, noise
 from PIL import Image
 
-from alnumpy import images, ingest
+import alnumpy
+from alnumpy import formats, images, ingest
 from alnumpy.gallery import Gallery
 from alnumpy.ingest import Ingest
 
@@ -233,3 +239,90 @@ def test_names_that_are_not_text(folder, path, embedder):
         assert opened.index(folder).unchanged == 6
         os.unlink(name)
         assert opened.index(folder, prune=True).pruned == 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "broken.png"])
+def test_a_file_replaced_with_its_size_and_time_kept_is_noticed(folder, path, embedder, name):
+    (folder / "a.png").rename(folder / "a.bmp.png")
+    for seed, file in enumerate(("a.png", "new.bmp")):
+        noise(folder / file, 20 + seed, format="BMP")
+    if name == "broken.png":
+        (folder / name).write_bytes(bytes(os.path.getsize(folder / "a.png")))
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        before = os.stat(folder / name)
+        time.sleep(0.02)
+        (folder / name).write_bytes((folder / "new.bmp").read_bytes())
+        os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = os.stat(folder / name)
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert after.st_ctime_ns > before.st_ctime_ns
+        assert opened.index(folder).recognised == 1
+        found = {os.path.basename(match.path): match.same for match in opened.search(folder / "new.bmp")[0]}
+        assert found[name]
+
+
+def test_what_failed_is_tried_again_by_another_version_or_when_asked(folder, path, embedder, monkeypatch):
+    read = []
+    monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        with closing(sqlite3.connect(path)) as db:
+            ((tried,),) = db.execute("SELECT tried FROM pictures WHERE error IS NOT NULL")
+            assert db.execute("SELECT COUNT(*) FROM pictures WHERE tried IS NOT NULL").fetchone() == (1,)
+        assert tried == f"alnumpy {alnumpy.__version__}, Pillow {PIL.__version__}, at most {opened.max_pixels} pixels"
+        read.clear()
+        opened.index(folder)
+        assert read == []
+        opened.index(folder, retry=True)
+        opened.update(retry=True)
+        assert read == ["broken.png"] * 2
+        for versions in ("alnumpy 9", "alnumpy 9, Pillow 99"):
+            read.clear()
+            monkeypatch.setattr(formats, "decoders", lambda versions=versions: versions)
+            for _ in range(2):
+                assert len(opened.index(folder).failed) == 1
+            assert read == ["broken.png"]
+        read.clear()
+        assert counts(opened.index(folder / "below", rehash=True)) == {"recognised": 1}
+        assert read == ["c.png"]
+        assert counts(opened.update(rehash=True)) == {"recognised": 3}
+        assert len(read) == 5
+
+
+def test_what_was_passed_over_is_counted_by_kind(folder, path, embedder, monkeypatch):
+    (folder / "clip.mp4").write_bytes(b"video")
+    (folder / "photo.xyz").write_bytes(b"8BPS\0\1" + bytes(600))
+    noise(folder / "scan", 30, format="PNG")
+    (folder / "notes.txt").write_text("hello")
+    (folder / "notes").write_text("hello")
+    opened_files = []
+
+    def kind_of_file(path, f=images.kind_of_file):
+        opened_files.append(os.path.basename(path))
+        return f(path)
+
+    monkeypatch.setattr(images, "kind_of_file", kind_of_file)
+    with Gallery(path, embedder, "a") as opened:
+        report = opened.index(folder)
+        assert (report.embedded, report.passed_over) == (4, {"video": 1, "PSD": 1})
+        assert sorted(opened_files) == ["notes", "photo.xyz", "scan"]  # whose names do not tell
+        assert opened.index(folder).passed_over == report.passed_over
+        assert len(opened_files) == 3  # remembered
+        assert opened.stats()["passed_over"] == {"video": 1, "PSD": 1}
+        noise(folder / "photo.xyz", 31, format="PNG")
+        (folder / "clip.mp4").unlink()
+        assert (opened.index(folder).embedded, opened.stats()["passed_over"]) == (1, {})
+
+
+def test_a_renamed_folder_whose_letters_are_composed_otherwise(folder, path, embedder):
+    composed, apart = (unicodedata.normalize(form, "Žofín") for form in ("NFC", "NFD"))
+    (folder / "below").rename(folder / apart)
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        if os.path.exists(folder / composed):
+            pytest.skip("a file system that knows one spelling")
+        (folder / apart).rename(folder / composed)
+        assert counts(opened.index(folder, prune=True)) == {"unchanged": 4}
+        assert [os.path.relpath(row.path, folder) for row in opened if not row.path.isascii()] == [f"{composed}/c.png"]
+        assert opened.search(folder / composed / "c.png", 1)[0][0].same

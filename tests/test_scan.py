@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
-from galleries import counts, dump, names, noise
+from galleries import change, counts, dump, names, noise
 
 from alnumpy import GalleryError
 from alnumpy.gallery import Gallery
+from alnumpy.scan import AWAY, EMPTIED, GONE, WITHOUT_PICTURES, Found, Recorded, Rules, Stamp, Volume, find, plan
 
 
 def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path, embedder, tmp_path):
@@ -29,7 +33,7 @@ def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path
         assert [os.path.basename(row.path) for row in opened if row.vanished] == ["a.png"]
         assert "a.png" not in names(opened.search(folder / "b.png")[0])
         os.rename(tmp_path / "away.png", folder / "a.png")
-        assert counts(opened.index(folder)) == {"unchanged": 4}
+        assert counts(opened.index(folder)) == {"recognised": 1, "unchanged": 3}  # which renaming shows in its ctime
         assert "a.png" in names(opened.search(folder / "b.png")[0])
         os.unlink(folder / "a.png")
         opened.index(folder)
@@ -38,19 +42,43 @@ def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path
         assert opened.stats()["contents"] == 2
 
 
-def test_what_cannot_be_listed_has_not_vanished(folder, path, embedder, monkeypatch):
-    walk = os.walk
+@pytest.mark.parametrize("call", ["scandir", "is_dir", "lstat"])
+def test_what_cannot_be_listed_has_not_vanished_and_is_named(folder, path, embedder, monkeypatch, call):
+    """As a folder that may not be entered, or one of a network share whose handle is stale."""
+    below = str(folder / "below")
 
-    def failing(top, onerror):
-        onerror(PermissionError(13, "Permission denied", os.path.join(top, "below")))
-        return ((parent, below, names) for parent, below, names in walk(top) if not parent.endswith("below"))
+    def refuse():
+        raise OSError(errno.ESTALE, "Stale file handle", below)
+
+    class Entry:
+        def __init__(self, entry):
+            self.path, self.name = entry.path, entry.name
+            self.is_symlink = entry.is_symlink
+            self.is_dir = refuse if call == "is_dir" and entry.path == below else entry.is_dir
+
+    class Entries(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def scandir(name, scandir=os.scandir):
+        if call == "scandir" and os.fspath(name) == below:
+            refuse()
+        with scandir(name) as entries:
+            return Entries(map(Entry, entries))
 
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
-        monkeypatch.setattr(os, "walk", failing)
-        report = opened.index(folder)
-        assert (report.vanished, report.failed[0]) == (0, (str(folder / "below"), "Permission denied"))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", scandir)
+            lstat = os.lstat
+            patch.setattr(os, "lstat", lambda name: refuse() if below in os.fspath(name) else lstat(name))
+            report = opened.index(folder, prune=True)
+        failed = dict(report.failed)
+        assert (report.vanished, report.pruned) == (0, 0)
+        assert failed.get(below) == (None if call == "lstat" else "Stale file handle")
         ((name, reason),) = opened.index(folder / "nowhere").failed
         assert (name, reason[:24]) == (str(folder / "nowhere"), "No such file or folder; ")
         assert "alnumpy remove PATH" in reason
@@ -90,8 +118,13 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
         os.rename(tmp_path / "away", folder / mount)
         assert counts(opened.index(folder, prune=True)) == {"unchanged": 5}
         assert dump(path) == before
+        shutil.rmtree(folder / "below" / "deep")
+        assert opened.index(folder, prune=True).pruned == 1  # no mount point
         shutil.rmtree(folder / "below")
-        assert opened.index(folder, prune=True).pruned == 2  # no mount point
+        report = opened.index(folder, prune=True)
+        assert (report.pruned, dict(report.failed)[str(folder / "below")][:21]) == (0, "missing as a whole; i")
+        assert opened.update(prune=True).pruned == 0
+        assert opened.remove(folder / "below") == 1
 
 
 def test_pictures_of_a_disk_behind_a_link_are_not_pruned(path, embedder, tmp_path):
@@ -222,3 +255,276 @@ def test_what_may_not_be_looked_at_has_not_vanished(embedder):
             assert (done.stdout, done.stderr) == (f"{{}} {failed}\n", "")
         with Gallery(path) as opened:
             assert [row.vanished for row in opened] == [False]
+
+
+# What is decided, without files and without SQLite
+
+
+HOME, USB = Volume("/", ""), Volume("/p/usb", "stick")
+
+
+class Files:
+    """A disk of the mind: files with their sizes, folders below, and what is mounted where."""
+
+    def __init__(self, *files, sizes=(), mounted=(), folders=(), unknown=()):
+        self.files = dict.fromkeys(files, 1) | dict(sizes)
+        self.mounted = mounted
+        self.unknown = unknown
+        self.folders = {"/", *folders}
+        for path in self.files:
+            while (path := os.path.dirname(path)) not in self.folders:
+                self.folders.add(path)
+
+    def stamp(self, path):
+        return Stamp(self.files[path], 7, 7) if path in self.files else None
+
+    def is_missing(self, path):
+        return None if path in self.unknown else path not in self.files
+
+    def exists(self, path):
+        return path in self.folders or path in self.files
+
+    def emptied(self, folder):
+        while folder not in self.folders:
+            folder = os.path.dirname(folder)
+        below = (os.path.join(folder, ""),)
+        return (
+            None if any(path != folder and path.startswith(below) for path in [*self.files, *self.folders]) else folder
+        )
+
+    def volume(self, folder):
+        within = [volume for volume in self.mounted if f"{folder}/".startswith(f"{volume.mount}/")]
+        return max(within, key=lambda volume: len(volume.mount), default=HOME)
+
+
+NFC, NFD = (unicodedata.normalize(form, "/p/Žofín/ü.png") for form in ("NFC", "NFD"))
+MIXED = NFC[:5] + NFD[6:]
+A, B, U, V = "/p/a/1.png", "/p/a/2.png", "/p/usb/3.png", "/p/usb/4.png"
+ON_USB = {"/p/a": HOME, "/p/usb": USB}
+OTHER, NAMELESS = Volume("/p/usb", "another"), Volume("/p/usb", "")
+
+
+@pytest.mark.parametrize(
+    ("disk", "volumes", "pruned", "told"),
+    [
+        # One file of several is missing: it was deleted.
+        (Files(A, U, V, mounted=[USB]), ON_USB, [B], {}),
+        (Files(A, B, U, mounted=[USB]), ON_USB, [V], {}),
+        # The disk is not mounted: its folder is there and empty, or has a file in it, or is missing.
+        (Files(A, B, folders=["/p/usb"]), ON_USB, [], {"/p/usb": AWAY}),
+        (Files(A, B, "/p/usb/NOT MOUNTED"), ON_USB, [], {"/p/usb": AWAY}),
+        (Files(A, B), ON_USB, [], {"/p/usb": AWAY}),
+        # The same, where no disk was recorded: by an older alnumpy.
+        (Files(A, B, folders=["/p/usb"]), {}, [], {"/p/usb": EMPTIED}),
+        (Files(A, B), {}, [], {"/p/usb": GONE}),
+        (Files(A, B, "/p/usb/notes.txt"), {}, [U, V], {}),
+        # Another disk is mounted there, with none of the pictures, or with a file of the same name.
+        (Files(A, B, "/p/usb/5.png", mounted=[OTHER]), ON_USB, [], {"/p/usb": AWAY}),
+        (Files(A, B, sizes={U: 999}, mounted=[OTHER]), ON_USB, [], {"/p/usb": AWAY}),
+        # The same disk under another name, as after a restart: a picture is in its place.
+        (Files(A, B, U, mounted=[OTHER]), ON_USB, [V], {}),
+        (Files(A, B, U, mounted=[NAMELESS]), dict(ON_USB, **{"/p/usb": NAMELESS}), [V], {}),
+        # A disk without a name that lasts, and none of its pictures: perhaps another.
+        (Files(A, B, "/p/usb/5", mounted=[NAMELESS]), dict(ON_USB, **{"/p/usb": NAMELESS}), [], {"/p/usb": AWAY}),
+        # All pictures of the disk were deleted, and it is there.
+        (Files(A, B, "/p/usb/notes.txt", mounted=[USB]), ON_USB, [U, V], {}),
+        # A folder is missing as a whole: at the top, or further down.
+        (Files(U, V, mounted=[USB]), ON_USB, [], {"/p/a": GONE}),
+        (Files(U, V, "/p/a", mounted=[USB]), ON_USB, [A, B], {}),  # a file is in its place
+        # Nothing is there at all.
+        (Files(folders=["/p"]), {}, [], {"/p": EMPTIED}),
+        # The system does not tell.
+        (Files(A, U, V, mounted=[USB], unknown=[B]), ON_USB, [], {}),
+    ],
+)
+def test_what_is_removed(disk, volumes, pruned, told):
+    recorded = {path: Recorded(Stamp(1, 7, 7)) for path in (A, B, U, V)}
+    found = Found(paths={path for path in disk.files if path.endswith(".png")}, roots=("/p/",))
+    for prune in (True, False):
+        decided = plan(found, recorded, volumes, disk, prune=prune)
+        assert decided.prune == (pruned if prune else [])
+        if prune or GONE not in told.values():
+            assert dict(decided.failed) == told
+        unknown = set(disk.unknown)
+        assert sorted(decided.missing) == sorted({A, B, U, V} - disk.files.keys() - unknown)
+    again = {path: then._replace(missing=path in decided.missing) for path, then in recorded.items()}
+    assert plan(found, again, volumes, disk).failed == [(p, WITHOUT_PICTURES) for p in told if p == "/p"]  # told before
+    everything = plan(Found(roots=("",)), recorded, volumes, disk, named=["/p/"], prune=True)
+    if "/p" not in told:
+        assert (everything.prune, dict(everything.failed)) == (pruned, told)
+
+
+def test_a_folder_below_a_missing_one_may_go():
+    recorded = {path: Recorded(Stamp(1, 7)) for path in (A, "/p/a/below/3.png")}
+    decided = plan(Found({A}, ("/p/",)), recorded, {"/p/a/below": HOME}, Files(A), prune=True)
+    assert decided.prune == ["/p/a/below/3.png"]
+    assert plan(Found(roots=("",)), recorded, {}, Files(A), named=["/p/a/below/"], prune=True).prune == []
+
+
+@pytest.mark.parametrize(
+    ("then", "read"),
+    [
+        (Recorded(Stamp(1, 7, 7)), False),
+        (Recorded(Stamp(1, 7)), False),  # without ctime, as an older alnumpy recorded it
+        (Recorded(Stamp(1, 7, 8)), True),  # replaced by one of the same size and time
+        (Recorded(Stamp(1, 8, 7)), True),
+        (Recorded(Stamp(2, 7, 7)), True),
+        (Recorded(Stamp(1, 7, 7), again=True), True),
+        (Recorded(Stamp(1, 7, 7), error="broken"), False),
+        (Recorded(Stamp(1, 7, 7), missing=True), False),
+        (Recorded(Stamp(1, 7, 7), left_out=True), False),
+        (None, True),
+    ],
+)
+def test_what_is_read(then, read):
+    decided = plan(Found({A}, ("/p/",)), {} if then is None else {A: then}, {}, Files(A))
+    assert (decided.read, decided.keep) == (([A], []) if read else ([], [A]))
+    assert decided.volumes == {"/p/a": HOME}
+    if not read:
+        assert decided.back == ([A] if then.missing or then.left_out else [])
+        assert decided.failed == ([(A, "broken")] if then.error else [])
+        assert decided.stamps == ({A: Stamp(1, 7, 7)} if then.stamp.ctime_ns is None else {})
+        assert plan(Found({A}, ("/p/",)), {A: then}, {}, Files(A), rehash=True).read == [A]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "respelled"),
+    [
+        ([NFD], [NFC], {NFD: NFC}),
+        ([NFC], [NFD], {NFC: NFD}),
+        ([NFD], [NFD], {}),
+        ([NFD], [NFD, NFC], {}),  # both are there
+        ([NFD, NFC], [MIXED], {}),  # which of the two it was, nobody knows
+        ([NFD], [NFC, MIXED], {}),
+        (["/p/a.png"], ["/p/b.png"], {}),
+    ],
+)
+def test_names_composed_or_not_meet_where_one_fits_one(recorded, now, respelled):
+    gallery = {path: Recorded(Stamp(1, 7, 7)) for path in recorded}
+    decided = plan(Found(set(now), ("/p/",)), gallery, {}, Files(*now), prune=True)
+    assert decided.respelled == respelled
+    if respelled:
+        assert (decided.read, decided.keep, decided.missing, decided.prune) == ([], now, [], [])
+
+
+# Rules of what to leave out
+
+
+def draw(root, *names):
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(root / name, seed)
+
+
+def found_in(root, **rules):
+    return sorted(os.path.relpath(path, root) for path in find(root, Rules(**rules)).paths)
+
+
+def test_what_is_left_out_by_default(tmp_path):
+    hidden = [
+        ".hidden.png", ".thumbnails/a.png", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "@__thumb/a.jpg", "#recycle/a.jpg",
+        "$RECYCLE.BIN/a.png", "$Recycle.Bin/b.png", ".Trash-1000/files/a.jpg", ".stversions/a~1.jpg",
+        "lost+found/a.png", ".zfs/snapshot/x/a.jpg", "SYNOFILE_THUMB_M.jpg", "LR Previews.lrdata/a.jpg",
+        "below/.git/a.png", "none/deep/a.png",
+    ]  # fmt: skip
+    taken = ["a.png", "below/b.png", "eaDir/c.png", "Recycle/d.png", "ü.png"]
+    draw(tmp_path, *hidden, *taken)
+    (tmp_path / "none" / ".nomedia").touch()
+    (tmp_path / "below" / "._b.png").write_bytes(b"\0\5\x16\7")  # of macOS: no picture, hidden or not
+    assert found_in(tmp_path) == sorted(taken)
+    assert found_in(tmp_path, hidden=True) == sorted(taken + hidden)
+    assert found_in(tmp_path / ".thumbnails") == ["a.png"]  # which was named
+    assert found_in(tmp_path / "none") == ["deep/a.png"]
+
+
+def test_patterns_of_what_to_leave_out(tmp_path):
+    names = ["a.png", "a.jpg", "drafts/b.png", "2019/drafts/c.png", "2019/d.png", ".e/f.png"]
+    draw(tmp_path, *names)
+    assert found_in(tmp_path, exclude=("*.jpg",)) == ["2019/d.png", "2019/drafts/c.png", "a.png", "drafts/b.png"]
+    assert found_in(tmp_path, exclude=("drafts",)) == ["2019/d.png", "a.jpg", "a.png"]
+    for pattern in ("2019/drafts", "/2019/drafts", "2019/drafts/", "2019/*ts"):
+        assert found_in(tmp_path, exclude=(pattern,)) == ["2019/d.png", "a.jpg", "a.png", "drafts/b.png"]
+    rules = {"exclude": ("[ad].*", "Drafts"), "hidden": True}
+    assert found_in(tmp_path, **rules) == [".e/f.png", "2019/drafts/c.png", "drafts/b.png"]
+
+
+def test_what_a_rule_leaves_out_is_found_no_more_and_keeps_its_embedding(folder, path, embedder):
+    (folder / ".hidden").mkdir()
+    noise(folder / ".hidden" / "d.png", 9)
+    with Gallery(path, embedder, "a") as opened:
+        assert opened.index(folder, hidden=True).embedded == 4
+        contents = opened.stats()["contents"]
+        for _ in range(2):  # the gallery keeps the rule
+            report = opened.index(folder, prune=True)
+            assert (report.left_out, report.vanished, report.pruned) == (0, 0, 0)
+        assert opened.index(folder, exclude=["below"]).left_out == 1
+        report = opened.index(folder, hidden=False, prune=True)
+        assert (report.left_out, report.vanished, report.pruned) == (1, 0, 0)
+        assert sorted(names(opened.search(np.zeros(24))[0])) == ["a.png", "b.png"]
+        stats = opened.stats()
+        assert (stats["left_out"], stats["pictures"], stats["contents"]) == (2, 2, contents)
+        assert (stats["exclude"], stats["hidden"]) == (("below",), False)
+        assert [os.path.basename(row.path) for row in opened if row.left_out] == ["d.png", "c.png"]
+        shutil.rmtree(folder / "below")  # of what is left out, nobody asks whether it is there
+        report = opened.update(prune=True)
+        assert (report.left_out, report.vanished, report.pruned) == (0, 0, 0)
+        assert counts(opened.index(folder, hidden=True)) == {"unchanged": 4}
+        with pytest.raises(GalleryError, match=r"lost: not among the patterns to leave out: below"):
+            opened.index(folder, include=["lost"])
+        assert counts(opened.index(folder, include=["below"])) == {"unchanged": 4, "vanished": 1}
+        assert opened.stats()["exclude"] == ()
+    for damage in ("", "[]", "{}x", '{"exclude": 3}', '{"exclude": [3]}', '{"hidden": 1}', '{"other": 1}'):
+        change(path, "UPDATE meta SET value = ? WHERE key = 'rules'", damage)
+        with Gallery(path, embedder, "a") as opened, pytest.raises(GalleryError, match=r"its rules .* are damaged"):
+            opened.index(folder)
+
+
+# Disks
+
+
+MOUNTED = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[3])
+from galleries import Counting, counts, noise, small_weights
+from alnumpy import Gallery
+def mount(*more): subprocess.run(["mount", "-t", "tmpfs", "none", "media/B"], check=True)
+def umount(): subprocess.run(["umount", "media/B"], check=True)
+os.chdir(sys.argv[1])
+with Gallery("g.db", Counting(small_weights(), backend="numpy", threads=1), "a") as opened:
+    def index():
+        report = opened.index("media", prune=True)
+        told = {os.path.relpath(path): reason.partition(";")[0] for path, reason in report.failed}
+        print(report.pruned, told, len(opened), flush=True)
+    mount()
+    noise("media/B/2.png", 2)
+    index()
+    umount()
+    index()                                        # the mount point is empty
+    open("media/B/placeholder", "w").close()
+    index()
+    os.unlink("media/B/placeholder")
+    os.rmdir("media/B")
+    index()                                        # and is gone, as udisks leaves it
+    os.mkdir("media/B")
+    mount()
+    noise("media/B/other.png", 3)
+    index()                                        # another disk
+    umount()
+    print(opened.remove("media/B"))
+"""
+
+
+def test_a_disk_that_is_mounted_and_unmounted(tmp_path):
+    unshare = ["unshare", "-rm"]
+    (tmp_path / "media" / "B").mkdir(parents=True)
+    try:
+        mount = [*unshare, "mount", "-t", "tmpfs", "none", tmp_path / "media" / "B"]
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount in a namespace of its own")
+    noise(tmp_path / "media" / "1.png", 1)
+    command = [*unshare, sys.executable, "-c", MOUNTED, tmp_path, "-", Path(__file__).parent]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    away = "0 {'media/B': 'its disk is not there now'}"
+    assert done.stdout.splitlines() == ["0 {} 2", f"{away} 2", f"{away} 2", f"{away} 2", f"{away} 3", "2"]

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from .. import results, scan, weights
+from .. import formats, results, scan, weights
 from ..errors import GalleryError, printable
 from .common import (
     Command,
@@ -42,6 +42,24 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune",
         action="store_true",
         help="remove missing pictures instead of marking them, but none of an empty folder (an unmounted disk)",
+    )
+    parser.add_argument("--retry", action="store_true", help="try again whatever could not be read before")
+    parser.add_argument("--rehash", action="store_true", help="read all files again, also those that look unchanged")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of such names (*.tmp), or paths below FOLDER (2019/drafts); repeatable, kept "
+        "in the gallery",
+    )
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN", help="take back an earlier --exclude PATTERN"
+    )
+    parser.add_argument(
+        "--hidden",
+        action=argparse.BooleanOptionalAction,
+        help="take hidden files, thumbnails and bins too, which are left out unless this is given; kept in the gallery",
     )
     parser.add_argument(
         "--dtype",
@@ -102,9 +120,13 @@ def run_index(args: argparse.Namespace) -> int:
             warn(f"{args.db}: no folder is recorded; to find new pictures, name it once: alnumpy index FOLDER")
     elif not args.folders:
         raise UsageError(f"{args.db}: no such gallery; make one with: alnumpy index FOLDER")
-    elif not (found := scan.find(args.folders)).paths and (found.failed or not args.watch):
+    elif not (found := scan.find(args.folders, scan.Rules(tuple(args.exclude), bool(args.hidden)))).paths and (
+        found.failed or not args.watch
+    ):
         bare = [(os.path.dirname(root), scan.WITHOUT_PICTURES) for root in found.roots]
-        return print_report(Report(failed=[*found.failed, *bare]), args)  # a mistyped folder leaves no file behind
+        return print_report(
+            Report(failed=[*found.failed, *bare], passed_over=found.passed_over()), args
+        )  # a mistyped folder leaves no file behind
     elif args.db == default_gallery():
         os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
@@ -128,7 +150,16 @@ def run_index(args: argparse.Namespace) -> int:
 
         return watch(open_gallery, args.folders, args.watch, args.prune)
     with open_gallery() as gallery, progress_line() as show:
-        report = gallery.index(args.folders or None, prune=args.prune, progress=show)
+        report = gallery.index(
+            args.folders or None,
+            prune=args.prune,
+            retry=args.retry,
+            rehash=args.rehash,
+            exclude=args.exclude,
+            include=args.include,
+            hidden=args.hidden,
+            progress=show,
+        )
     return print_report(report, args)
 
 
@@ -143,6 +174,14 @@ def print_report(report: Report, args: argparse.Namespace) -> int:
     for old, new, count in report.moved:
         what = "its only picture is" if count == 1 else f"all its {count} pictures are"
         warn(f"{old}: missing, and {what} below {new} now; to forget the old paths: {move_command(old, new, args.db)}")
+    if report.left_out:
+        what = "1 picture" if report.left_out == 1 else f"{report.left_out} pictures"
+        warn(
+            f"{what} of the gallery left out now, by rules; the embeddings are kept. To find them again: --hidden "
+            "(hidden files, thumbnails and bins), or --include PATTERN (what --exclude named)"
+        )
+    if passed_over := formats.passed_over(report.passed_over):
+        warn(f"passed over: {passed_over}")
     if args.verbose:
         warn(
             f"backend {report.backend}, {report.seconds:.2f} s: network {report.network_seconds:.2f} s, waiting for "
@@ -179,12 +218,15 @@ def run_stats(args: argparse.Namespace) -> int:
 
     with Gallery(args.db) as gallery:
         stats, folders = gallery.stats(), gallery.folders
-        unreadable = [p for p in gallery.pictures(embeddings=False) if p.error is not None and not p.vanished]
+        unreadable = [
+            p for p in gallery.pictures(embeddings=False) if p.error is not None and not (p.vanished or p.left_out)
+        ]
     if args.json:
         print(results.stats_json(stats, folders, unreadable))
         return 0
-    for key, value in stats.items():
-        print(f"{key}: {printable(value)}")
+    shown = {"passed_over": formats.passed_over(stats["passed_over"]), "exclude": ", ".join(stats["exclude"])}
+    for key, value in (stats | shown).items():
+        print(f"{key}: {printable(value)}".rstrip())
     for folder in folders:
         print(f"folder: {printable(folder)}")
     for picture in unreadable:
