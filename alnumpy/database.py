@@ -94,6 +94,7 @@ MIGRATIONS = (
     """,
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
+LOCAL = "keep the gallery on a local disk, with --db; the pictures may stay there"
 WAIT = 30.0  # seconds that one waits for another process's transaction
 
 
@@ -225,7 +226,12 @@ class Database:
         except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote what is damaged
             text = str(error)
             if "locked" in text:
-                text = "another alnumpy is writing to it; try again when that has ended"
+                text = (
+                    "another alnumpy is writing to it; try again when that has ended. Where none is, locks fail, as on "
+                    f"many network shares; {LOCAL}"
+                )
+            elif "locking protocol" in text:
+                text = f"the file system cannot lock it ({text}), as many network shares cannot; {LOCAL}"
             elif "full" in text:
                 text = f"{text}; make room and run again: what was stored before is safe"
             elif "disk I/O" in text:

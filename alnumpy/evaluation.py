@@ -15,6 +15,7 @@ from . import images
 from .errors import AlnumpyError, GalleryError
 from .gallery import Gallery
 from .retrieval import Scores, evaluate, official_average_precision, rankings
+from .scan import respelled
 
 Array = np.ndarray
 
@@ -98,6 +99,9 @@ def evaluate_gallery(
         raise GalleryError(f"{queries.path}: made by another model or with other settings than {gallery.path}")
     paths, vectors, damaged = _read(gallery)
     all_paths = set(paths)
+    if labels is not None:  # whose letters may be composed otherwise than in the names of the files
+        spelled = respelled(all_paths - labels.keys(), labels.keys() - all_paths)
+        labels = {spelled.get(path, path): label for path, label in labels.items()}
     paths, vectors, unlabelled = _labelled(paths, vectors, labels)
     query_paths, query_vectors = paths, vectors
     if queries is not None:

@@ -251,7 +251,7 @@ class Gallery:
         if os.path.join(target, "").startswith(os.path.join(source, "")):
             raise GalleryError(f"{source}: cannot be moved to {target}, which is the same or below it")
         with self._changing() as db, db.transaction():
-            return moving.move(db, source, target)
+            return moving.move(db, moving.as_recorded(db, source), target)
 
     @contextmanager
     def _ingest(self, progress: Progress | None) -> Iterator[Ingest]:
@@ -264,7 +264,8 @@ class Gallery:
         """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
         removed = 0
         with self._changing() as db, db.transaction():
-            for path in map(os.path.abspath, scan.several(paths)):
+            for named in map(os.path.abspath, scan.several(paths)):
+                path = moving.as_recorded(db, named)
                 removed += db.run(f"DELETE FROM pictures WHERE {moving.BELOW}", moving.below(path))
                 moving.forget(db, path)
                 db.run(f"DELETE FROM disks WHERE {moving.BELOW}", moving.below(path))
@@ -292,7 +293,8 @@ class Gallery:
 
     def pictures(self, paths: Paths = (), *, embeddings: bool = True) -> Iterator[Picture]:
         """Like an iteration, but only those that are named or lie below folders, or all; without embeddings, faster."""
-        wanted = [os.path.abspath(path) for path in scan.several(paths)]
+        db = self._open.db
+        wanted = [moving.as_recorded(db, os.path.abspath(path)) for path in scan.several(paths)]
         condition = f" AND ({' OR '.join([moving.BELOW] * len(wanted))})" if wanted else ""
         values = [value for path in wanted for value in moving.below(path)]
         last: Any = -math.inf  # less than every path, for SQLite
@@ -325,8 +327,9 @@ class Gallery:
         """Whether a file is recorded, under this path or the one that its links lead to."""
         if not isinstance(path, (str, os.PathLike)):
             return False
-        paths = [os.fsencode(real(path)) for real in (os.path.abspath, os.path.realpath)]
-        return bool(self._open.db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
+        db = self._open.db
+        paths = [os.fsencode(moving.as_recorded(db, real(path))) for real in (os.path.abspath, os.path.realpath)]
+        return bool(db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
 
     @property
     def folders(self) -> list[str]:
@@ -372,9 +375,10 @@ class Gallery:
         ``max_distance``, are not the query itself (``skip_same``), and are not nearer to one of ``unlike`` than to the
         query. ``mean``: one ranking by the mean of all queries.
 
-        Rows that are damaged are left out and listed in ``damaged``. Raises ImageError for a picture that cannot be
-        read, ValueError for embeddings of another shape, or whose distances would not be finite, and for what is not a
-        date.
+        Of links to one file the first by path is a result; a file that is missing now is one only where no identical
+        file is there. Rows that are damaged are left out and listed in ``damaged``. Raises ImageError for a picture
+        that cannot be read, ValueError for embeddings of another shape, or whose distances would not be finite, and for
+        what is not a date.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -386,20 +390,30 @@ class Gallery:
         if mean and len(vectors):
             vectors, own = vectors.mean(0, keepdims=True), [set().union(*own)]
         chosen = filters.Filter([os.path.abspath(path) for path in scan.several(folders)], since, until)
-        if mean or len(others) or chosen != filters.Filter():
-            results = []
-            for vector, same in zip(vectors, own, strict=True):
-                only = replace(chosen, without=same if skip_same else ())
-                results += filters.search(self._open.db, self.settings, vector[None], k, only, [same], others)
-        elif skip_same:
-            sql = "SELECT COUNT(*) FROM pictures WHERE hash = ?"
-            copies = max((count for hash in hashes for (count,) in self._open.db.rows(sql, [hash])), default=0)
+
+        def ranked(some: slice, k: int) -> list[list[Match]]:
+            if mean or len(others) or chosen != filters.Filter():
+                results = []
+                for vector, same in zip(vectors[some], own[some], strict=True):
+                    only = replace(chosen, without=same if skip_same else ())
+                    results += filters.search(self._open.db, self.settings, vector[None], k, only, [same], others)
+                return results
+            copies = 0
+            if skip_same:
+                sql = "SELECT COUNT(*) FROM pictures WHERE hash = ?"
+                counts = (count for hash in hashes[some] for (count,) in self._open.db.rows(sql, [hash]))
+                copies = max(counts, default=0)
             with self._open.snapshot(self.settings) as snapshot:
-                found = snapshot.search(vectors, k + copies, hashes)
-            results = [[match for match in matches if not match.same][:k] for matches in found]
-        else:
-            with self._open.snapshot(self.settings) as snapshot:
-                results = snapshot.search(vectors, k, hashes)
+                found = snapshot.search(vectors[some], k + copies, hashes[some])
+            return [[match for match in matches if not match.same][:k] for matches in found] if skip_same else found
+
+        results = ranked(slice(None), k)
+        for i, matches in enumerate(results):
+            wanted = k
+            while len(matches) == wanted and len(self._shown(matches)) < k:  # there are more
+                wanted *= 2
+                (matches,) = ranked(slice(i, i + 1), wanted)
+            results[i] = self._shown(matches)[:k]
         if max_distance is not None:
             results = [[match for match in matches if match.distance <= max_distance] for matches in results]
         return results
@@ -424,13 +438,38 @@ class Gallery:
             hashes = [hash for _, hash in found]
         return vectors, hashes
 
+    def _shown(self, matches: Sequence[Match]) -> list[Match]:
+        """Without further links to one file, and without files that are missing where an identical one is there."""
+        shown = []
+        files: set[tuple[int, int]] = set()
+        for match in matches:
+            try:
+                status = os.stat(match.path)
+            except (FileNotFoundError, NotADirectoryError):
+                if self._has_identical(match.path):
+                    continue
+            except (OSError, ValueError):  # nobody knows
+                pass
+            else:
+                if (file := (status.st_dev, status.st_ino)) in files and status.st_ino:
+                    continue
+                files.add(file)
+            shown.append(match)
+        return shown
+
+    def _has_identical(self, path: str) -> bool:
+        """Whether a file of the same content as a missing one had is there."""
+        sql = "SELECT path FROM pictures WHERE hash = (SELECT hash FROM pictures WHERE path = ?) AND vanished = 0"
+        return any(os.path.exists(name) for (name,) in self._open.db.rows(sql, [os.fsencode(path)]))
+
     def duplicates(self, threshold: float) -> list[list[Match]]:
         """Groups of pictures, each within an L2 distance of ``threshold`` of some other of its group, sorted by path.
 
         The distances are those to the first of the group. Time grows with the square of the number of pictures.
         """
         with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
-            return duplicates(Snapshot(db, self.settings), threshold)
+            groups = duplicates(Snapshot(db, self.settings), threshold)
+        return [shown for group in groups if len(shown := self._shown(group)) > 1]
 
     def groups(self, like: str | float = "near", *, keep: str = "pixels", reference: Paths = ()) -> list[list[Member]]:
         """Groups of pictures that look alike: each a picture and all within a distance of it, the one to keep first.

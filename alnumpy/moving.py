@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from .database import Database
 from .errors import GalleryError
+from .scan import composed
 
 FOLDERS = "folders"  # the key of ``meta``: absolute paths as JSON
 BELOW = "(path = ? OR substr(path, 1, ?) = ?)"  # a picture, or all below a folder
@@ -47,6 +48,17 @@ def remember(db: Database, paths: Iterable[str]) -> None:
         if not any(path.startswith(os.path.join(other, "")) for other in kept):
             kept.append(path)
     db.set_meta(FOLDERS, json.dumps(kept))
+
+
+def as_recorded(db: Database, path: str) -> str:
+    """An absolute path as the gallery spells it, whose letters may be composed otherwise, where exactly one fits."""
+    if path.isascii() or db.rows(f"SELECT 1 FROM pictures WHERE {BELOW} LIMIT 1", below(path)):
+        return path
+    wanted, depth = composed(path), path.count(os.sep)
+    recorded = (os.fsdecode(row) for (row,) in db.rows("SELECT path FROM pictures") if isinstance(row, bytes))
+    above = {os.sep.join(name.split(os.sep)[: depth + 1]) for name in recorded if not name.isascii()}
+    fitting = [name for name in above if composed(name) == wanted]
+    return fitting[0] if len(fitting) == 1 else path
 
 
 def forget(db: Database, path: str) -> None:

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any
 
@@ -120,9 +120,9 @@ EMBEDDING_WRITERS = {"json": write_json, "jsonl": write_jsonl, "csv": write_csv,
 # Search results
 
 
-def match_text(match: Match, mark: bool) -> str:
-    """Distance and path, and "same" if ``mark``."""
-    return f"{match.distance:.4f}\t{printable(match.path)}{chr(9) + 'same' if mark else ''}"
+def match_text(match: Match, *marks: str) -> str:
+    """Distance and path, and marks behind them."""
+    return "\t".join([f"{match.distance:.4f}", printable(match.path), *filter(None, marks)])
 
 
 def match_fields(match: Match | Member) -> dict[str, Any]:
@@ -130,22 +130,26 @@ def match_fields(match: Match | Member) -> dict[str, Any]:
     return {"distance": float(f"{match.distance:.7g}")} | named("path", match.path) | {"same": match.same}
 
 
-def search_json(found: Found) -> str:
+def search_json(found: Found, missing: Container[str] = ()) -> str:
     """A list of queries with their results."""
+
+    def fields(rank: int, match: Match) -> dict[str, Any]:
+        return {"rank": rank} | match_fields(match) | ({"missing": True} if match.path in missing else {})
+
     ranked = [
-        named("query", query) | {"results": [{"rank": i} | match_fields(m) for i, m in enumerate(matches, 1)]}
+        named("query", query) | {"results": [fields(i, match) for i, match in enumerate(matches, 1)]}
         for query, matches in found
     ]
     return json.dumps(ranked, indent=1)
 
 
-def search_csv(found: Found) -> Iterator[bytes]:
+def search_csv(found: Found, missing: Container[str] = ()) -> Iterator[bytes]:
     """One line per result, with a header."""
-    yield csv_line(["query", "rank", "distance", "path", "same", "path_base64"])
+    yield csv_line(["query", "rank", "distance", "path", "same", "missing", "path_base64"])
     for query, matches in found:
         for i, match in enumerate(matches, 1):
-            same = "yes" if match.same else ""
-            yield csv_line([query, i, match_fields(match)["distance"], match.path, same, in_base64(match.path)])
+            marks = ["yes" * match.same, "yes" * (match.path in missing)]
+            yield csv_line([query, i, match_fields(match)["distance"], match.path, *marks, in_base64(match.path)])
 
 
 # Groups of duplicates

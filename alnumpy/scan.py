@@ -296,7 +296,7 @@ def plan(
             elif lost is False:  # found by another way: named by itself, or below a link to a folder
                 paths.add(path)
 
-    decided.respelled = _respelled(paths - recorded.keys(), missing)
+    decided.respelled = respelled(paths - recorded.keys(), missing)
     spelled = {new: recorded[old] for old, new in decided.respelled.items()}
     decided.missing = [path for path in missing if path not in decided.respelled]
     in_place = set()  # disks that a picture is on as it was
@@ -357,8 +357,8 @@ def _is_left_out(path: str, found: Found) -> bool:
     return False
 
 
-def _respelled(new: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
-    """Which missing paths are there with their letters composed otherwise, where exactly one fits exactly one."""
+def respelled(new: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
+    """Which missing paths are among the new with letters composed otherwise, where exactly one fits exactly one."""
     forms: dict[str, tuple[list[str], list[str]]] = {}
     for at, some in enumerate((missing, new)):
         for path in some:

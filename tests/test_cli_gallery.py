@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import unicodedata
 from contextlib import closing
 
 import pytest
@@ -289,3 +290,34 @@ def test_what_is_left_out_and_passed_over_is_said(desk):
     assert (code, re.sub(r"[1-9]\d*", "N", out)[:39]) == (0, "0 embedded, N recognised, 0 unchanged, ")
     code, _, err = run("index", "p", "--include", "*.x", "--db", "g.db", cwd=desk)
     assert (code, err) == (1, "alnumpy: *.x: not among the patterns to leave out: none\n")
+
+
+def test_names_whose_letters_are_composed_otherwise(desk):
+    composed, apart = (unicodedata.normalize(form, "Žofín") for form in ("NFC", "NFD"))
+    (desk / "p" / apart).mkdir()
+    for seed, label in enumerate("aabb"):
+        Image.new("RGB", (9, 9), (60 * seed, 255 - 60 * seed, 9)).save(desk / "p" / apart / f"ü{seed}{label}.png")
+    if os.path.exists(desk / "p" / composed):
+        pytest.skip("a file system that knows one spelling")
+    run("index", f"p/{apart}", "--db", "letters.db", cwd=desk)
+    lines = [f"p/{composed}/ü{seed}{label}.png,{label}" for seed, label in enumerate("aabb")]
+    (desk / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n", encoding="utf-8")
+    code, out, err = run("eval", "--db", "letters.db", "--labels", "labels.csv", cwd=desk)
+    assert (code, err) == (0, "")
+    assert "4 pictures with 2 labels" in out
+    assert run("list", f"p/{composed}", "--db", "letters.db", cwd=desk)[1].count("\n") == 4
+    assert run("remove", f"p/{composed}/ü0a.png", "--db", "letters.db", cwd=desk)[:2] == (0, "1 removed\n")
+    assert run("remove", f"p/{composed}", "--db", "letters.db", cwd=desk)[:2] == (0, "3 removed\n")
+
+
+def test_a_missing_result_is_marked_with_the_remedy(desk):
+    run("index", "p", "--db", "g.db", cwd=desk)
+    (desk / "p" / "b.png").unlink()
+    code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
+    assert code == 0
+    assert re.search(r"/p/b.png\tmissing\n", out)
+    assert f"{desk / 'p' / 'b.png'}: missing; is its disk mounted? Else: alnumpy index" in err
+    found = json.loads(run("search", "p/a.png", "--json", "--db", "g.db", cwd=desk)[1])[0]["results"]
+    assert [os.path.basename(row["path"]) for row in found if row.get("missing")] == ["b.png"]
+    rows = list(csv.DictReader(io.StringIO(run("search", "p/a.png", "--csv", "--db", "g.db", cwd=desk)[1])))
+    assert [os.path.basename(row["path"]) for row in rows if row["missing"] == "yes"] == ["b.png"]

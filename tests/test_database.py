@@ -151,6 +151,8 @@ def test_missing_and_empty_files(path, embedder):
     ("error", "message"),
     [
         (sqlite3.OperationalError("database is locked"), "another alnumpy is writing to it; try again"),
+        (sqlite3.OperationalError("database is locked"), "on many network shares; keep the gallery on a local disk"),
+        (sqlite3.OperationalError("locking protocol"), "network shares cannot; keep the gallery on a local disk"),
         (sqlite3.OperationalError("database or disk is full"), "make room and run again: what was stored before is"),
         (sqlite3.OperationalError("disk I/O error"), "a full or failing disk; what was stored before is safe"),
         (sqlite3.ProgrammingError("wrong thread"), "wrong thread"),

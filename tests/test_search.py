@@ -161,3 +161,33 @@ def test_duplicates_are_the_connected_groups(tmp_path, path, embedder, monkeypat
             first, second = groups[0][:2]
             index = [int(Path(match.path).stem) for match in (first, second)]
             np.testing.assert_allclose((first.distance, second.distance), distances[index[0], index], rtol=1e-5)
+
+
+def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embedder, tmp_path):
+    for number in range(12):
+        os.link(folder / "a.png", folder / f"link{number:02}.png")
+    (folder / "symbolic.png").symlink_to(folder / "b.png")
+    (tmp_path / "same").symlink_to(folder)
+    shutil.copy(folder / "a.png", folder / "z.png")
+    with Gallery(path, embedder, "a") as opened:
+        opened.index([folder, tmp_path / "same"])
+        (matches,) = opened.search(folder / "a.png", 4)
+        assert sorted(names(matches)) == ["a.png", "b.png", "c.png", "z.png"]
+        assert [name for name, match in zip(names(matches), matches, strict=True) if match.same] == ["a.png", "z.png"]
+        assert names(opened.search(folder / "a.png", 1)[0]) == ["a.png"]
+        assert opened.search(folder / "a.png", 100)[0] == matches
+        assert [names(group) for group in opened.duplicates(0)] == [["a.png", "z.png"]]
+
+
+def test_a_missing_file_is_a_result_only_where_no_identical_one_is_there(folder, path, embedder, tmp_path):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        folder.rename(tmp_path / "renamed")
+        assert len(opened.search(np.zeros(24))[0]) == 3  # which nobody has told the gallery
+        opened.index(tmp_path / "renamed")
+        assert {os.path.dirname(match.path) for match in opened.search(np.zeros(24), 3)[0]} == {
+            str(tmp_path / "renamed"), str(tmp_path / "renamed" / "below")
+        }  # fmt: skip
+        (tmp_path / "renamed" / "a.png").unlink()
+        found = opened.search(np.zeros(24))[0]
+        assert sorted(names(found)) == ["a.png", "a.png", "b.png", "c.png"]

@@ -79,7 +79,9 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-same", action="store_true", help="leave out the query itself and files identical to it")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of queries with their results")
-    form.add_argument("--csv", action="store_true", help="print CSV: query, rank, distance, path, same, path_base64")
+    form.add_argument(
+        "--csv", action="store_true", help="print CSV: query, rank, distance, path, same, missing, path_base64"
+    )
     form.add_argument("-0", dest="null", action="store_true", help="print only paths, each with a NUL behind it")
     parser.add_argument("--montage", metavar="FILE", help="also write a PNG of queries and results")
     parser.add_argument("--html", metavar="FILE", help="also write a page of queries and results that opens anywhere")
@@ -132,6 +134,11 @@ def run_search(args: argparse.Namespace) -> int:
     elif found and not filled:
         warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
         failed += 1
+    missing = {m.path for _, matches in found for m in matches if not os.path.lexists(m.path)}
+    if missing:
+        more = f", and {len(missing) - 1} more results" if len(missing) > 1 else ""
+        remedy = "is its disk mounted? Else: alnumpy index, which finds what was moved, or alnumpy remove PATH"
+        warn(f"{min(missing)}: missing{more}; {remedy}")
     if found and args.montage:
         from ..montage import write_montage
 
@@ -147,9 +154,9 @@ def run_search(args: argparse.Namespace) -> int:
             write_html(file, found, args.max_pixels, page=args.html)
     # After the files, which a reader who had enough (| head -1) does not end.
     if args.json:
-        print(results.search_json(found))
+        print(results.search_json(found, missing))
     elif args.csv:
-        sys.stdout.buffer.writelines(results.search_csv(found))
+        sys.stdout.buffer.writelines(results.search_csv(found, missing))
     elif args.null:
         sys.stdout.buffer.writelines(results.null_paths(match.path for _, matches in found for match in matches))
     else:
@@ -160,7 +167,7 @@ def run_search(args: argparse.Namespace) -> int:
                 sys.stdout.flush()
                 print(f"{printable(query)}:", file=sys.stderr, flush=True)
             for match in matches:
-                print(results.match_text(match, match.same))
+                print(results.match_text(match, "same" * match.same, "missing" * (match.path in missing)))
     return 1 if failed or damaged else 0
 
 
