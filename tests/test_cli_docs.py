@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ def test_embed_does_not_load_the_gallery():
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def words(text):
+    """The text as Python 3.13 writes an option and without its layout: both differ from version to version."""
+    return re.sub(r"(-\w) (\S+), (--\S+ \2)", r"\1, \3", " ".join(text.split()))
+
+
 def test_the_page_of_commands_is_true():
     result = subprocess.run([sys.executable, TOOL], capture_output=True, text=True, check=True)
-    assert result.stdout == (ROOT / "docs" / "CLI.md").read_text(), f"python {TOOL.relative_to(ROOT)} > docs/CLI.md"
+    page = (ROOT / "docs" / "CLI.md").read_text()
+    assert words(result.stdout) == words(page), f"python {TOOL.relative_to(ROOT)} > docs/CLI.md"

@@ -30,7 +30,7 @@ name.
 
 
 def page() -> str:
-    """The whole page, the same with every version of Python that alnumpy runs on."""
+    """The whole page; versions of Python lay it out differently."""
     os.environ |= {"COLUMNS": str(WIDTH), "NO_COLOR": "1"}  # which argparse reads
     parser = cli.build_parser()
     (commands,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
