@@ -71,7 +71,8 @@ MIGRATIONS = (
     """
     ALTER TABLE contents ADD COLUMN taken TEXT;
     DROP TRIGGER contents_changed;
-    CREATE TRIGGER contents_changed AFTER UPDATE OF hash, embedding ON contents BEGIN
+    CREATE TRIGGER contents_changed AFTER UPDATE ON contents
+    WHEN old.rowid <> new.rowid OR old.hash IS NOT new.hash OR old.embedding IS NOT new.embedding BEGIN
         INSERT OR IGNORE INTO unsketched VALUES (old.rowid);
         INSERT OR IGNORE INTO unsketched VALUES (new.rowid);
     END;
