@@ -206,7 +206,7 @@ def test_a_gallery_of_an_older_version_is_searched_and_gets_sketches(tmp_path):
         migrate(old, MIGRATIONS[:2])
         for i, row in enumerate(encode(vectors, "float32")):
             hash = hashlib.sha256(b"%d" % i).digest()
-            old.execute("INSERT INTO contents (hash, width, height, embedding) VALUES (?, 1, 1, ?)", [hash, row.tobytes()])
+            old.execute("INSERT INTO contents VALUES (?, 1, 1, ?)", [hash, row.tobytes()])
             old.execute("INSERT INTO pictures VALUES (?, 1, 1, ?, NULL, '', 0)", [path_of(i), hash])
     with closing(Database(tmp_path / "old.db", False)) as reader:
         assert check(reader, vectors[:3], 5, "float32").basis is None

@@ -81,7 +81,8 @@ def make_gallery(path: Path, vectors: Any, dtype: str) -> None:
         for start in range(0, len(vectors), 1024):
             for i, row in enumerate(packed.encode(vectors[start : start + 1024], dtype), start):
                 hash = hashlib.sha256(b"%d" % i).digest()
-                db.run("INSERT INTO contents (hash, width, height, embedding) VALUES (?, 1, 1, ?)", [hash, row.tobytes()])
+                content = [hash, row.tobytes()]
+                db.run("INSERT INTO contents (hash, width, height, embedding) VALUES (?, 1, 1, ?)", content)
                 values = [b"/home/pictures/%09d.jpg" % i, hash]
                 sql = "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '', 0)"
                 db.run(sql, values)
