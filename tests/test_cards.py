@@ -35,3 +35,18 @@ def test_models_are_timed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-1] == "ms"
     assert float(lines[1].split()[-1]) > 0
+
+
+def test_a_gallery_by_a_name_of_weights(tmp_path, capsys):
+    """It is compared as the weights say, and finds its weights again."""
+    db, digits = str(tmp_path / "g.db"), sorted((ROOT / "tests" / "data" / "digits").glob("[01]-*.png"))
+    named = ("--weights", "efficientnet-lite0", "--size", "32", "--backend", "numpy")
+    assert main(["index", *map(str, digits), "--db", db, *named]) == 0
+    assert main(["stats", "--db", db]) == 0
+    assert "normalize: True" in capsys.readouterr().out.splitlines()
+    assert main(["search", str(digits[0]), "--db", db, "-k", "1", "--backend", "numpy"]) == 0
+    assert capsys.readouterr().out.split()[1] == str(digits[0])
+    other = str(tmp_path / "other.db")
+    assert main(["index", *map(str, digits), "--db", other, *named, "--no-normalize"]) == 0
+    assert main(["stats", "--db", other]) == 0
+    assert "normalize: False" in capsys.readouterr().out.splitlines()

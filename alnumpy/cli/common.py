@@ -233,4 +233,7 @@ def gallery_embedder(
             path = recorded.weights
         size = size or recorded.size
         normalize = recorded.normalize if normalize is None else normalize
-    return load(path, size, bool(normalize), args.backend, args.threads)
+    embedder = load(path, size, bool(normalize), args.backend, args.threads)
+    if recorded is None and normalize is None:  # the weights say how they are to be compared
+        embedder.normalize = embedder.weights.normalize
+    return embedder

@@ -76,9 +76,9 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
     parser.add_argument(
         "--normalize",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="for a new gallery: divide each embedding by its L2 norm",
+        help="for a new gallery: divide each embedding by its L2 norm, or not (by default as the weights say)",
     )
     parser.add_argument(
         "--flip",
@@ -130,7 +130,7 @@ def run_index(args: argparse.Namespace) -> int:
     elif args.db == default_gallery():
         os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
     embedder = gallery_embedder(args, recorded, args.size, args.normalize)
-    recorded_weights = os.path.abspath(args.weights or weights.default_path())
+    recorded_weights = os.path.abspath(weights.locate(args.weights))
 
     def open_gallery() -> Gallery:
         return Gallery(
