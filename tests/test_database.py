@@ -54,7 +54,7 @@ def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder):
         def search(message=""):
             os.chmod(name, 0o555)
             code = (
-                "import os, sys; import numpy as np; from alnumpy.gallery import Gallery; "
+                "import os, sys, urllib.parse; import numpy as np; from alnumpy.gallery import Gallery; "
                 "os.getuid() or os.setuid(65534)\n"
                 "with Gallery(sys.argv[1]) as opened: print(len(opened.search(np.zeros(24))[0]))"
             )
