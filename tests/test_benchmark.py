@@ -39,6 +39,25 @@ def test_onnx_model_is_the_network(network, batch):
     benchmark.check(y, reference.forward(network.spec, network.params, x))
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_every_preset_is_exported(name):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    network = Network("", SPECS[name], random_params(SPECS[name]))
+    x = picture(32)
+    session = runtime.InferenceSession(benchmark.onnx_model(network, x.shape), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    benchmark.check(y, reference.forward(network.spec, network.params, x))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_preset_is_profiled(name):
+    network = Network("", SPECS[name], random_params(SPECS[name]))
+    records = benchmark.profile_numpy(network, 8, 1)
+    assert [record["operator"] for record in records] == [layer.name for layer in SPECS[name].layers()]
+    assert sum(record["share"] for record in records) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("runtime", "packages"),
     [

@@ -15,6 +15,7 @@ pytest.importorskip("tqdm")
 import alnumpy  # noqa: E402
 import convert_weights  # noqa: E402
 import train  # noqa: E402
+from torch_network import Network  # noqa: E402
 
 SIZE = 16
 
@@ -42,6 +43,23 @@ def run(monkeypatch, *arguments):
 def arguments(pictures, out, **options):
     given = {"size": SIZE, "epochs": 3, "batch-size": 32, "lr": 0.02, "threads": 1, "out": out} | options
     return [pictures, *(part for name, value in given.items() for part in (f"--{name}", value))]
+
+
+@pytest.mark.parametrize("name", [name for name in alnumpy.SPECS if not name.startswith(("alnet", "lnet"))])
+def test_every_preset_is_trained_and_converted(pictures, tmp_path, monkeypatch, name):
+    run(monkeypatch, *arguments(pictures, tmp_path, spec=name, epochs=1))
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert convert_weights.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "net.h5")]) == 0
+    embedder = alnumpy.load(tmp_path / "net.h5", backend="numpy")
+    assert embedder.spec == alnumpy.SPECS[name]
+    model = Network(embedder.spec, 2)
+    model.load_state_dict(best["state_dict"])
+    x = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = model.eval()(torch.from_numpy(x)).numpy()
+    weight, bias = (best["state_dict"][f"head.{field}"].numpy() for field in ("weight", "bias"))
+    ours = embedder.forward(x) @ weight.T + bias
+    assert np.linalg.norm(ours - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
 def test_learns_and_its_checkpoint_converts_to_the_same_network(pictures, tmp_path, monkeypatch):
