@@ -37,7 +37,7 @@ def choose_page(image: Any, whole: bool = True) -> int:
     at least four times as large. What it is of is the largest of the following pages and the pages below it (SubIFDs)
     that is not a thumbnail itself. Any other TIFF stays at its first page, as a document does.
 
-    Raises ImageError where none but the thumbnail can be read, and the file is not ``whole``.
+    Raises ImageError where none but the thumbnail can be read of a file that is not ``whole`` and promises more.
     """
     first, size, start = image.tag_v2, image.size, image._frame_pos[0]
     marked = _is_reduced(first)
@@ -55,7 +55,8 @@ def choose_page(image: Any, whole: bool = True) -> int:
             larger = larger and abs(width * size[1] / (height * size[0]) - 1) < 0.02
         if larger:
             best, place = width * height, offset
-    if place == start and not whole:
+    others = marked or below or len(image._frame_pos) > 1  # that the file promises
+    if place == start and others and not whole:
         raise ImageError("the file is truncated or damaged: nothing but a thumbnail is left")
     _turned_to(image, place)
     return place

@@ -558,7 +558,7 @@ def test_the_memory_that_the_limit_of_pixels_reckons_with(tmp_path, name):
     command = [sys.executable, "-c", PEAK, tmp_path / f"small-{name}", tmp_path / name]
     tools = os.path.dirname(fuzz.__file__)
     peak = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tools).stdout
-    assert 3 < float(peak) < 18.5
+    assert 3 < float(peak) < 20  # 18, and what else the process does
     assert 18 * images.MAX_PIXELS < 550e6
 
 

@@ -45,7 +45,8 @@ def test_number_formats_save_space(tmp_path):
                     [digest, row.tobytes()],
                 )
                 db.run(
-                    "INSERT INTO pictures VALUES (?, 1, 1, ?, NULL, '', 0)", [b"/home/pictures/%09d.jpg" % i, digest]
+                    "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '', 0)",
+                    [b"/home/pictures/%09d.jpg" % i, digest],
                 )
         sizes[dtype] = os.path.getsize(tmp_path / dtype)
     assert sizes["float32"] < 1.2 * vectors.nbytes

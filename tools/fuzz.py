@@ -260,6 +260,18 @@ def avif_seeds(folder: Path) -> None:
     alpha.save(folder / "alpha.avif")
     rgb.convert("L").save(folder / "grey.avif", quality=100)
     Image.new("RGB", rgb.size).save(folder / "late.avif", save_all=True, append_images=[rgb, rgb.rotate(90)])
+    (folder / "late.avif").write_bytes(_without_times((folder / "late.avif").read_bytes()))
+
+
+def _without_times(data: bytes) -> bytes:
+    """The file of a sequence without the times at which it was made, in its headers of movie, track and media."""
+    for name in (b"mvhd", b"tkhd", b"mdhd"):
+        at = data.find(name)
+        while at >= 0:
+            start, size = at + 8, 16 if data[at + 4] else 8  # two times, of 8 bytes in version 1
+            data = data[:start] + bytes(size) + data[start + size :]
+            at = data.find(name, at + 1)
+    return data
 
 
 def profile_seeds(folder: Path) -> None:
@@ -272,6 +284,7 @@ def profile_seeds(folder: Path) -> None:
     rgb.convert("CMYK").save(folder / "inks.tiff", icc_profile=colours.ink_profile())
     rgb.convert("CMYK").save(folder / "inks.jpg", icc_profile=colours.ink_profile())
     standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    standard = standard[:24] + bytes(12) + standard[36:]  # without the time at which it was made
     rgb.save(folder / "standard.jpg", icc_profile=standard)
 
 
@@ -329,9 +342,11 @@ def gallery_seeds(folder: Path) -> None:
             with closing(sqlite3.connect(path, isolation_level=None)) as db:  # the same each time
                 db.execute(
                     "UPDATE pictures SET path = CAST(replace(CAST(path AS TEXT), ?, '/pictures') AS BLOB), "
-                    "mtime_ns = size, added = '2026-01-01T00:00:00+00:00'",
+                    "mtime_ns = size, ctime_ns = size, added = '2026-01-01T00:00:00+00:00'",
                     [name],
                 )
+                db.execute("DELETE FROM disks")
+                db.execute("DELETE FROM meta WHERE key = 'folders'")
                 db.execute("VACUUM")
 
 
