@@ -73,10 +73,6 @@ def decode(
         failure = ImageError(f"{name}: {error.strerror or error}")
         failure.transient = error.errno is not None
         raise failure from None
-    except ValueError as error:
-        if "null byte" not in str(error):
-            raise
-        raise ImageError(f"{name}: {error}") from None
 
 
 def decode_image(
@@ -128,6 +124,8 @@ def _opened(source: str | IO[bytes]) -> Iterator[IO[bytes]]:
     def at_once(path: str, flags: int) -> int:  # a pipe that has come meanwhile would wait for a writer
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
+    if "\0" in source:  # what Python says of it depends on its version
+        raise OSError("a null byte in its name")
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise OSError("not a regular file")
     with open(source, "rb", opener=at_once) as file:
