@@ -104,7 +104,10 @@ def test_outputs_of_zeros_have_a_scale():
             lambda file: file["scales/stem.conv.weight"].write_direct(np.full(4, 2, "<f4")),
             "the checksum does not match",
         ),
-        (lambda file: file.create_dataset("scales/other", data=np.ones(4, "<f4")), "items that the spec does not know"),
+        (
+            lambda file: file.create_dataset("scales/other", data=np.ones(4, "<f4")),
+            "holds 15 items, 1 more than the spec knows",
+        ),
         (lambda file: file.attrs.__setitem__("version", np.int64(1)), "must be float32 or float16"),
     ],
 )
@@ -225,7 +228,7 @@ BIAS = "parameters/stem.conv.bias"
     [
         (lambda f: f.__delitem__(BIAS), f"{BIAS} is missing"),
         (lambda f: f.__delitem__("parameters"), "parameters is missing"),
-        (lambda f: f.create_dataset("parameters/extra", data=[1.0]), r"does not know: \['extra'\]"),
+        (lambda f: f.create_dataset("parameters/extra", data=[1.0]), "1 more than the spec knows"),
         (
             replace_dataset(BIAS, data=np.zeros(5, "<f4")),
             rf"{BIAS} must be float32 or float16 \(4,\), not float32 \(5,\)",
