@@ -244,6 +244,8 @@ class _Attempt:
         """The pixels as decoded, in mode RGB or L, and the size of the whole picture."""
         size = self._size
         plain = pixels.decode(image, lambda: self._open(b""), self.container.whole)
+        if plain.im.size != plain.size:  # as Pillow before 10 leaves some damaged files
+            raise ImageError("damaged picture (fewer pixels than it promises)")
         vars(image).pop("_decoder", None)  # of a WebP: it holds two more copies of the pixels
         return plain, size
 

@@ -183,7 +183,7 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
         factor = max(1, int(side) // (REDUCED * how.size))
         image = to_srgb(image.reduce(factor))
         left, top, side = left / factor, top / factor, side / factor
-    box = (left, top, left + side, top + side)
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))  # where rounding would exceed it
     small = image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box)
     pixels = np.asarray(small.convert("RGB"))  # (s, s, 3) uint8
     if how.channels == "BGR":
