@@ -4,7 +4,7 @@
     python tools/targets.py                        # tests/test_kernels.py and tests/test_compiled.py
     python tools/targets.py tests/test_kernels.py -k stem
 
-Arguments are pytest's. Exits with 1 where a test fails at any level.
+Arguments are pytest's; files begin with "tests". Exits with 1 where a test fails at any level.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from alnumpy.errors import AlnumpyError
 from alnumpy.kernels.target import LEVELS, choose
 
+FILES = ["tests/test_kernels.py", "tests/test_compiled.py"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    arguments = sys.argv[1:] or ["tests/test_kernels.py", "tests/test_compiled.py"]
+    files = [] if any(argument.startswith("tests") for argument in sys.argv[1:]) else FILES
+    arguments = [*sys.argv[1:], *files]
     failed = []
     for level in LEVELS:
         try:
@@ -31,8 +33,9 @@ def main() -> int:
             continue
         print(f"{level}: {LEVELS[level]} lanes", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", *arguments]
-        if subprocess.run(command, cwd=ROOT, env=os.environ | {"ALNUMPY_TARGET": level}, check=False).returncode:
-            failed.append(level)
+        status = subprocess.run(command, cwd=ROOT, env=os.environ | {"ALNUMPY_TARGET": level}, check=False).returncode
+        if status:
+            failed.append(f"{level} (exit status {status})")  # below 0: ended by a signal
     print(f"failed: {', '.join(failed)}" if failed else "passed at every level")
     return bool(failed)
 
