@@ -106,7 +106,8 @@ class Embedder:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"weights": _share(self.weights), "_program": None}  # which takes no time to make again
+        self.weights = _share(self.weights)  # equal ones, which those that are unpickled here have too
+        return self.__dict__ | {"_program": None}  # which takes no time to make again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"weights": _share(state["weights"])})
