@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import ExifTags, Image
 ORIGINAL, DIGITIZED = 0x9003, 0x9004  # EXIF 2.32: DateTimeOriginal, DateTimeDigitized
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 LENGTH = len("2024:05:31 12:30:00")
+SEARCHED = 1 << 24  # bytes of a HEIC or AVIF in which its EXIF data is looked for
 
 
 def taken(path: str) -> str:
@@ -18,17 +20,31 @@ def taken(path: str) -> str:
 
     Reads the header only. Data that are broken count as none: the pixels are what matters.
     """
-    with suppress(Exception), Image.open(path, formats=FORMATS) as image:
-        exif = Image.Exif()
-        if "exif" in image.info:
-            exif.load(image.info["exif"])
-        elif image.format == "TIFF":
-            exif = image.getexif()
+    with suppress(Exception):
+        exif = _exif(path)
         inner = exif.get_ifd(ExifTags.IFD.Exif)
         for value in (inner.get(ORIGINAL), inner.get(DIGITIZED), exif.get(ExifTags.Base.DateTime)):
             if date := parse(value):
                 return date
     return ""
+
+
+def _exif(path: str) -> Image.Exif:
+    exif = Image.Exif()
+    with open(path, "rb") as file:
+        if file.read(12)[4:8] == b"ftyp":  # HEIC or AVIF, which Pillow may be unable to open
+            data = file.read(SEARCHED)
+            if found := re.search(rb"Exif\0\0(?=MM\0\*|II\*\0)", data):
+                exif.load(data[found.start() :])
+            return exif
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            if "exif" in image.info:
+                exif.load(image.info["exif"])
+            elif image.format == "TIFF":
+                exif = image.getexif()
+                exif.get_ifd(ExifTags.IFD.Exif)  # which is kept, while the file is open
+        return exif
 
 
 def parse(value: Any) -> str | None:

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 import time
 from contextlib import closing
 
 import numpy as np
 import pytest
-from conftest import DIGITS
-from PIL import Image
+from conftest import DATA, DIGITS
+from PIL import ExifTags, Image
 from test_cli import run
 
 import alnumpy
@@ -89,6 +90,31 @@ def test_dates():
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif", "heic"])
+def test_when_a_picture_was_taken(tmp_path, suffix):
+    if suffix == "avif" and ".avif" not in Image.registered_extensions():
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / f"a.{suffix}"
+
+    def save(original):
+        exif = Image.Exif()
+        exif[ExifTags.Base.DateTime] = "2024:01:01 00:00:00"
+        exif[0x8769] = {dates.DIGITIZED: "2023:02:30 03:04:05", dates.ORIGINAL: original}
+        if suffix == "heic":  # which Pillow cannot write: EXIF in a part that decoders skip
+            data = exif.tobytes()
+            part = struct.pack(">I4s", len(data) + 8, b"free") + data
+            path.write_bytes((DATA / "heic" / "plain.heic").read_bytes() + part)
+        else:
+            Image.new("RGB", (64, 48)).save(path, exif=exif.tobytes())
+
+    save("2022:05:06 07:08:09")
+    assert dates.taken(str(path)) == "2022-05-06T07:08:09"
+    save("2022:05:99 07:08:09")
+    assert dates.taken(str(path)) == "2024-01-01T00:00:00"  # the date of digitizing is none either
+    path.write_bytes(path.read_bytes()[:40])
+    assert dates.taken(str(path)) == dates.taken(str(tmp_path / "none")) == ""
 
 
 def test_distance_and_copies(desk):
