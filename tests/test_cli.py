@@ -246,6 +246,7 @@ def test_ctrl_c_is_one_line(tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )
     time.sleep(1.5)
     fed.send_signal(signal.SIGINT)
