@@ -50,7 +50,7 @@ from alnumpy.layers import parameters
 from alnumpy.networks import ALNet, Block
 
 HANG = 5.0  # seconds
-GROWTH = 512_000_000  # bytes
+GROWTH = 800_000_000  # bytes: a progressive JPEG of 200 megapixels takes 24 for each of 30 million pixels
 CHUNK = 2000  # inputs for each worker process
 SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: data bases are synced to disk again and again
 CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
