@@ -42,6 +42,10 @@ class Filter:
     until: str = ""  # the whole of this year, month or day included
     without: Collection[bytes] = ()  # contents that are left out
 
+    def __post_init__(self) -> None:
+        if bad := [date for date in (self.since, self.until) if date and not is_date(date)]:
+            raise ValueError(f"not a date such as 2024, 2024-05 or 2024-05-31: {bad[0]!r}")
+
     def sql(self, dated: bool) -> tuple[str, list[bytes | int | str]]:
         """A condition on ``pictures`` and ``contents``, and its values; ``dated``: whether contents have dates."""
         taken = TAKEN.format(taken="contents.taken" if dated else "NULL")

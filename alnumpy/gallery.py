@@ -10,64 +10,33 @@ flight.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from . import filters, groups, images, likeness, moving, packed, pairs, reduction, scan, sketch
+from . import groups, images, likeness, listing, moving, pairs, reduction, scan, sketch
 from .database import Database
 from .embedder import Embedder
-from .errors import GalleryError, ImageError
+from .errors import GalleryError
+from .filters import Filter
 from .groups import Member
-from .images import ImageSource
-from .ingest import (
-    LEFT_OUT,
-    MISSING,
-    Encoder,
-    Ingest,
-    Progress,
-    Report,
-    hash_file,
-    now,
-    read_rules,
-    regular,
-)
+from .ingest import Encoder, Ingest, Progress, Report
+from .listing import Picture
 from .packed import DTYPES
-from .pairs import duplicates
 from .reader import Reader, open_reader
 from .scan import Found, Paths
-from .settings import Settings
-from .snapshot import Match, Snapshot, name_of
+from .search import Asked, Queries, Ranking, ask, search
+from .settings import bind
+from .snapshot import Match, Snapshot
 
 __all__ = ["Gallery", "Match", "Picture", "Report"]
 
-PART = 256  # pictures that an iteration reads at a time
-
 Array = np.ndarray
-Queries = Array | ImageSource | Sequence[ImageSource]
-
-
-class Picture(NamedTuple):
-    """A row of the database: one file."""
-
-    path: str
-    size: int  # bytes, -1 where it could not be read
-    mtime_ns: int
-    hash: str | None  # SHA-256 in hexadecimal; may be that of an earlier content where there is an error
-    width: int | None  # pixels, upright
-    height: int | None
-    embedding: Array | None  # float32 (dimension,)
-    added: str  # UTC, ISO 8601
-    error: str | None  # why it has no embedding
-    vanished: bool  # whether it was missing when its folder was last indexed
-    left_out: bool = False  # whether a rule left it out then
 
 
 class Gallery:
@@ -119,7 +88,8 @@ class Gallery:
             if mode == "a":
                 self._writer = Database(path, True)
             self._reader = open_reader(self.path)
-            self.settings = self._bind(weights, {"dtype": dtype, "fast_decode": fast_decode, "flip": flip})
+            choices = {"dtype": dtype, "fast_decode": fast_decode, "flip": flip}
+            self.settings, self.bound = bind(self._writer or self._open.db, embedder, weights, choices)
             if embedder is not None:
                 whitening = reduction.read_whitening(self._open.db, self.settings, embedder.spec.embedding)
                 self._encoder = Encoder(embedder, self.settings, whitening, max_pixels)
@@ -157,28 +127,6 @@ class Gallery:
         """The length of an embedding."""
         return self.settings.dimension
 
-    def _bind(self, weights: str, choices: dict[str, Any]) -> Settings:
-        """The settings that are recorded, or those to record in a new file; checked against what was asked for."""
-        recorded = self._open.db.meta().get("settings")
-        try:
-            settings = None if recorded is None else Settings.from_json(recorded)
-        except ValueError:
-            raise GalleryError(f"{self.path}: its settings are damaged; move it away and index again") from None
-        # Without pictures nothing depends on the settings yet, as after a first run with a mistyped folder.
-        self.bound = settings is not None and (settings.reduced or len(self) > 0)
-        if not self.bound and self._writer is not None and self.embedder is not None:
-            settings = Settings.of(self.embedder, weights=weights, **choices)
-            self._writer.set_meta("settings", settings.to_json())
-            return settings
-        if settings is None:
-            raise GalleryError(f"{self.path}: an empty gallery; fill it with: alnumpy index FOLDER --db FILE")
-        if different := settings.differences(settings.asked(self.embedder, **choices)):
-            raise GalleryError(
-                f"{self.path}: made with {different}. Embeddings of different models or settings cannot be compared: "
-                "use the same ones, or index into another file"
-            )
-        return settings
-
     # Filling
 
     def index(
@@ -215,18 +163,9 @@ class Gallery:
         ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the
         database cannot be written; what was stored by then stays, and the next call goes on from there.
         """
-        before = now()
         with self._ingest(progress) as ingest:
             rules = ingest.rules(exclude, include, hidden)
-            found = scan.find(self.folders if folders is None else folders, rules, ingest.kinds())
-            if folders is None:
-                found.roots = (*found.roots, "")  # every file of the gallery
-            report = ingest.update(found, prune=prune, retry=retry, rehash=rehash, ready=ready)
-            with ingest.db.transaction():
-                moving.remember(ingest.db, filter(None, found.roots))
-            if report.recognised:
-                report.moved = moving.moved(ingest.db, before)
-        return report
+            return ingest.index(folders, rules, prune=prune, retry=retry, rehash=rehash, ready=ready)
 
     def add(self, files: Paths, *, progress: Progress | None = None) -> Report:
         """Adds files, or all below folders. Like ``index``, but nothing is marked as vanished."""
@@ -247,11 +186,15 @@ class Gallery:
         Where both paths of a picture have been indexed, the old one is forgotten. Raises GalleryError for a folder
         that is moved into itself.
         """
-        source, target = os.path.abspath(old), os.path.abspath(new)
-        if os.path.join(target, "").startswith(os.path.join(source, "")):
-            raise GalleryError(f"{source}: cannot be moved to {target}, which is the same or below it")
         with self._changing() as db, db.transaction():
-            return moving.move(db, moving.as_recorded(db, source), target)
+            return moving.move(db, os.fspath(old), os.fspath(new))
+
+    def remove(self, paths: Paths) -> int:
+        """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
+        with self._changing() as db, db.transaction():
+            removed = sum(moving.remove(db, os.fspath(path)) for path in scan.several(paths))
+            db.drop_unused_contents()
+        return removed
 
     @contextmanager
     def _ingest(self, progress: Progress | None) -> Iterator[Ingest]:
@@ -259,18 +202,6 @@ class Gallery:
             raise ValueError("to index, open the gallery with an embedder")
         with self._changing() as db:
             yield Ingest(db, self._encoder, self.batch_size, progress)
-
-    def remove(self, paths: Paths) -> int:
-        """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
-        removed = 0
-        with self._changing() as db, db.transaction():
-            for named in map(os.path.abspath, scan.several(paths)):
-                path = moving.as_recorded(db, named)
-                removed += db.run(f"DELETE FROM pictures WHERE {moving.BELOW}", moving.below(path))
-                moving.forget(db, path)
-                db.run(f"DELETE FROM disks WHERE {moving.BELOW}", moving.below(path))
-            db.drop_unused_contents()
-        return removed
 
     @contextmanager
     def _changing(self) -> Iterator[Database]:
@@ -293,30 +224,7 @@ class Gallery:
 
     def pictures(self, paths: Paths = (), *, embeddings: bool = True) -> Iterator[Picture]:
         """Like an iteration, but only those that are named or lie below folders, or all; without embeddings, faster."""
-        db = self._open.db
-        wanted = [moving.as_recorded(db, os.path.abspath(path)) for path in scan.several(paths)]
-        condition = f" AND ({' OR '.join([moving.BELOW] * len(wanted))})" if wanted else ""
-        values = [value for path in wanted for value in moving.below(path)]
-        last: Any = -math.inf  # less than every path, for SQLite
-        length = packed.row_length(self.dimension, self.dtype) if embeddings else -1
-        sql = (
-            "SELECT path, size, mtime_ns, pictures.hash, width, height, "
-            "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
-            "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL "
-            f"WHERE path > ?{condition} ORDER BY path LIMIT ?"
-        )
-        while part := self._open.db.rows(sql, [length, last, *values, PART]):
-            if _order(part[-1][0]) <= _order(last):  # or a damaged index would lead in circles
-                raise GalleryError(f"{self.path}: damaged; restore it, or move it away and index again")
-            for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
-                embedding = None
-                if isinstance(blob, bytes):
-                    row = np.frombuffer(blob, np.uint8)[None]
-                    if np.isfinite(packed.squared_norms(row, self.dtype)[0]):
-                        embedding = packed.decode(row, self.dtype)[0]
-                digest = hash.hex() if isinstance(hash, bytes) else None
-                state = vanished == MISSING, vanished == LEFT_OUT
-                yield Picture(name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, *state)
+        return listing.pictures(lambda: self._open.db, self.settings, paths, embeddings)
 
     def __len__(self) -> int:
         """The number of pictures, as an iteration gives them."""
@@ -325,11 +233,7 @@ class Gallery:
 
     def __contains__(self, path: object) -> bool:
         """Whether a file is recorded, under this path or the one that its links lead to."""
-        if not isinstance(path, (str, os.PathLike)):
-            return False
-        db = self._open.db
-        paths = [os.fsencode(moving.as_recorded(db, real(path))) for real in (os.path.abspath, os.path.realpath)]
-        return bool(db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
+        return isinstance(path, (str, os.PathLike)) and listing.contains(self._open.db, path)
 
     @property
     def folders(self) -> list[str]:
@@ -338,18 +242,7 @@ class Gallery:
 
     def stats(self) -> dict[str, Any]:
         """Numbers of pictures and contents, the size of the file in bytes, and the settings."""
-        db = self._open.db
-        (counts,) = db.rows(
-            "SELECT COUNT(*) FILTER (WHERE error IS NULL AND vanished = 0), "
-            "COUNT(*) FILTER (WHERE error IS NOT NULL AND vanished = 0), COUNT(*) FILTER (WHERE vanished = 1), "
-            "COUNT(*) FILTER (WHERE vanished = 2), (SELECT COUNT(*) FROM contents) FROM pictures"
-        )
-        kinds = dict(db.rows("SELECT kind, COUNT(*) FROM kinds GROUP BY kind")) if db.version > 4 else {}
-        rules = read_rules(db)
-        size = db.one("PRAGMA page_count") * db.one("PRAGMA page_size")
-        names = ("pictures", "unreadable", "vanished", "left_out", "contents")
-        found = dict(zip(names, counts, strict=True)) | {"passed_over": scan.passed_over(kinds), "bytes": size}
-        return found | asdict(self.settings) | asdict(rules)
+        return listing.stats(self._open.db, self.settings)
 
     def search(
         self,
@@ -380,96 +273,18 @@ class Gallery:
         that cannot be read, ValueError for embeddings of another shape, or whose distances would not be finite, and for
         what is not a date.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        if bad := [date for date in (since, until) if date and not filters.is_date(date)]:
-            raise ValueError(f"not a date such as 2024, 2024-05 or 2024-05-31: {bad[0]!r}")
-        vectors, hashes = self._vectors(queries)
-        others, _ = self._vectors(unlike)
-        own: list[set[bytes]] = [{hash} - {None} for hash in hashes]  # type: ignore[misc]
-        if mean and len(vectors):
-            vectors, own = vectors.mean(0, keepdims=True), [set().union(*own)]
-        chosen = filters.Filter([os.path.abspath(path) for path in scan.several(folders)], since, until)
-
-        def ranked(some: slice, k: int) -> list[list[Match]]:
-            if mean or len(others) or chosen != filters.Filter():
-                results = []
-                for vector, same in zip(vectors[some], own[some], strict=True):
-                    only = replace(chosen, without=same if skip_same else ())
-                    results += filters.search(self._open.db, self.settings, vector[None], k, only, [same], others)
-                return results
-            copies = 0
-            if skip_same:
-                sql = "SELECT COUNT(*) FROM pictures WHERE hash = ?"
-                counts = (count for hash in hashes[some] for (count,) in self._open.db.rows(sql, [hash]))
-                copies = max(counts, default=0)
-            with self._open.snapshot(self.settings) as snapshot:
-                found = snapshot.search(vectors[some], k + copies, hashes[some])
-            return [[match for match in matches if not match.same][:k] for matches in found] if skip_same else found
-
-        results = ranked(slice(None), k)
-        for i, matches in enumerate(results):
-            wanted = k
-            while len(matches) == wanted and len(self._shown(matches)) < k:  # there are more
-                wanted *= 2
-                (matches,) = ranked(slice(i, i + 1), wanted)
-            results[i] = self._shown(matches)[:k]
-        if max_distance is not None:
-            results = [[match for match in matches if match.distance <= max_distance] for matches in results]
-        return results
+        reader = self._open
+        below = [moving.as_recorded(reader.db, os.path.abspath(path)) for path in scan.several(folders)]
+        asked, others, chosen = self._ask(queries), self._ask(unlike).vectors, Filter(below, since, until)
+        how = Ranking(max_distance, skip_same, mean)
+        return search(reader, self.settings, asked, k, chosen, others, how)
 
     def embed(self, queries: Queries) -> Array:
         """The embeddings float32 (Q, dimension) of pictures as the gallery's settings make them. Raises ImageError."""
-        return self._vectors(queries)[0]
+        return self._ask(queries).vectors
 
-    def _vectors(self, queries: Queries) -> tuple[Array, list[bytes | None]]:
-        """The embeddings (Q, dimension) of queries, and the contents of those that are files."""
-        if isinstance(queries, np.ndarray) and queries.dtype != np.uint8:
-            with np.errstate(over="ignore", invalid="ignore"):
-                vectors = np.atleast_2d(queries).astype(np.float32)
-            if vectors.ndim != 2 or vectors.shape[1] != self.dimension or not _rankable(vectors).all():
-                raise ValueError(f"queries must be finite embeddings (Q, {self.dimension}), not {queries.shape}")
-            hashes: list[bytes | None] = [None] * len(vectors)
-        else:
-            single = isinstance(queries, (str, os.PathLike, np.ndarray, Image.Image))
-            sources: Any = [queries] if single else queries
-            found = [self._find_or_embed(source) for source in sources]
-            vectors = np.array([vector for vector, _ in found], np.float32).reshape(-1, self.dimension)
-            hashes = [hash for _, hash in found]
-        return vectors, hashes
-
-    def _shown(self, matches: Sequence[Match]) -> list[Match]:
-        """Without further links to one file, and without files that are missing where an identical one is there."""
-        shown = []
-        files: set[tuple[int, int]] = set()
-        for match in matches:
-            try:
-                status = os.stat(match.path)
-            except (FileNotFoundError, NotADirectoryError):
-                if self._has_identical(match.path):
-                    continue
-            except (OSError, ValueError):  # nobody knows
-                pass
-            else:
-                if (file := (status.st_dev, status.st_ino)) in files and status.st_ino:
-                    continue
-                files.add(file)
-            shown.append(match)
-        return shown
-
-    def _has_identical(self, path: str) -> bool:
-        """Whether a file of the same content as a missing one had is there."""
-        sql = "SELECT path FROM pictures WHERE hash = (SELECT hash FROM pictures WHERE path = ?) AND vanished = 0"
-        return any(os.path.exists(name) for (name,) in self._open.db.rows(sql, [os.fsencode(path)]))
-
-    def duplicates(self, threshold: float) -> list[list[Match]]:
-        """Groups of pictures, each within an L2 distance of ``threshold`` of some other of its group, sorted by path.
-
-        The distances are those to the first of the group. Time grows with the square of the number of pictures.
-        """
-        with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
-            groups = duplicates(Snapshot(db, self.settings), threshold)
-        return [shown for group in groups if len(shown := self._shown(group)) > 1]
+    def _ask(self, queries: Queries) -> Asked:
+        return ask(self._open, self.settings, self._encoder, queries)
 
     def groups(self, like: str | float = "near", *, keep: str = "pixels", reference: Paths = ()) -> list[list[Member]]:
         """Groups of pictures that look alike: each a picture and all within a distance of it, the one to keep first.
@@ -477,7 +292,8 @@ class Gallery:
         ``like``: "exact" (identical files), "near" (what programs make of a picture), "similar" (what people make of
         it), or a distance. First in a group are pictures below ``reference`` folders, and then those with most pixels,
         most bytes, or the oldest; ``keep`` ("pixels", "bytes", "oldest" or "newest") says which counts first. Pictures
-        in a trash folder come last. With ``reference``, only groups with a picture there.
+        in a trash folder come last. With ``reference``, only groups with a picture there. Of links to one file the
+        first counts, and of identical files only those that are there.
 
         Raises GalleryError where no distance has been measured for the gallery's network and settings.
         """
@@ -504,27 +320,6 @@ class Gallery:
         whitening = self._open.db.rows("SELECT mean, projection FROM whitening") if self.settings.reduced else []
         return [self.settings.identity, self.settings.flip, self.settings.reduced, self.dimension, *whitening]
 
-    def _find_or_embed(self, source: ImageSource) -> tuple[Array, bytes | None]:
-        """The embedding (dimension,) of a picture, as it is stored where its content is, and a file's content."""
-        hash = None
-        if isinstance(source, (str, os.PathLike)):
-            with suppress(OSError, ValueError):  # decoding names what is wrong with the file
-                regular(source)
-                hash = hash_file(source)
-            if hash is not None:
-                with self._open.snapshot(self.settings) as snapshot:
-                    stored = snapshot.embedding(hash)
-                if stored is not None:
-                    return stored, hash
-        if self._encoder is None:
-            raise ValueError("to search by picture, open the gallery with an embedder")
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "picture"
-        x, _ = self._encoder.decode(source)
-        vectors = self._encoder.embed(x[None], 1)
-        if not _rankable(vectors)[0]:
-            raise ImageError(f"{name}: its embedding is not finite")
-        return vectors[0], hash
-
     # Reducing
 
     def reduce(self, path: str | os.PathLike[str], dimensions: int) -> float:
@@ -538,13 +333,3 @@ class Gallery:
         its embeddings vary along fewer axes than ``dimensions``: they do so where there are no more of them than that.
         """
         return reduction.reduce(self._open.db, self.settings, path, dimensions)
-
-
-def _order(path: Any) -> tuple[int, Any]:
-    """What sorts paths as SQLite does, even those of a damaged database: numbers, texts, blobs."""
-    return (2 if isinstance(path, bytes) else 1 if isinstance(path, str) else 0), path
-
-
-def _rankable(vectors: Array) -> Array:
-    """Which of embeddings float32 (N, D) are finite, as are their distances: bool (N,)."""
-    return np.isfinite(packed.squared_norms(packed.encode(vectors, "float32"), "float32"))

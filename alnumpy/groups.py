@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .database import Database
 from .filters import TAKEN
+from .listing import shown
 
 KEEP = ("pixels", "bytes", "oldest", "newest")
 # Folders whose pictures were thrown away: of freedesktop.org, Windows, macOS, and NAS of Synology and QNAP.
@@ -27,6 +28,12 @@ class Member(NamedTuple):
     bytes: int
     date: str  # when it was taken by EXIF, or else when the file was changed: ISO 8601, local time
     kept: bool  # the first of the group, or below a reference folder
+
+    @classmethod
+    def of(cls, p: _Picture, distance: float, first: _Picture) -> Member:
+        """A picture as a member of the group that another one leads."""
+        kept = p is first or p.reference
+        return cls(p.path, distance, p.content == first.content, p.width, p.height, p.bytes, p.date, kept)
 
 
 class _Picture(NamedTuple):
@@ -50,7 +57,8 @@ def duplicates(
     ``near``: for contents those within some distance, and how far: so no two of a group are farther apart than twice
     that distance. First come pictures below ``reference`` folders, and groups without one are left out where there are
     such folders; then pictures with the most pixels, then bytes, then the oldest (``keep`` says which counts first);
-    last those in a trash folder.
+    last those in a trash folder. Of links to one file the first counts, and of identical files only those that are
+    there.
     """
     copies: dict[bytes, list[_Picture]] = defaultdict(list)
     for picture in sorted(_pictures(db, reference), key=lambda picture: _order(picture, keep)):
@@ -62,31 +70,28 @@ def duplicates(
         if content in taken or (content not in near and len(pictures) == 1):
             continue
         others = sorted((rank[other], other, apart) for other, apart in near.get(content, ()) if other in rank)
-        members = [(content, 0.0), *((other, apart) for _, other, apart in others if other not in taken)]
-        taken.update(other for other, _ in members)
-        first = pictures[0]
-        group = [
-            Member(p.path, apart, other == content, p.width, p.height, p.bytes, p.date, p is first or p.reference)
-            for other, apart in members
-            for p in copies[other]
-        ]
-        if len(group) > 1 and (first.reference or not reference):
-            groups.append(group)
+        distances = {content: 0.0} | {other: apart for _, other, apart in others if other not in taken}
+        taken.update(distances)
+        found = shown(db, (picture for member in distances for picture in copies[member]))
+        if len(found) > 1 and (found[0].reference or not reference):
+            groups.append([Member.of(p, distances[p.content], found[0]) for p in found])
     return sorted(groups, key=lambda group: os.fsencode(group[0].path))
 
 
 def _pictures(db: Database, reference: Sequence[str]) -> Iterator[_Picture]:
     """All pictures that can be found."""
-    taken = TAKEN.format(taken="contents.taken" if db.has_column("contents", "taken") else "NULL")
+    when = TAKEN.format(taken="contents.taken" if db.has_column("contents", "taken") else "NULL")
     below = tuple(os.path.join(os.path.abspath(folder), "") for folder in reference)
     sql = (
-        f"SELECT pictures.hash, path, width, height, size, {taken} FROM pictures "
+        f"SELECT pictures.hash, path, width, height, size, {when} FROM pictures "
         "JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0"
     )
-    for hash, path, width, height, size, date in db.rows(sql):
-        if isinstance(path, bytes):
+    for hash, path, *numbers, date in db.rows(sql):
+        if isinstance(path, bytes) and isinstance(hash, bytes):  # else damaged
             name = os.fsdecode(path)
-            yield _Picture(hash, name, width, height, size, str(date), name.startswith(below) if below else False)
+            width, height, size = (number if isinstance(number, int) else 0 for number in numbers)
+            taken = date if isinstance(date, str) else ""
+            yield _Picture(hash, name, width, height, size, taken, name.startswith(below))
 
 
 def _order(picture: _Picture, keep: str) -> tuple[object, ...]:

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import dates, formats, images, moving, packed, postprocess, sketch
+from . import dates, formats, images, moving, packed, postprocess, scan, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError, ImageError
-from .scan import Found, Kind, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
+from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .settings import Settings
 
 DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
@@ -136,6 +136,28 @@ class Ingest:
         """What is remembered of files that are not known by their names."""
         rows = self.db.rows("SELECT path, size, mtime_ns, kind FROM kinds WHERE typeof(path) = 'blob'")
         return {os.fsdecode(path): Kind(*kind) for path, *kind in rows}
+
+    def index(
+        self,
+        folders: Paths | None,
+        rules: Rules,
+        *,
+        prune: bool,
+        retry: bool,
+        rehash: bool,
+        ready: Callable[[str], bool] | None,
+    ) -> Report:
+        """The work of ``Gallery.index``."""
+        before = now()
+        found = scan.find(moving.folders(self.db) if folders is None else folders, rules, self.kinds())
+        if folders is None:
+            found.roots = (*found.roots, "")  # every file of the gallery
+        report = self.update(found, prune=prune, retry=retry, rehash=rehash, ready=ready)
+        with self.db.transaction():
+            moving.remember(self.db, filter(None, found.roots))
+        if report.recognised:
+            report.moved = moving.moved(self.db, before)
+        return report
 
     def update(
         self,

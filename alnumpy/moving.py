@@ -67,11 +67,24 @@ def forget(db: Database, path: str) -> None:
     db.set_meta(FOLDERS, json.dumps(kept))
 
 
+def remove(db: Database, path: str) -> int:
+    """Removes a file, or all below a folder, from the gallery; how many. To be called in a transaction."""
+    path = as_recorded(db, os.path.abspath(path))
+    forget(db, path)
+    db.run(f"DELETE FROM disks WHERE {BELOW}", below(path))
+    return db.run(f"DELETE FROM pictures WHERE {BELOW}", below(path))
+
+
 def move(db: Database, old: str, new: str) -> int:
     """Rewrites the paths of a picture, or of all below a folder; how many. To be called in a transaction.
 
-    Where the new path has been indexed already, that row stays.
+    Where the new path has been indexed already, that row stays. Raises GalleryError for a folder that is moved into
+    itself.
     """
+    old, new = os.path.abspath(old), os.path.abspath(new)
+    if os.path.join(new, "").startswith(os.path.join(old, "")):
+        raise GalleryError(f"{old}: cannot be moved to {new}, which is the same or below it")
+    old = as_recorded(db, old)
     source, target = os.fsencode(old), os.fsencode(new)
     rewritten = "CAST(? || substr(path, ?) AS BLOB)"
     values = [target, len(source) + 1]

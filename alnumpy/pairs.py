@@ -1,4 +1,4 @@
-"""Pairs of pictures that look alike, found exactly without a comparison of each with every other.
+"""Pairs of contents that look alike, found exactly without a comparison of each with every other.
 
 Bounds from a few leading components of the sketches rule out nearly all pairs, those from whole sketches nearly all
 that are left, and the rest are compared by whole rows.
@@ -6,7 +6,6 @@ that are left, and the rest are compared by whole rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from . import packed, sketch
 from .packed import LARGEST, ROUNDING, Packed
 from .sketch import Sketches
-from .snapshot import FINDABLE, Match, Snapshot
+from .snapshot import Snapshot
 
 Array = np.ndarray
 
@@ -22,11 +21,6 @@ LEADING = 64  # components that are compared first
 TILE = 1024  # contents whose pairs with as many others are compared at once
 REFINED = 2048  # pairs of sketches compared at once
 FARTHEST = 3e38  # a squared distance that is below infinity
-# Contents that several pictures have.
-SEVERAL = (
-    f"SELECT rowid FROM contents WHERE hash IN (SELECT hash FROM pictures WHERE {FINDABLE} GROUP BY hash "
-    "HAVING COUNT(*) > 1)"
-)
 
 
 def pairs(snapshot: Snapshot, threshold: float) -> Iterator[tuple[Array, Array, Array]]:
@@ -150,48 +144,3 @@ def near(snapshot: Snapshot, distance: float) -> dict[bytes, list[tuple[bytes, f
             near.setdefault(one, []).append((other, apart))
             near.setdefault(other, []).append((one, apart))
     return near
-
-
-def duplicates(snapshot: Snapshot, threshold: float) -> list[list[Match]]:
-    """Groups of pictures within a distance of some other of their group, with distances to the first of it, by path."""
-    leader: dict[int, int] = {}
-
-    def find(rowid: int) -> int:
-        while (above := leader.setdefault(rowid, rowid)) != rowid:
-            leader[rowid] = leader[above]
-            rowid = leader[rowid]
-        return rowid
-
-    for a, b, _ in pairs(snapshot, threshold):
-        for i, j in zip(a.tolist(), b.tolist(), strict=True):
-            leader[find(i)] = find(j)
-    for (rowid,) in snapshot.db.rows(SEVERAL):
-        find(rowid)
-    members: dict[int, list[int]] = {}
-    for rowid in leader:
-        members.setdefault(find(rowid), []).append(rowid)
-    groups = []
-    for rowids in members.values():
-        pictures = snapshot.pictures(np.array(rowids))
-        by_path = sorted((path, rowid) for rowid, (_, paths) in pictures.items() for path in paths)
-        piece = snapshot.rows(np.array(sorted(pictures)))
-        by_path = [(path, rowid) for path, rowid in by_path if rowid in piece.rowids]  # not damaged
-        if len(by_path) > 1:
-            groups.append((by_path[0][0], _group(piece, by_path, pictures)))
-    return [group for _, group in sorted(groups)]
-
-
-def _group(
-    piece: Packed, by_path: list[tuple[bytes, int]], pictures: dict[int, tuple[bytes, list[bytes]]]
-) -> list[Match]:
-    """Pictures, by path, with their distances to the first."""
-    first = by_path[0][1]
-    (query,) = packed.decode(piece.some(piece.rowids == first).rows, piece.dtype)
-    distances: dict[int, float] = {}
-    for start in range(0, len(piece.rowids), packed.BLOCK):
-        part = slice(start, start + packed.BLOCK)
-        values = np.linalg.norm(packed.decode(piece.rows[part], piece.dtype) - query, axis=1)
-        distances.update(zip(piece.rowids[part].tolist(), values.tolist(), strict=True))
-    return [
-        Match(os.fsdecode(path), distances[rowid], pictures[rowid][0] == pictures[first][0]) for path, rowid in by_path
-    ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
+from .database import Database
 from .embedder import Embedder
+from .errors import GalleryError
 from .packed import DTYPES
 
 MAX_DIMENSION = 65536
@@ -97,3 +100,29 @@ class Settings:
         different = [key for key in recorded if recorded[key] != wanted[key]]
         named = [f"{key} {recorded[key]}, not {wanted[key]}" for key in different if key != "identity"]
         return "; ".join(named) or (f"other weights, {self.weights}" if different else "")
+
+
+def bind(db: Database, embedder: Embedder | None, weights: str, choices: dict[str, Any]) -> tuple[Settings, bool]:
+    """The settings that a gallery's file records, or that are recorded now, and whether its pictures bind it to them.
+
+    ``choices``: what was asked for, as ``Settings.of`` takes it. Raises GalleryError where the gallery was made with
+    something else, where its settings are damaged, and where there are none to read.
+    """
+    recorded = db.meta().get("settings")
+    try:
+        settings = None if recorded is None else Settings.from_json(recorded)
+    except ValueError:
+        raise GalleryError(f"{db.path}: its settings are damaged; move it away and index again") from None
+    # Without pictures nothing depends on the settings yet, as after a first run with a mistyped folder.
+    bound = settings is not None and (settings.reduced or bool(db.rows("SELECT 1 FROM pictures LIMIT 1")))
+    if not bound and db.writable and embedder is not None:
+        settings = Settings.of(embedder, weights=weights, **choices)
+        db.set_meta("settings", settings.to_json())
+    elif settings is None:
+        raise GalleryError(f"{db.path}: an empty gallery; fill it with: alnumpy index FOLDER --db FILE")
+    elif different := settings.differences(settings.asked(embedder, **choices)):
+        raise GalleryError(
+            f"{db.path}: made with {different}. Embeddings of different models or settings cannot be compared: "
+            "use the same ones, or index into another file"
+        )
+    return settings, bound

@@ -138,7 +138,9 @@ def test_no_group_is_wider_than_twice_the_distance(tmp_path):
         def has_column(self, *_):
             return False
 
-        def rows(self, _):
+        def rows(self, _, values=()):
+            if values:  # whether identical files are there
+                return []
             names = (b"/a", b"/b", b"/c", b"/d")
             return [(name, name, 100 - i, 1, 1, "2024-01-01T00:00:00") for i, name in enumerate(names)]
 

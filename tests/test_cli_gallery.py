@@ -306,6 +306,8 @@ def test_names_whose_letters_are_composed_otherwise(desk):
     assert (code, err) == (0, "")
     assert "4 pictures with 2 labels" in out
     assert run("list", f"p/{composed}", "--db", "letters.db", cwd=desk)[1].count("\n") == 4
+    found = run("search", f"p/{apart}/ü0a.png", "--in", f"p/{composed}", "--db", "letters.db", cwd=desk)
+    assert (found[0], found[1].count("\n")) == (0, 4)
     assert run("remove", f"p/{composed}/ü0a.png", "--db", "letters.db", cwd=desk)[:2] == (0, "1 removed\n")
     assert run("remove", f"p/{composed}", "--db", "letters.db", cwd=desk)[:2] == (0, "3 removed\n")
 

@@ -189,7 +189,7 @@ def test_flipped_bytes_give_named_errors_or_damaged_rows(tmp_path, folder, path,
         try:
             with Gallery(path, embedder, "a") as opened:
                 opened.search(np.zeros(24))
-                opened.duplicates(1)
+                opened.groups(1)
                 opened.stats()
                 list(opened)
                 opened.index(folder, prune=True)

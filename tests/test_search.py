@@ -120,7 +120,7 @@ def test_damaged_rows_are_reported_and_not_ranked(folder, path, embedder, dtype)
             assert sorted(names([Match(*item, False) for item in opened.damaged])) == ["a.png", "b.png"]
             assert sorted(names(matches)) == ["c.png", "d.png"]
             assert len(list(opened)) == 5
-            assert opened.duplicates(1e9)[0][0].path == str(folder / "below" / "c.png")
+            assert sorted(names(opened.groups(1e9)[0])) == ["c.png", "d.png"]
 
 
 def test_an_embedding_that_the_format_cannot_hold_is_an_error(folder, path):
@@ -138,29 +138,31 @@ def test_an_embedding_that_the_format_cannot_hold_is_an_error(folder, path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_duplicates_are_the_connected_groups(tmp_path, path, embedder, monkeypatch, dtype):
+def test_groups_are_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypatch, dtype):
     monkeypatch.setattr(packed, "BLOCK", 5)
     for i in range(30):
-        noise(tmp_path / f"{i:02}.png", i % 27)
+        noise(tmp_path / f"{i:02}.png", i % 27, (12, 30 - i % 27))  # the first ones have most pixels
     with Gallery(path, embedder, "a", dtype=dtype) as opened:
         opened.index(tmp_path)
-        rows = list(opened)
-        vectors = np.stack([row.embedding for row in rows])
+        vectors = np.stack([row.embedding for row in opened])
         distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
-        exact = opened.duplicates(0)
-        assert [names(group) for group in exact] == [["00.png", "27.png"], ["01.png", "28.png"], ["02.png", "29.png"]]
-        assert all(match.distance == 0 and match.same for group in exact for match in group)
-        assert [len(group) for group in opened.duplicates(1e200)] == [30]
+        exact = opened.groups(0)
+        assert [sorted(names(group)) for group in exact] == [[f"{i:02}.png", f"{i + 27}.png"] for i in range(3)]
+        assert all(member.distance == 0 and member.same for group in exact for member in group)
+        assert [len(group) for group in opened.groups(1e200)] == [30]
         for threshold in np.quantile(distances, (0.08, 0.15, 0.3)):
-            linked = distances <= threshold
-            for _ in range(6):
-                linked = linked @ linked
-            wanted = {tuple(np.flatnonzero(row)) for row in linked if row.sum() > 1}
-            groups = opened.duplicates(threshold)
-            assert [tuple(int(Path(match.path).stem) for match in group) for group in groups] == sorted(wanted)
-            first, second = groups[0][:2]
-            index = [int(Path(match.path).stem) for match in (first, second)]
-            np.testing.assert_allclose((first.distance, second.distance), distances[index[0], index], rtol=1e-5)
+            left = set(range(30))
+            wanted = {}
+            for i in range(27):
+                near = {j for j in left if distances[i, j] <= threshold} if i in left else set()
+                left -= near
+                if len(near) > 1:
+                    wanted[i] = near
+            groups = [{int(Path(member.path).stem): member for member in group} for group in opened.groups(threshold)]
+            assert {min(group): group.keys() for group in groups} == wanted
+            for group in groups:
+                for i, member in group.items():
+                    assert member.distance == pytest.approx(distances[min(group), i], rel=1e-5)
 
 
 def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embedder, tmp_path):
@@ -176,7 +178,10 @@ def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embed
         assert [name for name, match in zip(names(matches), matches, strict=True) if match.same] == ["a.png", "z.png"]
         assert names(opened.search(folder / "a.png", 1)[0]) == ["a.png"]
         assert opened.search(folder / "a.png", 100)[0] == matches
-        assert [names(group) for group in opened.duplicates(0)] == [["a.png", "z.png"]]
+        assert [sorted(names(group)) for group in opened.groups(0)] == [["a.png", "z.png"]]
+        assert [sorted(names(group)) for group in opened.groups("exact")] == [["a.png", "z.png"]]
+        (folder / "z.png").unlink()
+        assert opened.groups("exact") == []  # only links to one file, and nothing to remove
 
 
 def test_a_missing_file_is_a_result_only_where_no_identical_one_is_there(folder, path, embedder, tmp_path):
@@ -191,3 +196,22 @@ def test_a_missing_file_is_a_result_only_where_no_identical_one_is_there(folder,
         (tmp_path / "renamed" / "a.png").unlink()
         found = opened.search(np.zeros(24))[0]
         assert sorted(names(found)) == ["a.png", "a.png", "b.png", "c.png"]
+
+
+def test_queries_are_all_that_an_embedder_takes(folder, path, embedder):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        data = (folder / "a.png").read_bytes()
+        embedded = embedder.embedded
+        (wanted,) = opened.search(folder / "a.png")
+        assert opened.search(data) == [wanted]  # whose content is known
+        assert embedder.embedded == embedded
+        pixels = np.asarray(Image.open(folder / "a.png"))
+        with open(folder / "a.png", "rb") as file:
+            found = opened.search([file, pixels])
+        for matches in found:
+            assert [(match.path, match.distance, match.same) for match in matches] == [
+                (match.path, pytest.approx(match.distance, abs=1e-5), False) for match in wanted
+            ]
+        with pytest.raises(TypeError, match="bytes"):
+            opened.search([17])

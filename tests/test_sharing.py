@@ -19,7 +19,7 @@ import pytest
 from galleries import noise
 from PIL import Image
 
-from alnumpy import GalleryError, gallery
+from alnumpy import GalleryError, listing
 from alnumpy.database import Database
 from alnumpy.gallery import Gallery, Match
 
@@ -68,7 +68,7 @@ def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
 
 
 def test_a_reader_that_pauses_lets_write(folder, path, embedder, monkeypatch):
-    monkeypatch.setattr(gallery, "PART", 2)
+    monkeypatch.setattr(listing, "PART", 2)
     monkeypatch.setattr("alnumpy.database.WAIT", 0.1)
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)

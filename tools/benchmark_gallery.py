@@ -183,7 +183,7 @@ def benchmark_duplicates(scratch: Path, thresholds: list[float]) -> list[dict[st
     with Gallery(scratch / "float32.db") as gallery:
         for threshold in thresholds:
             start = time.perf_counter()
-            groups = gallery.duplicates(threshold)
+            groups = gallery.groups(threshold)
             row = {"distance": threshold, "pictures": sum(map(len, groups))}
             table.append(row | {"seconds": round(time.perf_counter() - start, 1)})
     return table

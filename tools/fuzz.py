@@ -352,15 +352,14 @@ def gallery_seeds(folder: Path) -> None:
 
 def read_gallery(path: Path) -> list[np.ndarray]:
     with Gallery(path) as gallery:
-        found = gallery.search(np.ones((2, gallery.dimension)), 3)
-        groups = gallery.duplicates(1.0)
+        found: list[list[Any]] = [*gallery.search(np.ones((2, gallery.dimension)), 3), *gallery.groups(1.0)]
         list(gallery)
         gallery.stats()
     with Gallery(path, tiny_embedder(), "a") as gallery:
         found += gallery.search(np.zeros((9, 9, 3), np.uint8))
         gallery.remove("/pictures/0.png")
         gallery.update(prune=True)
-    return [np.array([match.distance for match in matches]) for matches in found + groups]
+    return [np.array([match.distance for match in matches]) for matches in found]
 
 
 def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:

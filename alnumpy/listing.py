@@ -1,0 +1,129 @@
+"""What a gallery has of its pictures: rows by path, counts, and which files stand for others."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from . import moving, packed, scan
+from .database import Database
+from .errors import GalleryError
+from .ingest import LEFT_OUT, MISSING, read_rules
+from .scan import Paths
+from .settings import Settings
+from .snapshot import name_of
+
+PART = 256  # pictures that are read at a time
+
+Array = np.ndarray
+
+
+class Picture(NamedTuple):
+    """A row of the database: one file."""
+
+    path: str
+    size: int  # bytes, -1 where it could not be read
+    mtime_ns: int
+    hash: str | None  # SHA-256 in hexadecimal; may be that of an earlier content where there is an error
+    width: int | None  # pixels, upright
+    height: int | None
+    embedding: Array | None  # float32 (dimension,)
+    added: str  # UTC, ISO 8601
+    error: str | None  # why it has no embedding
+    vanished: bool  # whether it was missing when its folder was last indexed
+    left_out: bool = False  # whether a rule left it out then
+
+
+class HasPath(Protocol):
+    """A result of any kind."""
+
+    @property
+    def path(self) -> str:
+        """The file that it names."""
+
+
+Row = TypeVar("Row", bound=HasPath)
+
+
+def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, embeddings: bool) -> Iterator[Picture]:
+    """All pictures by path, or those that are named or lie below folders; read in parts, each from ``reading()``."""
+    db = reading()
+    wanted = [moving.as_recorded(db, os.path.abspath(path)) for path in scan.several(paths)]
+    condition = f" AND ({' OR '.join([moving.BELOW] * len(wanted))})" if wanted else ""
+    values = [value for path in wanted for value in moving.below(path)]
+    last: Any = -math.inf  # less than every path, for SQLite
+    length = packed.row_length(settings.dimension, settings.dtype) if embeddings else -1
+    sql = (
+        "SELECT path, size, mtime_ns, pictures.hash, width, height, "
+        "CASE WHEN length(embedding) = ? THEN embedding END, added, error, vanished "
+        "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash AND error IS NULL "
+        f"WHERE path > ?{condition} ORDER BY path LIMIT ?"
+    )
+    while part := reading().rows(sql, [length, last, *values, PART]):
+        if _order(part[-1][0]) <= _order(last):  # or a damaged index would lead in circles
+            raise GalleryError(f"{db.path}: damaged; restore it, or move it away and index again")
+        for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
+            embedding = None
+            if isinstance(blob, bytes):
+                row = np.frombuffer(blob, np.uint8)[None]
+                if np.isfinite(packed.squared_norms(row, settings.dtype)[0]):
+                    embedding = packed.decode(row, settings.dtype)[0]
+            digest = hash.hex() if isinstance(hash, bytes) else None
+            state = vanished == MISSING, vanished == LEFT_OUT
+            yield Picture(name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, *state)
+
+
+def _order(path: Any) -> tuple[int, Any]:
+    """What sorts paths as SQLite does, even those of a damaged database: numbers, texts, blobs."""
+    return (2 if isinstance(path, bytes) else 1 if isinstance(path, str) else 0), path
+
+
+def contains(db: Database, path: str | os.PathLike[str]) -> bool:
+    """Whether a file is recorded, under this path or the one that its links lead to."""
+    paths = [os.fsencode(moving.as_recorded(db, real(path))) for real in (os.path.abspath, os.path.realpath)]
+    return bool(db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
+
+
+def stats(db: Database, settings: Settings) -> dict[str, Any]:
+    """Numbers of pictures and contents, the size of the file in bytes, the settings and the rules."""
+    (counts,) = db.rows(
+        "SELECT COUNT(*) FILTER (WHERE error IS NULL AND vanished = 0), "
+        "COUNT(*) FILTER (WHERE error IS NOT NULL AND vanished = 0), COUNT(*) FILTER (WHERE vanished = 1), "
+        "COUNT(*) FILTER (WHERE vanished = 2), (SELECT COUNT(*) FROM contents) FROM pictures"
+    )
+    kinds = dict(db.rows("SELECT kind, COUNT(*) FROM kinds GROUP BY kind")) if db.version > 4 else {}
+    size = db.one("PRAGMA page_count") * db.one("PRAGMA page_size")
+    names = ("pictures", "unreadable", "vanished", "left_out", "contents")
+    found = dict(zip(names, counts, strict=True)) | {"passed_over": scan.passed_over(kinds), "bytes": size}
+    return found | asdict(settings) | asdict(read_rules(db))
+
+
+def shown(db: Database, results: Iterable[Row]) -> list[Row]:
+    """Without further links to one file, and without files that are missing where an identical one is there."""
+    kept = []
+    files: set[tuple[int, int]] = set()
+    for result in results:
+        try:
+            status = os.stat(result.path)
+        except (FileNotFoundError, NotADirectoryError):
+            if _has_identical(db, result.path):
+                continue
+        except (OSError, ValueError):  # nobody knows
+            pass
+        else:
+            if (file := (status.st_dev, status.st_ino)) in files and status.st_ino:
+                continue
+            files.add(file)
+        kept.append(result)
+    return kept
+
+
+def _has_identical(db: Database, path: str) -> bool:
+    """Whether a file of the same content as a missing one had is there."""
+    sql = "SELECT path FROM pictures WHERE hash = (SELECT hash FROM pictures WHERE path = ?) AND vanished = 0"
+    return any(os.path.exists(name) for (name,) in db.rows(sql, [os.fsencode(path)]))
