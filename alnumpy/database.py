@@ -257,9 +257,10 @@ class Database:
             self._connect_to_read()
         else:
             raise GalleryError(f"{self.path}: no such gallery; make one with: alnumpy index FOLDER --db FILE")
-        self.version = version = self.one("PRAGMA user_version")
-        application = self.one("PRAGMA application_id")
-        schema = _schema(self._db)
+        with self.reading():  # all of one moment: a writer may be making the tables
+            self.version = version = self.one("PRAGMA user_version")
+            application = self.one("PRAGMA application_id")
+            schema = _schema(self._db)
         new = self.writable and (version, application, schema) == (0, 0, set())
         if application != APPLICATION_ID and not new:
             raise GalleryError(f"{self.path}: not an alnumpy gallery; make one with: alnumpy index FOLDER --db FILE")

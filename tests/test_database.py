@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from galleries import change, counts, kill_a_writer, names
 
-from alnumpy import GalleryError
-from alnumpy.database import MIGRATIONS, migrate
+from alnumpy import GalleryError, database
+from alnumpy.database import MIGRATIONS, Database, migrate
 from alnumpy.gallery import Gallery
 
 
@@ -271,3 +271,24 @@ def test_paths_out_of_order_end_a_loop(folder, path, embedder, monkeypatch):
         monkeypatch.setattr(opened._reader.db, "rows", lambda sql, values: rows(sql, [values[0], -math.inf, 2]))
         with pytest.raises(GalleryError, match=r"gallery.db: damaged; restore it"):
             list(opened)
+
+
+def test_a_reader_meets_the_tables_of_one_moment(tmp_path, monkeypatch):
+    """A writer that makes the tables, script by script, must not come between the questions that a reader asks."""
+    path = tmp_path / "gallery.db"
+    Database(path, True).close()
+    schema = database._schema
+    refused = []
+
+    def meanwhile(connection):
+        with closing(sqlite3.connect(path, timeout=0)) as other:
+            try:
+                other.execute("PRAGMA user_version = 1")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+        monkeypatch.setattr(database, "_schema", schema)
+        return schema(connection)
+
+    monkeypatch.setattr(database, "_schema", meanwhile)
+    Database(path, False).close()
+    assert refused == ["database is locked"]
