@@ -37,7 +37,7 @@ def is_date(text: str) -> bool:
 class Filter:
     """Which pictures are looked at; by default all."""
 
-    folders: Sequence[str] = ()  # absolute paths: only what is there, or below one of them
+    folders: tuple[str, ...] = ()  # absolute paths: only what is there, or below one of them
     since: str = ""  # dates
     until: str = ""  # the whole of this year, month or day included
     without: Collection[bytes] = ()  # contents that are left out

@@ -274,7 +274,7 @@ class Gallery:
         what is not a date.
         """
         reader = self._open
-        below = [moving.as_recorded(reader.db, os.path.abspath(path)) for path in scan.several(folders)]
+        below = tuple(moving.as_recorded(reader.db, os.path.abspath(path)) for path in scan.several(folders))
         asked, others, chosen = self._ask(queries), self._ask(unlike).vectors, Filter(below, since, until)
         how = Ranking(max_distance, skip_same, mean)
         return search(reader, self.settings, asked, k, chosen, others, how)
