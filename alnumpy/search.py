@@ -119,11 +119,12 @@ def search(
 
     results = ranked(slice(None), k)
     for i, matches in enumerate(results):
-        wanted = k
-        while len(matches) == wanted and len(listing.shown(reader.db, matches)) < k:  # there are more
+        shown, wanted = listing.shown(reader.db, matches), k
+        while len(matches) == wanted and len(shown) < k:  # there are more
             wanted *= 2
             (matches,) = ranked(slice(i, i + 1), wanted)
-        results[i] = listing.shown(reader.db, matches)[:k]
+            shown = listing.shown(reader.db, matches)
+        results[i] = shown[:k]
     if how.max_distance is not None:
         results = [[match for match in matches if match.distance <= how.max_distance] for matches in results]
     return results

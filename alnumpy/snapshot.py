@@ -154,7 +154,7 @@ class Snapshot:
             near = _members(np.flatnonzero(possible(i, part.least[:, i], part.group_errors)))
             near = np.setdiff1d(near[possible(i, part.bounds[near, i], part.errors[near])], seen, assume_unique=True)
             waiting.append(near[np.argsort(part.bounds[near, i])])
-        chunk = CHUNK
+        chunk = CHUNK * len(waiting)  # which many queries share
         while any(map(len, waiting)):
             nearest = self._compare(queries.vectors, k, part, [near[:chunk] for near in waiting], nearest)
             waiting = [near[chunk:] for near in waiting]
@@ -178,20 +178,29 @@ class Snapshot:
         self, queries: Array, k: int, part: _Part, positions: list[Array], nearest: list[Nearest]
     ) -> list[Nearest]:
         """The nearest so far to each query (Q, D), and what is nearer at its positions in a part, by whole rows."""
-        rowids = [np.sort(part.rowids[at]) for at in positions]
-        together = np.unique(np.concatenate(rowids))
+        asked = np.repeat(np.arange(len(positions)), [len(at) for at in positions])
+        rowids = part.rowids[np.concatenate(positions)]
+        order = np.argsort(rowids)
+        asked, rowids = asked[order], rowids[order]
+        together = np.unique(rowids)
         nearest = list(nearest)
         for start in range(0, len(together), packed.BLOCK):
-            piece = self.rows(together[start : start + packed.BLOCK])
+            some = together[start : start + packed.BLOCK]
+            piece = self.rows(some)
+            if len(piece.rowids) == 0:
+                continue
             bounds = np.empty((len(piece.norms), len(queries)), np.float32)
             piece.bound(queries, bounds)
+            here = slice(*np.searchsorted(rowids, [some[0], some[-1] + 1]))
+            at = np.minimum(np.searchsorted(piece.rowids, rowids[here]), len(piece.rowids) - 1)
+            there = piece.rowids[at] == rowids[here]
+            near = np.zeros(bounds.shape, bool)
+            near[at[there], asked[here][there]] = True
+            near &= bounds <= np.array([found.limit(k) ** 2 * (1 + 1e-6) for found in nearest])
             vectors = packed.decode(piece.rows, piece.dtype)
-            for i, ours in enumerate(rowids):
-                near = _positions(piece.rowids, ours)
-                near = near[bounds[near, i] <= nearest[i].limit(k) ** 2 * (1 + 1e-6)]
-                if len(near):
-                    distances = np.linalg.norm(vectors[near] - queries[i], axis=1)
-                    nearest[i] = nearest[i].add(distances, piece.rowids[near], k)
+            for i in np.flatnonzero(near.any(0)).tolist():
+                distances = np.linalg.norm(vectors[near[:, i]] - queries[i], axis=1)
+                nearest[i] = nearest[i].add(distances, piece.rowids[near[:, i]], k)
         return nearest
 
     def rows(self, rowids: Array) -> Packed:

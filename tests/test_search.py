@@ -12,7 +12,7 @@ import pytest
 from galleries import SMALL, change, names, noise, small_weights
 from PIL import Image
 
-from alnumpy import Embedder, ImageError, packed
+from alnumpy import Embedder, ImageError, filters, listing, packed
 from alnumpy.gallery import Gallery, Match
 from alnumpy.packed import encode, row_length
 
@@ -163,6 +163,18 @@ def test_groups_are_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypa
             for group in groups:
                 for i, member in group.items():
                     assert member.distance == pytest.approx(distances[min(group), i], rel=1e-5)
+
+
+def test_only_a_search_with_filters_passes_over_all_rows(folder, path, embedder, monkeypatch):
+    with Gallery(path, embedder, "a") as opened:
+        opened.index(folder)
+        (wanted,) = opened.search(np.zeros(24))
+        monkeypatch.setattr(filters, "search", lambda *_: [["filtered"]])
+        monkeypatch.setattr(listing, "shown", lambda _, found: found)
+        assert opened.search(np.zeros(24), max_distance=1e9) == [wanted]
+        assert opened.search(np.zeros(24), skip_same=True) == [wanted]
+        for options in ({"folders": folder}, {"since": "2024"}, {"until": "2024"}, {"mean": True}):
+            assert opened.search(np.zeros(24), **options) == [["filtered"]]
 
 
 def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embedder, tmp_path):

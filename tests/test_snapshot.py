@@ -122,7 +122,7 @@ def db(tmp_path):
 @pytest.mark.parametrize("dtype", packed.DTYPES)
 def test_search_is_exact_whatever_is_written(db, dtype):
     rng = np.random.default_rng(0)
-    queries = rng.normal(size=(5, 40)).astype(np.float32)
+    queries = rng.normal(size=(3, 40)).astype(np.float32)
 
     def write(sql, *values):
         with db.transaction():
