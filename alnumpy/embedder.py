@@ -26,14 +26,23 @@ from .weights import read as read_weights
 if TYPE_CHECKING:
     from .lower import Program
 
-BACKENDS = ("auto", "numba", "numpy")
+BACKENDS = ("auto", "compiled", "numba", "numpy")
 NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnumpy verify, or convert them again"
 
-# What "auto" weighs against each other: orders of magnitude of a laptop, the same for every device, so that the choice
-# does not depend on a measurement.
+# What "auto" weighs against each other where no packaged library runs: orders of magnitude of a laptop, the same for
+# every device, so that the choice does not depend on a measurement.
 NUMPY_SECONDS = (0.004, 3.5e-10)  # for a picture: fixed, and for each of the network's multiply-adds
-LOAD_SECONDS = 0.1  # to load compiled kernels
-COMPILE_SECONDS = 12.0  # to compile them
+LOAD_SECONDS = 0.1  # to load what Numba has compiled
+COMPILE_SECONDS = 12.0  # to compile it
+
+
+def available(backend: str) -> bool:
+    """Whether a backend can run here."""
+    if backend == "compiled":
+        from . import kernels
+
+        return kernels.packaged()[0].path is not None
+    return backend != "numba" or find_spec("numba") is not None
 
 
 @lru_cache(maxsize=64)
@@ -84,7 +93,16 @@ class Embedder:
     ):
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-        if backend == "numba" and find_spec("numba") is None:
+        if backend == "compiled" and not available("compiled"):
+            if find_spec("numba") is None:
+                from . import kernels
+
+                raise MissingExtraError(
+                    f"no compiled kernels run here ({kernels.packaged()[0].reason}); Numba can compile them: "
+                    "pip install 'alnumpy[numba]'"
+                )
+            backend = "numba"
+        if not available(backend):
             raise MissingExtraError("the backend numba needs Numba: pip install 'alnumpy[numba]'")
         self.weights = weights
         self.spec = weights.spec
@@ -96,7 +114,7 @@ class Embedder:
         self.threads = available_threads() if threads is None else threads
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
-        self.backend_used = "none"  # what computed the last batch: "numba" or "numpy"
+        self.backend_used = "none"  # what computed the last batch: "compiled", "numba" or "numpy"
         self._numpy_seconds = 0.0  # what all pictures so far, and those known to come, take with NumPy
         self._program: Program | None = None
 
@@ -129,29 +147,30 @@ class Embedder:
         self._numpy_seconds += pictures * (fixed + per_product * _multiply_adds(self.spec, (x.shape[2], x.shape[3])))
         self.backend_used = self._choose()
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the embedding
-            y = self._run_numba(x) if self.backend_used == "numba" else self._run_numpy(x)
+            y = self._run_numpy(x) if self.backend_used == "numpy" else self._run_compiled(x)
             if self.normalize:
                 y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return y
 
     def _choose(self) -> str:
-        """The backend; "auto" takes Numba once the pictures so far would have repaid its start, and keeps to it."""
-        if self.backend != "auto":
-            return self.backend
-        if self._program is not None:
-            return "numba"
-        if self._numpy_seconds < LOAD_SECONDS or find_spec("numba") is None:
-            return "numpy"
-        from . import kernels
+        """The backend; "auto" takes the packaged library, or else Numba once the pictures would repay its start."""
+        if self.backend == "auto" and (faster := self._faster()):
+            try:
+                self._lower()
+                self.backend = faster  # settled
+            except UnsupportedError:
+                self.backend = "numpy"
+        return "numpy" if self.backend == "auto" else self.backend
 
-        if not kernels.is_cached() and self._numpy_seconds < COMPILE_SECONDS:
-            return "numpy"
-        try:
-            self._lower()
-        except UnsupportedError:
-            self.backend = "numpy"  # settled
-            return "numpy"
-        return "numba"
+    def _faster(self) -> str:
+        """What would compute the pictures so far faster than NumPy; "" for nothing."""
+        if available("compiled"):
+            return "compiled"
+        if self._numpy_seconds < LOAD_SECONDS or not available("numba"):
+            return ""
+        from .kernels import cache
+
+        return "numba" if cache.is_cached() or self._numpy_seconds >= COMPILE_SECONDS else ""
 
     def _lower(self) -> Program:
         """The network as a program for the compiled kernels. Raises UnsupportedError where they do not compute it."""
@@ -167,10 +186,10 @@ class Embedder:
             y[i] = reference.forward(self.spec, self.weights.parameters, x[i : i + 1])[0]
         return y
 
-    def _run_numba(self, x: np.ndarray) -> np.ndarray:
+    def _run_compiled(self, x: np.ndarray) -> np.ndarray:
         from . import kernels
 
-        return kernels.run(self._lower(), x, self.threads)
+        return kernels.run(self._lower(), x, self.threads, self.backend_used)
 
     def self_test(self) -> SelfTest:
         """Computes the weights file's recorded input and compares with the embedding recorded there."""

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from itertools import compress, islice
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from . import dates, formats, images, moving, packed, postprocess, scan, sketch
 from .database import Database
-from .embedder import Embedder
+from .embedder import BACKENDS, Embedder, available
 from .errors import GalleryError, ImageError
 from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .settings import Settings
@@ -53,7 +52,7 @@ class Report:
     failed: list[tuple[str, str]] = field(default_factory=list)
     # Missing folders whose files were all recognised elsewhere: the folder, where they are now, and their number.
     moved: list[tuple[str, str, int]] = field(default_factory=list)
-    backend: str = "none"  # what embedded: "numba", "numpy" or "none"
+    backend: str = "none"  # what embedded: "compiled", "numba", "numpy" or "none"
     seconds: float = 0.0
     decode_seconds: float = 0.0  # of the CPU, reading and decoding, all threads together
     network_seconds: float = 0.0
@@ -278,7 +277,7 @@ class Ingest:
         """The network, whose backend is settled once, also for a run that continues one that was stopped."""
         network = copy.copy(self.encoder.network)
         unfinished = self.db.meta().get("unfinished", "")
-        if network.backend == "auto" and (unfinished == "numpy" or (unfinished == "numba" and find_spec("numba"))):
+        if network.backend == "auto" and unfinished in BACKENDS and available(unfinished):
             network.backend = unfinished
         return network
 

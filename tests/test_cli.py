@@ -24,7 +24,7 @@ import pytest
 from conftest import DIGITS
 
 import alnumpy
-from alnumpy import cli, weights
+from alnumpy import cli, kernels, weights
 from alnumpy.layers import parameters
 from alnumpy.networks import SPECS
 
@@ -300,7 +300,7 @@ def test_info_of_every_network(name, capsys):
     assert f" {spec.embedding}x1x1 " in lines[spec.layers()[-1].name]
     counted = sum(prod(shape) for key, shape in parameters(spec.layers()).items() if "running_" not in key)
     assert lines["total"].split()[1] == f"{counted:,}"
-    compiled = r"[\d,]+ bytes a thread \(numba backend\)"
+    compiled = r"[\d,]+ bytes per thread \(compiled kernels\)"
     refused = f"numpy backend only: {name}: no compiled kernel computes the layer "
     assert re.match(f"activations: ({compiled}|{refused})", lines["activations:"])
 
@@ -319,18 +319,26 @@ def test_backends(folder):
     assert 0 < error < 1e-5
 
 
-def test_warmup_tells_where_it_keeps_the_kernels(tmp_path):
-    pytest.importorskip("numba")
-    code, out, err = run("warmup")
+def test_kernels_tells_what_runs_here_and_compiles_ahead():
+    code, out, err = run("kernels")
     assert (code, err) == (0, "")
-    assert Path(re.fullmatch(r"kernels ready in [\d.]+ s, kept in (.*)\n", out)[1]).exists()
+    assert len(re.findall(r"^(?:linux|macos|windows)-\S+ +[\d,]+ bytes", out, re.M)) == 8
+    choice, level = kernels.packaged()
+    if choice.path is not None:
+        assert re.search(rf"^{choice.path.name} .* <- chosen$", out, re.M)
+        assert f"compiled: {choice.path}, {choice.reason}{', level ' * bool(level)}{level}\n" in out
+        assert out.endswith("--backend auto takes compiled\n")
+    pytest.importorskip("numba")
+    code, out, err = run("kernels", "--compile")
+    assert (code, err) == (0, "")
+    assert Path(re.search(r"^numba: ready in [\d.]+ s, kept in (.*)$", out, re.M)[1]).exists()
 
 
-@pytest.mark.parametrize("command", ["warmup", "embed a.png --backend numba"])
+@pytest.mark.parametrize("command", ["kernels --compile", "embed a.png --backend numba"])
 def test_without_numba_the_extra_is_named(command):
     code = f"import sys; sys.modules['numba'] = None; from alnumpy.cli import main; sys.exit(main({command.split()}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert result.returncode == 1
     assert "pip install 'alnumpy[numba]'" in result.stderr
 
 

@@ -19,13 +19,14 @@ from PIL import Image
 import alnumpy
 from alnumpy import AlnumpyError, ImageError, MissingExtraError, SpecError, WeightsError, images, kernels, reference
 from alnumpy import embedder as embedder_module
+from alnumpy.kernels import cache
 from alnumpy.weights import default_path
 
 
-@pytest.fixture(scope="module", params=["numpy", "numba"])
+@pytest.fixture(scope="module", params=["numpy", "compiled", "numba"])
 def embedder(request):
-    if request.param == "numba":
-        pytest.importorskip("numba")
+    if not embedder_module.available(request.param):
+        pytest.skip(f"the backend {request.param} does not run here")
     return alnumpy.load(backend=request.param)
 
 
@@ -94,10 +95,25 @@ def used(embedder, pictures, known=True):
     return [embedder.backend_used for _ in batches]
 
 
-def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
+def test_auto_takes_the_packaged_library_from_the_first_picture_on():
+    if kernels.packaged()[0].path is None:
+        pytest.skip(f"no compiled kernels here: {kernels.packaged()[0].reason}")
+    auto = alnumpy.load()
+    assert set(used(auto, 1)) == {"compiled"}
+    np.testing.assert_array_equal(auto.embed(DIGITS[0]), alnumpy.load(backend="compiled").embed(DIGITS[0]))
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """As on a CPU that no packaged library is for."""
+    monkeypatch.setattr(kernels, "packaged", lambda: (kernels.library.Choice(None, "there is none for s390x"), ""))
+
+
+def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch, no_library):
     pytest.importorskip("numba")
-    kernels.warmup()
-    monkeypatch.setattr(kernels, "is_cached", lambda: True)
+    cache.warmup()
+    monkeypatch.setattr(cache, "is_cached", lambda: True)
+    assert alnumpy.load(backend="compiled").backend == "numba"  # compiled here instead
     assert set(used(alnumpy.load(size=32), 15)) == {"numpy"}
     assert set(used(alnumpy.load(size=32), 200)) == {"numba"}  # decided for the whole run, before its first batch
     unknown = used(alnumpy.load(size=32), 200, known=False)
@@ -107,16 +123,21 @@ def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch):
         assert set(used(one_by_one, 8)) == {"numpy"}
     assert set(used(one_by_one, 8)) == {"numba"}
     assert set(used(one_by_one, 1)) == {"numba"}
-    monkeypatch.setattr(kernels, "is_cached", lambda: False)
+    monkeypatch.setattr(cache, "is_cached", lambda: False)
     assert set(used(alnumpy.load(size=32), 200)) == {"numpy"}  # compiling costs more than 200 small pictures
     x = np.zeros((1, 3, 28, 28), np.float32)
     fresh = alnumpy.load()
     fresh._forward(x, 10_000)
     assert fresh.backend_used == "numba"
+
+
+def test_without_a_library_and_numba_there_is_numpy(monkeypatch, no_library):
     monkeypatch.setattr(embedder_module, "find_spec", lambda name: None)
     assert set(used(alnumpy.load(), 200)) == {"numpy"}
     with pytest.raises(MissingExtraError, match=r"pip install 'alnumpy\[numba\]'"):
         alnumpy.load(backend="numba")
+    with pytest.raises(MissingExtraError, match=r"none for s390x.*pip install 'alnumpy\[numba\]'"):
+        alnumpy.load(backend="compiled")
 
 
 def test_threads(monkeypatch):

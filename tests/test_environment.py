@@ -20,7 +20,8 @@ from conftest import DIGITS
 from test_cli_names import given_back
 
 import alnumpy
-from alnumpy import cli, kernels
+from alnumpy import cli
+from alnumpy.kernels import cache
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-m", "alnumpy"]
@@ -202,7 +203,7 @@ COMMANDS = {
     "verify": "verify",
     "models": "models",
     "convert": "convert {p}/gone.pt -o {out}/w.h5",
-    "warmup": "warmup",
+    "kernels": "kernels --compile",
 }  # fmt: skip
 
 
@@ -233,10 +234,10 @@ def run(place, command, flags=(), wrap=(), env=(), **options):
 
 
 def run_all(place, **options):
-    """Every command's results, but for the time that warmup took."""
+    """Every command's results, but for the time that compiling took."""
     results = {}
     for name, command in COMMANDS.items():
-        if name not in DOCUMENTED or (name == "warmup" and find_spec("numba") is None):
+        if name not in DOCUMENTED or (name == "kernels" and find_spec("numba") is None):
             continue
         code, out, err = run(place, command, **options)
         results[name] = code, re.sub(rb"ready in [\d.]+ s", b"", out), err
@@ -371,9 +372,9 @@ def test_a_read_only_install_without_home_or_cache(place, usual, tmp_path, unpri
 def test_where_kernels_cannot_be_kept_one_line_says_so(place, tmp_path):
     """Also under -W error. Compiling is replaced by what a usual run has kept."""
     pytest.importorskip("numba")
-    kernels.warmup()
+    cache.warmup()
     (tmp_path / "file").touch()
-    (tmp_path / "kept").write_bytes(kernels.cache_file().read_bytes()[32:])
+    (tmp_path / "kept").write_bytes(cache.cache_file().read_bytes()[32:])
     code = (
         "import sys; from alnumpy import __main__; from alnumpy.kernels import compiler\n"
         f"compiler.compile_runner = lambda: open({str(tmp_path / 'kept')!r}, 'rb').read()\n__main__.run()"

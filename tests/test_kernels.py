@@ -20,6 +20,7 @@ from conftest import given, random_params, st
 
 from alnumpy import arena, kernels, layers, lower, reference
 from alnumpy.arena import Buffer, round_up
+from alnumpy.kernels import cache
 from alnumpy.kernels.abi import ACTIVATIONS, COLUMNS, LINE, Op
 from alnumpy.layers import (
     CBAM_LAYOUTS,
@@ -72,7 +73,7 @@ class Bench:
         weights, tables = self.pack.weights.join(), self.pack.tables.join()
         output = np.full(result + 2 * LINE, np.nan, np.float32)
         image = np.zeros(1, np.float32) if image is None else np.ascontiguousarray(image, np.float32)
-        kernels._load()(
+        kernels.loaded("numba")(
             image.ctypes.data, 0, 1, output.ctypes.data, 0, weights.ctypes.data, tables.ctypes.data,
             layout.steps.ctypes.data, len(layout.steps), arena.ctypes.data,
         )  # fmt: skip
@@ -474,37 +475,37 @@ def test_a_step_with_other_arguments_is_refused() -> None:
 
 
 def test_importing_the_package_imports_no_numba() -> None:
-    code = "import sys, alnumpy.kernels as k, alnumpy.lower; k.is_cached(); sys.exit('numba' in sys.modules)"
+    code = "import sys, alnumpy.kernels.cache as k, alnumpy.lower; k.is_cached(); sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_cache_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("ALNUMPY_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    home = kernels.cache_file()
+    home = cache.cache_file()
     assert home is None or home.is_absolute()  # without HOME, the password database says
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = kernels.cache_file()
+    home = cache.cache_file()
     assert home is not None
     assert home.parent == tmp_path / ".cache" / "alnumpy"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    xdg = kernels.cache_file()
+    xdg = cache.cache_file()
     assert xdg is not None
     assert xdg.parent == tmp_path / "xdg" / "alnumpy"
     monkeypatch.setenv("ALNUMPY_CACHE_DIR", str(tmp_path / "own"))
-    own = kernels.cache_file()
+    own = cache.cache_file()
     assert own is not None
     assert own.parent == tmp_path / "own"
-    assert not kernels.is_cached()
-    assert kernels._write(own, b"code")
-    assert kernels.is_cached()
+    assert not cache.is_cached()
+    assert cache._write(own, b"code")
+    assert cache.is_cached()
     assert list(own.parent.iterdir()) == [own]
 
 
 def test_cache_file_depends_on_all_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest() -> str:
-        kernels._digest.cache_clear()
-        return kernels._digest()
+        cache._digest.cache_clear()
+        return cache._digest()
 
     digests = {digest()}
     assert digest() in digests
@@ -512,32 +513,32 @@ def test_cache_file_depends_on_all_that_compiled_code_depends_on(monkeypatch: py
         patch.setattr(Path, "read_bytes", lambda path: b"changed" if path.name == "simd.py" else b"")
         digests.add(digest())
     with monkeypatch.context() as patch:
-        patch.setattr(kernels.metadata, "version", lambda name: "0")
+        patch.setattr(cache.metadata, "version", lambda name: "0")
         digests.add(digest())
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_cpu", lambda: "another")
+        patch.setattr(cache, "_cpu", lambda: "another")
         digests.add(digest())
     assert len(digests) == 4
-    kernels._digest.cache_clear()
+    cache._digest.cache_clear()
 
 
 def test_only_whole_code_of_our_own_for_this_cpu_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from alnumpy.kernels import compiler
 
     path = tmp_path / "kernels.o"
-    assert kernels._read(path, compiler.sign) is None
-    kernels._write(path, compiler.sign(b"code") + b"code")
-    assert kernels._read(path, compiler.sign) == b"code"
+    assert cache._read(path, compiler.sign) is None
+    cache._write(path, compiler.sign(b"code") + b"code")
+    assert cache._read(path, compiler.sign) == b"code"
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "TARGET", "another CPU")
-        assert kernels._read(path, compiler.sign) is None
+        assert cache._read(path, compiler.sign) is None
     if hasattr(os, "getuid"):
         with monkeypatch.context() as patch:
             patch.setattr(os, "getuid", lambda: 12345)
             os.chown(path, 54321, -1) if os.geteuid() == 0 else None
-            assert kernels._read(path, compiler.sign) is None
-    kernels._write(path, compiler.sign(b"code") + b"cod")
-    assert kernels._read(path, compiler.sign) is None
+            assert cache._read(path, compiler.sign) is None
+    cache._write(path, compiler.sign(b"code") + b"cod")
+    assert cache._read(path, compiler.sign) is None
 
 
 def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -545,13 +546,11 @@ def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.Monke
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALNUMPY_CACHE_DIR", str(tmp_path / "file"))
-    monkeypatch.setattr(kernels, "_run_program", None)
     monkeypatch.setattr(compiler, "compile_runner", lambda: b"code")
     monkeypatch.setattr(compiler, "link", lambda code: print)
     with pytest.warns(RuntimeWarning, match="ALNUMPY_CACHE_DIR") as warned:
-        kernels.warmup()
+        assert cache.warmup()[0] is None
     assert len(warned) == 1
-    assert kernels.warmup()[0] is None  # and no second warning
 
 
 def test_run_refuses_what_the_kernels_cannot_read() -> None:
@@ -590,7 +589,7 @@ def test_an_interrupted_run_frees_nothing_that_a_thread_still_uses(monkeypatch: 
         alive.append(arenas[1]() is not None)
         looked.set()
 
-    monkeypatch.setattr(kernels, "_load", lambda: run_program)
+    monkeypatch.setattr(kernels, "loaded", lambda backend: run_program)
     monkeypatch.setattr(kernels, "_arenas", [])
     monkeypatch.setattr(kernels, "_take_arena", taken)
     spec = ALNet("small", 4, True, (Block(1, 4, 1),), embedding=24, groups=2, cbam="")

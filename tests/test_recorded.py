@@ -14,8 +14,9 @@ from zlib import crc32
 import numpy as np
 
 import alnumpy
-from alnumpy import SPECS, Spec, reference
+from alnumpy import SPECS, Spec, kernels, reference
 from alnumpy.layers import parameters
+from alnumpy.lower import lower
 from alnumpy.weights import default_path
 
 RECORDED = Path(__file__).parent / "data" / "recorded.npz"
@@ -77,10 +78,24 @@ class Recorded(unittest.TestCase):
                             spec = SPECS[case["preset"]]
                             y = reference.forward(spec, arrays_of(spec), *inputs)
                         else:
-                            y = alnumpy.load(default_path().with_name(case["weights"])).forward(*inputs)
+                            path = default_path().with_name(case["weights"])
+                            y = alnumpy.load(path, backend="numpy").forward(*inputs)
                         error, most = np.linalg.norm(y - expected) / np.linalg.norm(expected), 1e-5
                     self.assertEqual((y.shape, y.dtype), (expected.shape, expected.dtype))
                     self.assertLessEqual(error, most)
+
+    def test_the_packaged_kernels(self) -> None:
+        """Embeddings of every preset, by the library for this CPU, to a relative error of 1e-5."""
+        if kernels.packaged()[0].path is None:
+            self.skipTest(kernels.packaged()[0].reason)
+        with np.load(RECORDED, allow_pickle=False) as arrays:
+            for i, case in enumerate(json.loads(bytes(arrays["contents"]))["cases"]):
+                if "preset" in case:
+                    with self.subTest(case=i, **case):
+                        spec = SPECS[case["preset"]]
+                        y = kernels.run(lower(spec, arrays_of(spec)), picture(), backend="compiled")
+                        expected = arrays[f"{i}/output"]
+                        self.assertLessEqual(np.linalg.norm(y - expected), 1e-5 * np.linalg.norm(expected))
 
 
 if __name__ == "__main__":

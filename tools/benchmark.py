@@ -673,7 +673,7 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     from alnumpy.kernels.abi import Op
     from alnumpy.lower import lower
 
-    program, run_program = lower(network.spec, network.params), kernels._load()
+    program, run_program = lower(network.spec, network.params), kernels.loaded("numba")
     layout = program.layout((size, size))
     arena, y = layout.new_arena(), np.empty(network.spec.embedding, np.float32)
     x = np.random.default_rng(size).standard_normal((3, size, size), np.float32)

@@ -28,7 +28,7 @@ COMMANDS = (
     weights.VERIFY,
     weights.MODELS,
     convert.CONVERT,
-    weights.WARMUP,
+    weights.KERNELS,
 )
 
 

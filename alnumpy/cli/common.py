@@ -91,11 +91,13 @@ def add_backend(command: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="what runs the network; auto takes numba once there are enough pictures to make up for loading it "
-        "(default: %(default)s)",
+        help="what runs the network: compiled (packaged kernels), numba (kernels that Numba compiles here) or numpy; "
+        "auto takes compiled where they run, else numba where the pictures repay its start (default: %(default)s)",
     )
     command.add_argument(
-        "--threads", type=positive_int, help="threads for the numba backend (default: ALNUMPY_THREADS, or all CPUs)"
+        "--threads",
+        type=positive_int,
+        help="threads to decode and to compute in (default: ALNUMPY_THREADS, or all CPUs)",
     )
 
 

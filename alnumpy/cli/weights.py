@@ -1,4 +1,4 @@
-"""The commands about networks: info, verify, warmup."""
+"""The commands about networks: info, verify, models, kernels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_info(args: argparse.Namespace) -> int:
 
     try:
         arena = lower(network, parameters).arena_bytes(size)
-        print(f"activations: {arena:,} bytes a thread (numba backend)")
+        print(f"activations: {arena:,} bytes per thread (compiled kernels)")
     except UnsupportedError as error:
         print(f"activations: numpy backend only: {error}")
     if not args.spec:
@@ -181,24 +181,53 @@ MODELS = Command(
 )
 
 
-def run_warmup(args: argparse.Namespace) -> int:
-    """``alnumpy warmup``."""
-    if find_spec("numba") is None:
-        raise MissingExtraError("warmup compiles Numba kernels and needs Numba: pip install 'alnumpy[numba]'")
+def kernels_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy kernels``."""
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the kernels with Numba ahead of their first use, for --backend numba; they are kept in a file",
+    )
+
+
+def run_kernels(args: argparse.Namespace) -> int:
+    """``alnumpy kernels``."""
     from .. import kernels
+    from ..kernels import cache, library
 
-    folder, seconds = kernels.warmup()
-    if folder is None:
-        return 1  # the kernels have warned why nothing could be kept
-    print(f"kernels ready in {seconds:.1f} s, kept in {folder}")
-    return 0
+    choice, level = kernels.packaged()
+    damaged = False
+    for name, wanted in library.manifest()["sha256"].items():
+        path = library.FOLDER / name
+        state = "missing" if not path.exists() else "" if library.sha256(path) == wanted else "damaged"
+        damaged = damaged or bool(state)
+        chosen = "  <- chosen" if path == choice.path else ""
+        print(f"{name:20} {path.stat().st_size if path.exists() else 0:>9,} bytes{' ' * bool(state)}{state}{chosen}")
+    if choice.path is not None:
+        print(f"compiled: {choice.path}, {choice.reason}{f', level {level}' if level else ''}")
+    else:
+        print(f"compiled: no, {choice.reason}")
+    if find_spec("numba") is None:
+        print("numba: not installed (pip install 'alnumpy[numba]')")
+        if args.compile:
+            raise MissingExtraError("--compile needs Numba: pip install 'alnumpy[numba]'")
+    elif args.compile:
+        kept, seconds = cache.warmup()
+        if kept is None:
+            return 1  # the kernels have warned why nothing could be kept
+        print(f"numba: ready in {seconds:.1f} s, kept in {kept}")
+    else:
+        print(f"numba: {'compiled' if cache.is_cached() else 'installed, not compiled yet'}")
+    used = "compiled" if choice.path is not None else "numba, for many pictures" if find_spec("numba") else "numpy"
+    print(f"--backend auto takes {used}")
+    return int(damaged)
 
 
-WARMUP = Command(
-    "warmup",
+KERNELS = Command(
+    "kernels",
     "",
-    "compile the Numba kernels ahead of time and say where they are kept",
-    "alnumpy warmup",
-    lambda parser: None,
-    run_warmup,
+    "print which compiled kernels there are, which of them run on this device, and why",
+    "alnumpy kernels",
+    kernels_arguments,
+    run_kernels,
 )

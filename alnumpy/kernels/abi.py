@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from enum import IntEnum
 
 import numpy as np
@@ -59,6 +60,13 @@ class Op(IntEnum):
     MEAN_POOL = 19, "x y height width new_height new_width channels"
     DENSE = 21, "x y other w pixels x_stride y_stride inputs chunk activation"
     SQUEEZE_EXCITE = 20, "means hidden y w1 table1 w2 table2 width hidden_channels channels activation gate"
+
+
+# What both sides were written for. Libraries of kernels tell theirs, and others than this are not run.
+NUMBER = zlib.crc32(
+    repr([LINE, PACK, STEM_ROWS, TILE_PACKS, PANEL, CLAMPS, COLUMNS, NONE, ACTIVATIONS]).encode()
+    + "".join(f"{op.name} {op.value} {op.arguments}" for op in Op).encode()
+)
 
 
 def address(array: np.ndarray) -> int:

@@ -235,7 +235,8 @@ def planar_block(
     expanded += LINE  # the row before the first is only looked at
     for i in range(0, source_row, LANES):  # the row above the map
         store(arena, expanded + i, splat(0.0, LANES))
-    for start in range(0, new_height, band):
+    start = 0
+    while start < new_height:  # a range whose step is not constant would divide
         new_rows = min(band, new_height - start)
         rows = stride * new_rows + 3 - stride
         first = stride * start - 1
@@ -263,3 +264,4 @@ def planar_block(
             )
             add_to_totals(arena, target, y_plane, outputs, new_rows, new_width, totals + q * outputs * 2 * LINE)
             at += outputs * (1 + project_inputs)
+        start += band

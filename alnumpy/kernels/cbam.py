@@ -11,6 +11,7 @@ from .simd import (
     broadcast_tile,
     column_of_taps,
     gather,
+    inverse,
     lanes_between,
     load,
     load_float,
@@ -82,7 +83,7 @@ def planar_pool(arena, x, maps, height, width, channels, plane, channel):
     row = round_up(width, LINE)
     map_row = LINE + row
     second = map_plane(height, width)
-    scale = splat(1.0 / channels, LANES)
+    scale = splat(inverse(channels), LANES)
     zero = splat(0.0, LANES)
     for i in range(height):
         source = x + i * row
@@ -109,7 +110,7 @@ def pool(arena, weights, x, maps, height, width, channels, real_channels, channe
     clear_maps(arena, maps, height, width)
     map_row = LINE + round_up(width, LINE)
     second = map_plane(height, width)
-    scale = 1.0 / real_channels
+    scale = inverse(real_channels)
     zero, lowest = splat(0.0, PACK), splat(-INFINITY, PACK)
     for i in range(height):
         for j in range(width):

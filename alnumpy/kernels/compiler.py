@@ -32,8 +32,11 @@ def _target_machine() -> llvm.TargetMachine:
     return target.create_target_machine(cpu=TARGET.cpu, features=TARGET.features, opt=2, jit=True)
 
 
-def compile_runner() -> bytes:
-    """Object code of ``runner.run_program`` for the target. Raises ImportError where Numba is not installed."""
+def front_end() -> str:
+    """LLVM's text of ``runner.run_program`` as Numba writes it, before any optimisation, in the function ENTRY.
+
+    Raises ImportError where Numba is not installed.
+    """
     import numba
     from numba.core.registry import cpu_target
 
@@ -49,13 +52,25 @@ def compile_runner() -> bytes:
     finally:
         config.OPT = level
     name = run_program.overloads[signature].fndesc.llvm_func_name
-    module = llvm.parse_assembly(run_program.inspect_llvm(signature).replace(name, ENTRY))
-    machine = _target_machine()
+    text: str = run_program.inspect_llvm(signature).replace(name, ENTRY)
+    return text
+
+
+def optimised(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    """A module, after LLVM's optimiser."""
+    module = llvm.parse_assembly(text)
+    module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = False  # what pays is vectorised by hand
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
-    return machine.emit_object(module)
+    return module
+
+
+def compile_runner() -> bytes:
+    """Object code of ``runner.run_program`` for the target. Raises ImportError where Numba is not installed."""
+    machine = _target_machine()
+    return machine.emit_object(optimised(front_end(), machine))
 
 
 def link(code: bytes) -> Callable[..., None]:

@@ -8,7 +8,7 @@ all weights before the next; weights come from farther away, so there should be 
 from .abi import LINE, PANEL
 from .activation import SILU, activate, limits
 from .common import kernel
-from .simd import LANES, add, clamp, load_tile, outer, splat, store_tile, store_tile_and_half
+from .simd import LANES, add, clamp, load_tile, outer, quotient, splat, store_tile, store_tile_and_half
 
 ROWS, COLS = (12, 2) if LANES == 16 else (6, 1) if LANES == 8 else (3, 1)  # as many as the registers hold
 FEW = 4 if LANES == 16 else 3 if LANES == 8 else 1
@@ -50,9 +50,11 @@ def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, inputs, ch
     Weights are panels of PANEL outputs, the last of PANEL or LINE: biases, then weights input by input.
     """
     low, high = limits(activation)
-    for first in range(0, pixels, chunk):
+    first = 0
+    while first < pixels:  # a range whose step is not constant would divide
         count = min(chunk, pixels - first)
-        many, few = count // ROWS, count % ROWS // FEW
+        many = quotient(count, ROWS)
+        few = quotient(count - many * ROWS, FEW)
         ones = count - many * ROWS - few * FEW
         source, target = x + first * x_stride, y + first * y_stride
         x_few, y_few = source + many * ROWS * x_stride, many * ROWS * y_stride
@@ -99,3 +101,4 @@ def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, inputs, ch
             at += panel * (1 + inputs)
         if activation >= SILU:
             activate(arena, target, count * y_stride, activation)
+        first += chunk

@@ -10,6 +10,7 @@ from .simd import (
     add,
     broadcast,
     fma,
+    inverse,
     lanes_between,
     load,
     load_float,
@@ -60,7 +61,7 @@ def add_to_totals(arena, x, plane, channels, height, width, totals):
 @kernel
 def planar_means(arena, totals, y, height, width, channels):
     """Totals -> the mean of each channel, then the maximum of each."""
-    scale = 1.0 / (height * width)
+    scale = inverse(height * width)
     padded = round_up(channels, PACK)
     for c in range(channels):
         at = totals + c * 2 * LINE
@@ -71,7 +72,7 @@ def planar_means(arena, totals, y, height, width, channels):
 @kernel
 def means(arena, x, y, height, width, channels):
     """Channels last: the mean of each channel, then the maximum of each."""
-    scale = splat(1.0 / (height * width), PACK)
+    scale = splat(inverse(height * width), PACK)
     for c in range(0, channels, PACK):
         total, highest = splat(0.0, PACK), splat(-INFINITY, PACK)
         for p in range(height * width):
@@ -85,7 +86,7 @@ def means(arena, x, y, height, width, channels):
 def embedding(arena, output, x, height, width, channels, size, channel, spatial, y):
     """Channels last (H, W, channels) times attention, if any -> its mean over the pixels. ``y`` is scratch."""
     row = round_up(width, LINE)
-    scale = splat(1.0 / (height * width), PACK)
+    scale = splat(inverse(height * width), PACK)
     for c in range(0, channels, PACK):
         total = splat(0.0, PACK)
         for i in range(height):

@@ -172,7 +172,16 @@ maximum = _binary(_maximum)
 maximum_or_nan = _binary(_maximum_or_nan)  # of both orders alike
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
 clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
-rint = _unary(lambda b, x: _call(b, "llvm.rint", x))
+
+
+def _rint(builder, x):
+    magic = ir.Constant(
+        x.type, [1.5 * 2**23] * x.type.count
+    )  # whose neighbours are whole numbers; CPUs with SSE2 alone cannot round
+    return builder.fsub(builder.fadd(x, magic), magic)
+
+
+rint = _unary(_rint)  # to the nearest whole number, halves to even; of -2^22 to 2^22
 
 
 def _power_of_two(builder, x):
@@ -185,6 +194,28 @@ power_of_two = _unary(_power_of_two)  # of whole numbers from -127 (gives 0) to 
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def inverse(typingctx, whole):
+    """1 / x of a whole number from 1 to 2^31 - 1, as float64. 32-bit CPUs cannot convert an int64."""
+
+    def emit(context, builder, signature, arguments):
+        real = builder.sitofp(builder.trunc(arguments[0], I32), ir.DoubleType())
+        return builder.fdiv(ir.Constant(ir.DoubleType(), 1.0), real)
+
+    return types.float64(types.int64), emit
+
+
+@intrinsic
+def quotient(typingctx, whole, divisor):
+    """x // y of numbers from 0 to 2^31 - 1, where y is a constant. 32-bit CPUs cannot divide an int64."""
+
+    def emit(context, builder, signature, arguments):
+        narrow = [builder.trunc(argument, I32) for argument in arguments]
+        return builder.zext(builder.udiv(*narrow), I64)
+
+    return types.int64(types.int64, types.int64), emit
 
 
 @intrinsic(prefer_literal=True)
