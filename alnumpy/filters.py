@@ -40,7 +40,6 @@ class Filter:
     folders: tuple[str, ...] = ()  # absolute paths: only what is there, or below one of them
     since: str = ""  # dates
     until: str = ""  # the whole of this year, month or day included
-    without: Collection[bytes] = ()  # contents that are left out
 
     def __post_init__(self) -> None:
         if bad := [date for date in (self.since, self.until) if date and not is_date(date)]:
@@ -70,11 +69,12 @@ def search(
     chosen: Filter,
     hashes: Sequence[Collection[bytes]],
     unlike: Array,
+    skip_same: bool,
 ) -> list[list[Match]]:
     """The k nearest to each query of (Q, D) among the pictures chosen, nearest first, ties by path.
 
     Those that are nearer to one of ``unlike``, (M, D), than to the query are left out. ``hashes``: the contents that
-    count as the query's own. Reads the rows chosen, a block at a time.
+    count as each query's own, left out where ``skip_same``. Reads the rows chosen once, a block at a time.
     """
     condition, values = chosen.sql(db.has_column("contents", "taken"))
     length = packed.row_length(settings.dimension, settings.dtype)
@@ -90,10 +90,10 @@ def search(
             good = np.isfinite(packed.squared_norms(block, settings.dtype))
             vectors = packed.decode(block, settings.dtype)
             others = [np.linalg.norm(vectors - other, axis=1) for other in unlike]
-            for i, query in enumerate(queries):
+            for i, (query, own) in enumerate(zip(queries, hashes, strict=True)):
                 distances = np.linalg.norm(vectors - query, axis=1)
                 kept = np.all([good, *(distances <= other for other in others)], axis=0)
-                near = [j for j in np.flatnonzero(kept).tolist() if part[j][1] not in chosen.without]
+                near = [j for j in np.flatnonzero(kept).tolist() if not (skip_same and part[j][1] in own)]
                 found[i] += [(float(distances[j]), part[j][0], part[j][1]) for j in near]
                 found[i].sort(key=lambda item: item[:2])
                 del found[i][k:]

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,11 +102,7 @@ def search(
 
     def ranked(some: slice, k: int) -> list[list[Match]]:
         if how.mean or len(unlike) or chosen != Filter():
-            results = []
-            for vector, same in zip(vectors[some], own[some], strict=True):
-                only = replace(chosen, without=same if how.skip_same else ())
-                results += filters.search(reader.db, settings, vector[None], k, only, [same], unlike)
-            return results
+            return filters.search(reader.db, settings, vectors[some], k, chosen, own[some], unlike, how.skip_same)
         contents = asked.contents[some]
         copies = 0
         if how.skip_same:
