@@ -17,9 +17,9 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # Readers cannot migrate and read older versions as they are, so scripts add and take nothing away.
 # contents: a row for each distinct content of a file, with its SHA-256, its size in pixels when upright, and the
 # embedding as packed.encode() makes it.
-# pictures: a row for each file. The path is absolute and in the file system's bytes, since names need not be text; size
-# and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why it
-# has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
+# pictures: a row for each file. The path is as ``places`` makes it, in the file system's bytes, which need not be text;
+# size and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why
+# it has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
 # contents.taken: the date in the EXIF data, ISO 8601 in local time, "" where it has none; NULL
 # where version 2 made the row and no file of it has been looked at since.
 # ctime_ns is NULL where version 2 recorded the file; tried says what could not read it, with versions and limits.
@@ -93,6 +93,7 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     DELETE FROM meta WHERE key = 'max_pixels';
     """,
+    "",  # from here on paths may be relative, as those who know only whole ones must not read
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
 LOCAL = "keep the gallery on a local disk, with --db; the pictures may stay there"

@@ -101,6 +101,8 @@ def evaluate_gallery(
     all_paths = set(paths)
     if labels is not None:  # whose letters may be composed otherwise than in the names of the files
         spelled = respelled(all_paths - labels.keys(), labels.keys() - all_paths)
+        reached = {path: os.path.realpath(path) for path in labels.keys() - all_paths}  # by links
+        spelled |= {path: real for path, real in reached.items() if real in all_paths}
         labels = {spelled.get(path, path): label for path, label in labels.items()}
     paths, vectors, unlabelled = _labelled(paths, vectors, labels)
     query_paths, query_vectors = paths, vectors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -11,8 +10,9 @@ from datetime import datetime
 
 import numpy as np
 
-from . import moving, packed
+from . import packed
 from .database import Database
+from .places import BELOW, Places
 from .settings import Settings
 from .snapshot import Match
 
@@ -45,13 +45,13 @@ class Filter:
         if bad := [date for date in (self.since, self.until) if date and not is_date(date)]:
             raise ValueError(f"not a date such as 2024, 2024-05 or 2024-05-31: {bad[0]!r}")
 
-    def sql(self, dated: bool) -> tuple[str, list[bytes | int | str]]:
+    def sql(self, places: Places, dated: bool) -> tuple[str, list[bytes | int | str]]:
         """A condition on ``pictures`` and ``contents``, and its values; ``dated``: whether contents have dates."""
         taken = TAKEN.format(taken="contents.taken" if dated else "NULL")
         conditions, values = ["1"], list[bytes | int | str]()
         if self.folders:
-            conditions.append(f"({' OR '.join([moving.BELOW] * len(self.folders))})")
-            values += [value for folder in self.folders for value in moving.below(folder)]
+            conditions.append(f"({' OR '.join([BELOW] * len(self.folders))})")
+            values += [value for folder in self.folders for value in places.below(folder)]
         if self.since:
             conditions.append(f"{taken} >= ?")
             values.append(self.since)
@@ -76,7 +76,8 @@ def search(
     Those that are nearer to one of ``unlike``, (M, D), than to the query are left out. ``hashes``: the contents that
     count as each query's own, left out where ``skip_same``. Reads the rows chosen once, a block at a time.
     """
-    condition, values = chosen.sql(db.has_column("contents", "taken"))
+    places = Places.of(db)
+    condition, values = chosen.sql(places, db.has_column("contents", "taken"))
     length = packed.row_length(settings.dimension, settings.dtype)
     sql = (
         "SELECT path, pictures.hash, embedding FROM pictures JOIN contents ON contents.hash = pictures.hash "
@@ -98,6 +99,6 @@ def search(
                 found[i].sort(key=lambda item: item[:2])
                 del found[i][k:]
     return [
-        [Match(os.fsdecode(path), distance, hash in own) for distance, path, hash in nearest]
+        [Match(places.path(path), distance, hash in own) for distance, path, hash in nearest]
         for nearest, own in zip(found, hashes, strict=True)
     ]

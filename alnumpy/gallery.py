@@ -28,6 +28,7 @@ from .groups import Member
 from .ingest import Encoder, Ingest, Progress, Report
 from .listing import Picture
 from .packed import DTYPES
+from .places import Places
 from .reader import Reader, open_reader
 from .scan import Found, Paths
 from .search import Asked, Queries, Ranking, ask, search
@@ -51,7 +52,8 @@ class Gallery:
     "int8"), ``fast_decode`` (JPEG decoded at reduced size) and ``flip`` (embeddings averaged with the mirrored
     picture's, before the embedder's ``normalize``) are chosen when the gallery is made, and may be None later; as long
     as it has no pictures, each opening in mode "a" makes it anew. ``weights``: the name of the embedder's weights file,
-    for whoever opens the gallery later.
+    for whoever opens the gallery later. ``relative``: whether paths are kept relative to the gallery's folder, so that
+    it can be moved together with the pictures, all of which must lie below it; this can be changed at any time.
 
     Raises GalleryError where the file is missing, foreign, damaged, of a newer version, in use, or bound to another
     model or other settings.
@@ -66,6 +68,7 @@ class Gallery:
         dtype: str | None = None,
         fast_decode: bool | None = None,
         flip: bool | None = None,
+        relative: bool | None = None,
         weights: str = "",
         batch_size: int = 32,
         max_pixels: int = images.MAX_PIXELS,
@@ -90,6 +93,11 @@ class Gallery:
             self._reader = open_reader(self.path)
             choices = {"dtype": dtype, "fast_decode": fast_decode, "flip": flip}
             self.settings, self.bound = bind(self._writer or self._open.db, embedder, weights, choices)
+            if relative is None and not self.bound:
+                relative = False
+            if relative is not None and relative != bool(Places.of(self._open.db).folder):
+                with self._changing() as db, db.transaction():
+                    moving.respell(db, relative)
             if embedder is not None:
                 whitening = reduction.read_whitening(self._open.db, self.settings, embedder.spec.embedding)
                 self._encoder = Encoder(embedder, self.settings, whitening, max_pixels)
@@ -170,7 +178,7 @@ class Gallery:
     def add(self, files: Paths, *, progress: Progress | None = None) -> Report:
         """Adds files, or all below folders. Like ``index``, but nothing is marked as vanished."""
         with self._ingest(progress) as ingest:
-            found = scan.find(files, ingest.rules((), (), None), ingest.kinds())
+            found = ingest.find(files, ingest.rules((), (), None))
             return ingest.update(replace(found, roots=()))
 
     def update(
@@ -187,12 +195,12 @@ class Gallery:
         that is moved into itself.
         """
         with self._changing() as db, db.transaction():
-            return moving.move(db, os.fspath(old), os.fspath(new))
+            return moving.move(db, old, new)
 
     def remove(self, paths: Paths) -> int:
         """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
         with self._changing() as db, db.transaction():
-            removed = sum(moving.remove(db, os.fspath(path)) for path in scan.several(paths))
+            removed = sum(moving.remove(db, path) for path in scan.several(paths))
             db.drop_unused_contents()
         return removed
 
@@ -274,7 +282,7 @@ class Gallery:
         what is not a date.
         """
         reader = self._open
-        below = tuple(moving.as_recorded(reader.db, os.path.abspath(path)) for path in scan.several(folders))
+        below = tuple(moving.as_recorded(reader.db, path) for path in scan.several(folders))
         asked, others, chosen = self._ask(queries), self._ask(unlike).vectors, Filter(below, since, until)
         how = Ranking(max_distance, skip_same, mean)
         return search(reader, self.settings, asked, k, chosen, others, how)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from .database import Database
 from .filters import TAKEN
 from .listing import shown
+from .moving import as_recorded
+from .places import Places
 
 KEEP = ("pixels", "bytes", "oldest", "newest")
 # Folders whose pictures were thrown away: of freedesktop.org, Windows, macOS, and NAS of Synology and QNAP.
@@ -81,14 +83,15 @@ def duplicates(
 def _pictures(db: Database, reference: Sequence[str]) -> Iterator[_Picture]:
     """All pictures that can be found."""
     when = TAKEN.format(taken="contents.taken" if db.has_column("contents", "taken") else "NULL")
-    below = tuple(os.path.join(os.path.abspath(folder), "") for folder in reference)
+    places = Places.of(db)
+    below = tuple(os.path.join(as_recorded(db, folder), "") for folder in reference)
     sql = (
         f"SELECT pictures.hash, path, width, height, size, {when} FROM pictures "
         "JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0"
     )
     for hash, path, *numbers, date in db.rows(sql):
         if isinstance(path, bytes) and isinstance(hash, bytes):  # else damaged
-            name = os.fsdecode(path)
+            name = places.path(path)
             width, height, size = (number if isinstance(number, int) else 0 for number in numbers)
             taken = date if isinstance(date, str) else ""
             yield _Picture(hash, name, width, height, size, taken, name.startswith(below))

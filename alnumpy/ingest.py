@@ -24,6 +24,7 @@ from . import dates, formats, images, moving, packed, postprocess, scan, sketch
 from .database import Database
 from .embedder import BACKENDS, Embedder, available
 from .errors import GalleryError, ImageError
+from .places import Places
 from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .settings import Settings
 
@@ -113,6 +114,7 @@ class Ingest:
         self.encoder = encoder
         self.batch_size = batch_size
         self.progress = progress
+        self.places = Places.of(db)
         # What decodes, and within which limit: where another failed, this may not.
         self.tried = f"{formats.decoders()}, at most {encoder.max_pixels} pixels"
 
@@ -134,7 +136,7 @@ class Ingest:
     def kinds(self) -> dict[str, Kind]:
         """What is remembered of files that are not known by their names."""
         rows = self.db.rows("SELECT path, size, mtime_ns, kind FROM kinds WHERE typeof(path) = 'blob'")
-        return {os.fsdecode(path): Kind(*kind) for path, *kind in rows}
+        return {self.places.path(path): Kind(*kind) for path, *kind in rows}
 
     def index(
         self,
@@ -148,7 +150,7 @@ class Ingest:
     ) -> Report:
         """The work of ``Gallery.index``."""
         before = now()
-        found = scan.find(moving.folders(self.db) if folders is None else folders, rules, self.kinds())
+        found = self.find(moving.folders(self.db) if folders is None else folders, rules)
         if folders is None:
             found.roots = (*found.roots, "")  # every file of the gallery
         report = self.update(found, prune=prune, retry=retry, rehash=rehash, ready=ready)
@@ -157,6 +159,13 @@ class Ingest:
         if report.recognised:
             report.moved = moving.moved(self.db, before)
         return report
+
+    def find(self, folders: Paths, rules: Rules) -> Found:
+        """What lies in folders. Raises GalleryError for those that the gallery cannot have."""
+        whole = [self.places.whole(folder) for folder in scan.several(folders)]
+        for folder in whole:
+            self.places.check(folder)
+        return scan.find(whole, rules, self.kinds())
 
     def update(
         self,
@@ -173,7 +182,7 @@ class Ingest:
         """
         start = time.perf_counter()
         rows = self.db.rows("SELECT path, mount, name FROM disks WHERE typeof(path) = 'blob'")
-        volumes = {os.fsdecode(path): Volume(os.fsdecode(mount), name) for path, mount, name in rows}
+        volumes = {self.places.path(path): Volume(self.places.mount(mount), name) for path, mount, name in rows}
         named: list[str] = []
         with suppress(GalleryError):  # a damaged list, which the end of this run mends
             named = [os.path.join(folder, "") for folder in moving.folders(self.db)]
@@ -182,7 +191,7 @@ class Ingest:
             decided.read = [path for path in decided.read if ready(path)]
         report = Report(unchanged=len(decided.keep), passed_over=found.passed_over(), failed=decided.failed)
         with self.db.transaction():
-            respelled = [(os.fsencode(new), os.fsencode(old)) for old, new in decided.respelled.items()]
+            respelled = [(self.places.stored(new), self.places.stored(old)) for old, new in decided.respelled.items()]
             self.db.run_each("UPDATE pictures SET path = ?, vanished = 0 WHERE path = ?", respelled)
         self._fill(decided.read, report)
         self._date(decided.keep)
@@ -202,7 +211,7 @@ class Ingest:
             "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash WHERE typeof(path) = 'blob'"
         )
         return {
-            os.fsdecode(path): Recorded(
+            self.places.path(path): Recorded(
                 Stamp(size, mtime_ns, ctime_ns),
                 error,
                 missing=state == MISSING,
@@ -214,29 +223,37 @@ class Ingest:
 
     def _mark(self, decided: Plan, report: Report) -> None:
         """Records what became of the files that were not read."""
-        self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", _rows(decided.back))
+        self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", self._rows(decided.back))
         mark = "UPDATE pictures SET vanished = ? WHERE path = ? AND vanished != ?"
         for state, paths in ((MISSING, decided.missing), (LEFT_OUT, decided.left_out)):
-            marked = self.db.run_each(mark, [(state, path, state) for (path,) in _rows(paths)])
+            marked = self.db.run_each(mark, [(state, path, state) for (path,) in self._rows(paths)])
             if state == MISSING:
                 report.vanished = marked
             else:
                 report.left_out = marked
-        report.pruned = self.db.run_each("DELETE FROM pictures WHERE path = ?", _rows(decided.prune))
-        stamps = [(stamp.ctime_ns, os.fsencode(path)) for path, stamp in decided.stamps.items()]
+        report.pruned = self.db.run_each("DELETE FROM pictures WHERE path = ?", self._rows(decided.prune))
+        stamps = [(stamp.ctime_ns, self.places.stored(path)) for path, stamp in decided.stamps.items()]
         self.db.run_each("UPDATE pictures SET ctime_ns = ? WHERE path = ?", stamps)
 
     def _remember(self, decided: Plan, found: Found, volumes: Mapping[str, Volume]) -> None:
         """Records the disks of folders, and what files are that are not known by their names."""
-        renamed = [(*_disk(new), *_disk(old)) for old, new in decided.renamed.items()]
+        renamed = [(*self._disk(new), *self._disk(old)) for old, new in decided.renamed.items()]
         self.db.run_each("UPDATE disks SET mount = ?, name = ? WHERE mount = ? AND name = ?", renamed)
-        changed = [(os.fsencode(f), *_disk(v)) for f, v in decided.volumes.items() if volumes.get(f) != v]
+        changed = [(self.places.stored(f), *self._disk(v)) for f, v in decided.volumes.items() if volumes.get(f) != v]
         self.db.run_each("INSERT OR REPLACE INTO disks VALUES (?, ?, ?)", changed)
         known = self.kinds()
         gone = [path for path in known if path not in found.kinds and path.startswith(tuple(filter(None, found.roots)))]
-        self.db.run_each("DELETE FROM kinds WHERE path = ?", _rows(gone))
-        fresh = [(os.fsencode(path), *kind) for path, kind in found.kinds.items() if known.get(path) != kind]
+        self.db.run_each("DELETE FROM kinds WHERE path = ?", self._rows(gone))
+        fresh = [(self.places.stored(path), *kind) for path, kind in found.kinds.items() if known.get(path) != kind]
         self.db.run_each("INSERT OR REPLACE INTO kinds VALUES (?, ?, ?, ?)", fresh)
+
+    def _disk(self, volume: Volume) -> tuple[bytes, str]:
+        """A disk as the values of a statement."""
+        return self.places.stored_mount(volume.mount), volume.name
+
+    def _rows(self, paths: Sequence[str]) -> list[list[bytes]]:
+        """Paths as the values of as many statements."""
+        return [[self.places.stored(path)] for path in paths]
 
     def _fill(self, todo: list[str], report: Report) -> None:
         """Reads, embeds and stores files, a batch at a time."""
@@ -289,9 +306,9 @@ class Ingest:
                 "WHERE taken IS NULL AND error IS NULL"
             )
         )
-        todo = [path for path in paths if os.fsencode(path) in undated] if undated else []
+        todo = [path for path in paths if self.places.stored(path) in undated] if undated else []
         for start in range(0, len(todo), DATED):
-            part = [(dates.taken(path), undated[os.fsencode(path)]) for path in todo[start : start + DATED]]
+            part = [(dates.taken(path), undated[self.places.stored(path)]) for path in todo[start : start + DATED]]
             with self.db.transaction():
                 self.db.run_each("UPDATE contents SET taken = ? WHERE hash = ?", part)
 
@@ -309,7 +326,10 @@ class Ingest:
                 "mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, error = excluded.error, "
                 "tried = excluded.tried, vanished = 0, "
                 "hash = CASE WHEN excluded.size < 0 THEN pictures.hash ELSE excluded.hash END",
-                [(os.fsencode(r.path), *r.stamp, r.hash, r.error, r.error and self.tried, time_now) for r in batch],
+                [
+                    (self.places.stored(r.path), *r.stamp, r.hash, r.error, r.error and self.tried, time_now)
+                    for r in batch
+                ],
             )
             sketch.renew(self.db, self.encoder.settings)
 
@@ -387,16 +407,6 @@ def hash_file(path: str | os.PathLike[str]) -> bytes:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.digest()
-
-
-def _disk(volume: Volume) -> tuple[bytes, str]:
-    """A disk as the values of a statement."""
-    return os.fsencode(volume.mount), volume.name
-
-
-def _rows(paths: Sequence[str]) -> list[list[bytes]]:
-    """Paths as the values of as many statements."""
-    return [[os.fsencode(path)] for path in paths]
 
 
 def _text(error: object, path: str) -> str:

@@ -14,9 +14,9 @@ from . import moving, packed, scan
 from .database import Database
 from .errors import GalleryError
 from .ingest import LEFT_OUT, MISSING, read_rules
+from .places import BELOW, KEY, RELATIVE, Places
 from .scan import Paths
 from .settings import Settings
-from .snapshot import name_of
 
 PART = 256  # pictures that are read at a time
 
@@ -53,9 +53,10 @@ Row = TypeVar("Row", bound=HasPath)
 def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, embeddings: bool) -> Iterator[Picture]:
     """All pictures by path, or those that are named or lie below folders; read in parts, each from ``reading()``."""
     db = reading()
-    wanted = [moving.as_recorded(db, os.path.abspath(path)) for path in scan.several(paths)]
-    condition = f" AND ({' OR '.join([moving.BELOW] * len(wanted))})" if wanted else ""
-    values = [value for path in wanted for value in moving.below(path)]
+    places = Places.of(db)
+    wanted = [moving.as_recorded(db, path) for path in scan.several(paths)]
+    condition = f" AND ({' OR '.join([BELOW] * len(wanted))})" if wanted else ""
+    values = [value for path in wanted for value in places.below(path)]
     last: Any = -math.inf  # less than every path, for SQLite
     length = packed.row_length(settings.dimension, settings.dtype) if embeddings else -1
     sql = (
@@ -75,7 +76,7 @@ def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, 
                     embedding = packed.decode(row, settings.dtype)[0]
             digest = hash.hex() if isinstance(hash, bytes) else None
             state = vanished == MISSING, vanished == LEFT_OUT
-            yield Picture(name_of(last), size, mtime_ns, digest, width, height, embedding, added, error, *state)
+            yield Picture(places.path(last), size, mtime_ns, digest, width, height, embedding, added, error, *state)
 
 
 def _order(path: Any) -> tuple[int, Any]:
@@ -85,7 +86,8 @@ def _order(path: Any) -> tuple[int, Any]:
 
 def contains(db: Database, path: str | os.PathLike[str]) -> bool:
     """Whether a file is recorded, under this path or the one that its links lead to."""
-    paths = [os.fsencode(moving.as_recorded(db, real(path))) for real in (os.path.abspath, os.path.realpath)]
+    places = Places.of(db)
+    paths = [places.stored(moving.as_recorded(db, some)) for some in (path, os.path.realpath(path))]
     return bool(db.rows("SELECT 1 FROM pictures WHERE path IN (?, ?)", paths))
 
 
@@ -100,18 +102,20 @@ def stats(db: Database, settings: Settings) -> dict[str, Any]:
     size = db.one("PRAGMA page_count") * db.one("PRAGMA page_size")
     names = ("pictures", "unreadable", "vanished", "left_out", "contents")
     found = dict(zip(names, counts, strict=True)) | {"passed_over": scan.passed_over(kinds), "bytes": size}
+    found["relative"] = db.meta().get(KEY) == RELATIVE
     return found | asdict(settings) | asdict(read_rules(db))
 
 
 def shown(db: Database, results: Iterable[Row]) -> list[Row]:
     """Without further links to one file, and without files that are missing where an identical one is there."""
+    places = Places.of(db)
     kept = []
     files: set[tuple[int, int]] = set()
     for result in results:
         try:
             status = os.stat(result.path)
         except (FileNotFoundError, NotADirectoryError):
-            if _has_identical(db, result.path):
+            if _has_identical(db, places, result.path):
                 continue
         except (OSError, ValueError):  # nobody knows
             pass
@@ -123,7 +127,7 @@ def shown(db: Database, results: Iterable[Row]) -> list[Row]:
     return kept
 
 
-def _has_identical(db: Database, path: str) -> bool:
+def _has_identical(db: Database, places: Places, path: str) -> bool:
     """Whether a file of the same content as a missing one had is there."""
     sql = "SELECT path FROM pictures WHERE hash = (SELECT hash FROM pictures WHERE path = ?) AND vanished = 0"
-    return any(os.path.exists(name) for (name,) in db.rows(sql, [os.fsencode(path)]))
+    return any(os.path.exists(places.path(row)) for (row,) in db.rows(sql, [places.stored(path)]))

@@ -9,16 +9,10 @@ from collections.abc import Iterable
 
 from .database import Database
 from .errors import GalleryError
+from .places import BELOW, KEY, RELATIVE, Places
 from .scan import composed
 
-FOLDERS = "folders"  # the key of ``meta``: absolute paths as JSON
-BELOW = "(path = ? OR substr(path, 1, ?) = ?)"  # a picture, or all below a folder
-
-
-def below(path: str) -> list[bytes | int]:
-    """The values of BELOW for an absolute path."""
-    folder = os.fsencode(os.path.join(path, ""))
-    return [os.fsencode(path), len(folder), folder]
+FOLDERS = "folders"  # the key of ``meta``: paths as JSON
 
 
 def folders(db: Database) -> list[str]:
@@ -31,7 +25,8 @@ def folders(db: Database) -> list[str]:
         raise GalleryError(
             f"{db.path}: its list of folders is damaged; name them again: alnumpy index FOLDER --db FILE"
         )
-    return found
+    places = Places.of(db)
+    return [places.path(os.fsencode(path)) for path in found]
 
 
 def _folders(db: Database) -> list[str]:
@@ -47,59 +42,93 @@ def remember(db: Database, paths: Iterable[str]) -> None:
     for path in sorted({*_folders(db), *(os.path.abspath(path) for path in paths)}):
         if not any(path.startswith(os.path.join(other, "")) for other in kept):
             kept.append(path)
-    db.set_meta(FOLDERS, json.dumps(kept))
-
-
-def as_recorded(db: Database, path: str) -> str:
-    """An absolute path as the gallery spells it, whose letters may be composed otherwise, where exactly one fits."""
-    if path.isascii() or db.rows(f"SELECT 1 FROM pictures WHERE {BELOW} LIMIT 1", below(path)):
-        return path
-    wanted, depth = composed(path), path.count(os.sep)
-    recorded = (os.fsdecode(row) for (row,) in db.rows("SELECT path FROM pictures") if isinstance(row, bytes))
-    above = {os.sep.join(name.split(os.sep)[: depth + 1]) for name in recorded if not name.isascii()}
-    fitting = [name for name in above if composed(name) == wanted]
-    return fitting[0] if len(fitting) == 1 else path
+    record(db, Places.of(db), kept)
 
 
 def forget(db: Database, path: str) -> None:
     """Takes a folder, and all below it, from those that were indexed. To be called in a transaction."""
     kept = [folder for folder in _folders(db) if not os.path.join(folder, "").startswith(os.path.join(path, ""))]
-    db.set_meta(FOLDERS, json.dumps(kept))
+    record(db, Places.of(db), kept)
 
 
-def remove(db: Database, path: str) -> int:
+def record(db: Database, places: Places, folders: list[str]) -> None:
+    """Records the folders that were indexed."""
+    db.set_meta(FOLDERS, json.dumps([os.fsdecode(places.stored(folder)) for folder in folders]))
+
+
+def as_recorded(db: Database, path: str | os.PathLike[str]) -> str:
+    """The whole path of a picture or folder, as the gallery spells it.
+
+    Its letters may be composed otherwise there; they are taken where exactly one fits.
+    """
+    places = Places.of(db)
+    path = places.whole(path)
+    if path.isascii() or db.rows(f"SELECT 1 FROM pictures WHERE {BELOW} LIMIT 1", places.below(path)):
+        return path
+    wanted, depth = composed(path), path.count(os.sep)
+    recorded = (places.path(row) for (row,) in db.rows("SELECT path FROM pictures") if isinstance(row, bytes))
+    above = {os.sep.join(name.split(os.sep)[: depth + 1]) for name in recorded if not name.isascii()}
+    fitting = [name for name in above if composed(name) == wanted]
+    return fitting[0] if len(fitting) == 1 else path
+
+
+def remove(db: Database, path: str | os.PathLike[str]) -> int:
     """Removes a file, or all below a folder, from the gallery; how many. To be called in a transaction."""
-    path = as_recorded(db, os.path.abspath(path))
+    path = as_recorded(db, path)
+    below = Places.of(db).below(path)
     forget(db, path)
-    db.run(f"DELETE FROM disks WHERE {BELOW}", below(path))
-    return db.run(f"DELETE FROM pictures WHERE {BELOW}", below(path))
+    db.run(f"DELETE FROM disks WHERE {BELOW}", below)
+    return db.run(f"DELETE FROM pictures WHERE {BELOW}", below)
 
 
-def move(db: Database, old: str, new: str) -> int:
+def move(db: Database, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> int:
     """Rewrites the paths of a picture, or of all below a folder; how many. To be called in a transaction.
 
     Where the new path has been indexed already, that row stays. Raises GalleryError for a folder that is moved into
-    itself.
+    itself, and to where the gallery can have no pictures.
     """
-    old, new = os.path.abspath(old), os.path.abspath(new)
+    places = Places.of(db)
+    old, new = as_recorded(db, old), places.whole(new)
     if os.path.join(new, "").startswith(os.path.join(old, "")):
         raise GalleryError(f"{old}: cannot be moved to {new}, which is the same or below it")
-    old = as_recorded(db, old)
-    source, target = os.fsencode(old), os.fsencode(new)
-    rewritten = "CAST(? || substr(path, ?) AS BLOB)"
-    values = [target, len(source) + 1]
-    db.run(
-        f"DELETE FROM pictures WHERE {BELOW} AND EXISTS (SELECT 1 FROM pictures AS other "
-        "WHERE other.path = CAST(? || substr(pictures.path, ?) AS BLOB))",
-        [*below(old), *values],
-    )
-    already = db.one("SELECT changes()")
-    moved = db.run(f"UPDATE pictures SET path = {rewritten}, vanished = 0 WHERE {BELOW}", [*values, *below(old)])
-    db.run(f"DELETE FROM disks WHERE {BELOW}", below(old))  # which the next index finds anew
-    inside = [folder for folder in _folders(db) if os.path.join(folder, "").startswith(os.path.join(old, ""))]
+    places.check(new)
+    below = places.below(old)
+    inside = [places.path(row) for (row,) in db.rows(f"SELECT path FROM pictures WHERE {BELOW}", below)]
+    # Where a folder is moved to one above it, a new path may be the old one of a longer path.
+    pairs = [(places.stored(new + path[len(old) :]), places.stored(path)) for path in sorted(inside, key=len)]
+    there = {row for (row,) in db.rows("SELECT path FROM pictures")} - {stored for _, stored in pairs}
+    db.run_each("DELETE FROM pictures WHERE path = ?", [[stored] for target, stored in pairs if target in there])
+    db.run_each("UPDATE pictures SET path = ?, vanished = 0 WHERE path = ?", pairs)
+    db.run(f"DELETE FROM disks WHERE {BELOW}", below)  # which the next index finds anew
+    folders = [folder for folder in _folders(db) if os.path.join(folder, "").startswith(os.path.join(old, ""))]
     forget(db, old)
-    remember(db, [new + folder[len(old) :] for folder in inside])
-    return int(already) + moved
+    remember(db, [new + folder[len(old) :] for folder in folders])
+    return len(pairs)
+
+
+def respell(db: Database, relative: bool) -> None:
+    """Makes all paths of a gallery relative to its folder, or whole. To be called in a transaction.
+
+    Raises GalleryError where a picture or folder is not below the gallery's folder.
+    """
+    before, folders = Places.of(db), _folders(db)
+    if relative == bool(before.folder):
+        return
+    after = Places.beside(db.path) if relative else Places("")
+    for folder in folders:
+        after.check(folder)
+    for table in ("pictures", "kinds"):
+        paths = [row for (row,) in db.rows(f"SELECT path FROM {table}") if isinstance(row, bytes)]
+        whole = [before.path(row) for row in paths]
+        for path in whole if table == "pictures" else ():
+            after.check(path)
+        db.run_each(
+            f"UPDATE {table} SET path = ? WHERE path = ?",
+            [(after.stored(path), row) for path, row in zip(whole, paths, strict=True)],
+        )
+    db.run("DELETE FROM disks")  # which the next index finds anew
+    db.set_meta(KEY, RELATIVE if relative else "whole")
+    record(db, after, folders)
 
 
 def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
@@ -107,6 +136,7 @@ def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
 
     Each with the folder where they are now, and their number.
     """
+    places = Places.of(db)
     pairs: dict[tuple[str, str], set[str]] = defaultdict(set)
     sql = (
         "SELECT old.path, new.path FROM pictures AS new JOIN pictures AS old ON old.hash = new.hash "
@@ -114,12 +144,12 @@ def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
     )
     for old, new in db.rows(sql, [since]):
         if isinstance(old, bytes) and isinstance(new, bytes):
-            pair = _folders_that_differ(os.fsdecode(old), os.fsdecode(new))
+            pair = _folders_that_differ(places.path(old), places.path(new))
             if pair is not None:
-                pairs[pair].add(os.fsdecode(old))
+                pairs[pair].add(places.path(old))
     found = []
     for (source, target), paths in pairs.items():
-        ((count,),) = db.rows(f"SELECT COUNT(*) FROM pictures WHERE {BELOW}", below(source))
+        ((count,),) = db.rows(f"SELECT COUNT(*) FROM pictures WHERE {BELOW}", places.below(source))
         if count == len(paths):
             found.append((source, target, count))
     return sorted(found)

@@ -14,6 +14,7 @@ import numpy as np
 from . import moving, packed, postprocess, sketch
 from .database import Database
 from .errors import GalleryError
+from .places import KEY, Places
 from .settings import Settings
 
 Array = np.ndarray
@@ -41,7 +42,7 @@ def reduce(source: Database, settings: Settings, path: str | os.PathLike[str], d
         with tempfile.TemporaryDirectory(dir=os.path.dirname(target), prefix=".alnumpy-") as folder:
             whole = os.path.join(folder, os.path.basename(target))
             with closing(Database(whole, True)) as db, db.transaction():
-                _copy(source, settings, db, whitening)
+                _copy(source, settings, db, whitening, target)
             os.rename(whole, target)
     except OSError as error:
         raise GalleryError(f"{target}: cannot be written ({error.strerror})") from None
@@ -79,16 +80,22 @@ def _blocks(source: Database, settings: Settings) -> Iterator[tuple[list[tuple[b
         yield contents, packed.decode(rows[good], settings.dtype)
 
 
-def _copy(source: Database, settings: Settings, db: Database, whitening: postprocess.Whitening) -> None:
-    """Fills a new database with all that can be found."""
+def _copy(source: Database, settings: Settings, db: Database, whitening: postprocess.Whitening, target: str) -> None:
+    """Fills a new database with all that can be found. Paths stay relative where it will lie in the same folder."""
+    before, after = Places.of(source), Places.beside(target)
+    if before != after:
+        after = Places("")
     mean, projection, _ = whitening
     smaller = replace(settings, dimension=projection.shape[1], reduced=True)
     db.set_meta("settings", smaller.to_json())
     for key, value in source.meta().items():
-        if key in ("rules", moving.FOLDERS):
+        if key == "rules" or (key == KEY and after.folder):
             db.set_meta(key, value)
+    moving.record(db, after, moving.folders(source))
     if source.version > 4:
-        db.run_each("INSERT INTO disks VALUES (?, ?, ?)", source.rows("SELECT * FROM disks"))
+        disks = source.rows("SELECT path, mount, name FROM disks WHERE typeof(path) = 'blob'")
+        respelled = [(after.stored(before.path(p)), after.stored_mount(before.mount(m)), name) for p, m, name in disks]
+        db.run_each("INSERT INTO disks VALUES (?, ?, ?)", respelled)
     blobs = [array.astype("<f4").tobytes() for array in (mean, projection)]
     db.run("INSERT INTO whitening VALUES (?, ?)", blobs)
     findable = "FROM pictures WHERE error IS NULL AND vanished = 0"
@@ -106,10 +113,8 @@ def _copy(source: Database, settings: Settings, db: Database, whitening: postpro
     rows = source.rows(f"SELECT path, size, mtime_ns, hash, added {findable} AND typeof(path) = 'blob'")
     db.run_each(
         "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, ?, ?, ?, ?, 0)",
-        (row for row in rows if row[3] in copied),
+        ((after.stored(before.path(path)), *row) for path, *row in rows if row[2] in copied),
     )
     sketch.renew(db, smaller)
     if source.has_column("contents", "taken"):
         db.run_each("UPDATE contents SET taken = ? WHERE hash = ?", source.rows("SELECT taken, hash FROM contents"))
-    if (folders := source.meta().get("folders")) is not None:
-        db.set_meta("folders", folders)

@@ -6,7 +6,6 @@ reads those rows. Galleries that are small, or of an older version, have no sket
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from . import packed, sketch
 from .database import Database
 from .errors import GalleryError
 from .packed import Packed
+from .places import Places
 from .settings import Settings
 from .sketch import Queries, Sketches
 
@@ -83,6 +83,7 @@ class Snapshot:
     def __init__(self, db: Database, settings: Settings):
         self.db = db
         self.settings = settings
+        self.places = Places.of(db)
         self.basis = sketch.read_basis(db, settings)
         self._hidden = _column(db, HIDDEN)
         self._length = packed.row_length(settings.dimension, settings.dtype)
@@ -231,7 +232,7 @@ class Snapshot:
             for hash, paths in [pictures[rowid]]
             for path in paths
         ]
-        return [Match(os.fsdecode(path), distance, same) for distance, path, same in sorted(found)]
+        return [Match(self.places.path(path), distance, same) for distance, path, same in sorted(found)]
 
     def embedding(self, hash: bytes) -> Array | None:
         """The embedding, float32 (D,), of a file's content; None where no picture here has it."""
@@ -307,8 +308,8 @@ class Snapshot:
         for rowid, (_, paths) in self.pictures(bad).items():
             finite = self.db.rows(WHOLE, [rowid, self._length])
             found += [(path, "its embedding is not finite" if finite else wrong) for path in paths]
-        found.sort(key=lambda item: (item[1] != wrong, name_of(item[0])))
-        return [(name_of(path), reason) for path, reason in found]
+        named = [(self.places.path(path), reason) for path, reason in found]
+        return sorted(named, key=lambda item: (item[1] != wrong, item[0]))
 
 
 class _Part(NamedTuple):
@@ -366,8 +367,3 @@ def _among(rowids: Array, some: Array) -> Array:
 
 def _column(db: Database, sql: str) -> Array:
     return np.array([value for (value,) in db.rows(sql)], np.int64)
-
-
-def name_of(path: object) -> str:
-    """A stored path, also where the database is damaged."""
-    return os.fsdecode(path) if isinstance(path, bytes) else repr(path)

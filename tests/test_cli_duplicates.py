@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from test_cli import run
 
 from alnumpy import groups, likeness
+from alnumpy.database import Database
 from alnumpy.gallery import Gallery
 
 
@@ -134,19 +136,14 @@ def test_the_settings_of_the_networks_that_ship_were_measured(desk, normalize, f
 def test_no_group_is_wider_than_twice_the_distance(tmp_path):
     """A chain a-b-c-d of near ones: a takes b, and c takes d, whatever the order of what is near."""
 
-    class Rows:
-        def has_column(self, *_):
-            return False
-
-        def rows(self, _, values=()):
-            if values:  # whether identical files are there
-                return []
-            names = (b"/a", b"/b", b"/c", b"/d")
-            return [(name, name, 100 - i, 1, 1, "2024-01-01T00:00:00") for i, name in enumerate(names)]
-
     chain = {b"/a": [(b"/b", 1.0)], b"/b": [(b"/c", 1.0), (b"/a", 1.0)], b"/c": [(b"/b", 1.0), (b"/d", 0.5)],
              b"/d": [(b"/c", 0.5)]}  # fmt: skip
-    result = groups.duplicates(Rows(), chain)
+    with closing(Database(tmp_path / "g.db", True)) as db:
+        for i, name in enumerate(chain):
+            db.run("INSERT INTO contents (hash, width, height, embedding) VALUES (?, ?, 1, x'')", [name, 100 - i])
+            db.run("INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '', 0)",
+                   [name, name])  # fmt: skip
+        result = groups.duplicates(db, chain)
     assert [[(member.path, member.distance) for member in group] for group in result] == [
         [("/a", 0.0), ("/b", 1.0)], [("/c", 0.0), ("/d", 0.5)]
     ]  # fmt: skip

@@ -64,8 +64,33 @@ def test_a_file_that_is_being_written_waits(tmp_path):
 
 
 def test_changes():
-    before = {"a": ("1", None, False), "b": ("2", None, False), "c": ("3", None, True), "d": ("4", None, False)}
-    after = {"a": ("1", None, False), "b": ("5", None, False), "c": ("3", None, False), "e": (None, "bad\n", False)}
+    there, missing, left_out = (False, False), (True, False), (False, True)
+    before = {"a": ("1", None, *there), "b": ("2", None, *there), "c": ("3", None, *missing), "d": ("4", None, *there),
+              "f": ("6", None, *there), "g": ("7", None, *left_out)}  # fmt: skip
+    after = {"a": ("1", None, *there), "b": ("5", None, *there), "c": ("3", None, *there), "e": (None, "bad\n", *there),
+             "f": ("6", None, *left_out), "g": ("7", None, *there)}  # fmt: skip
     assert list(watch.changes(before, after)) == [
-        "changed\tb", "back\tc", "removed\td", "unreadable (bad\\n)\te"
+        "changed\tb", "back\tc", "removed\td", "unreadable (bad\\n)\te", "left out\tf", "back\tg"
     ]  # fmt: skip
+
+
+def test_the_options_of_index_count(tmp_path):
+    """Rules are kept, what failed is tried again once, and what makes no sense is refused."""
+    (tmp_path / "p" / ".hidden").mkdir(parents=True)
+    put(DIGITS[0], tmp_path / "p" / "a.png")
+    put(DIGITS[1], tmp_path / "p" / "b.tmp.png")
+    put(DIGITS[2], tmp_path / "p" / ".hidden" / "c.png")
+    index = [sys.executable, "-m", "alnumpy", "index", "p", "--db", "g.db", "--backend", "numpy"]
+    subprocess.run([*index, "--exclude", "a.png"], cwd=tmp_path, check=True, capture_output=True)
+    options = ["--watch", "1", "--exclude", "b.*", "--include", "a.png", "--hidden", "--retry", "--rehash"]
+    process = subprocess.Popen([*index, *options], cwd=tmp_path, stdout=-1, stderr=-1, text=True)
+    try:
+        lines = sorted(process.stdout.readline().strip() for _ in range(3))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert lines == [
+        f"added\t{tmp_path}/p/.hidden/c.png", f"added\t{tmp_path}/p/a.png", f"left out\t{tmp_path}/p/b.tmp.png"
+    ]  # fmt: skip
+    for wrong, code in (("--verbose", 2), ("--include=x", 1)):
+        assert subprocess.run([*index, "--watch", wrong], cwd=tmp_path, capture_output=True).returncode == code

@@ -268,7 +268,8 @@ def test_paths_out_of_order_end_a_loop(folder, path, embedder, monkeypatch):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         rows = opened._reader.db.rows
-        monkeypatch.setattr(opened._reader.db, "rows", lambda sql, values: rows(sql, [values[0], -math.inf, 2]))
+        again = [0, -math.inf, 2]  # whatever the last path was
+        monkeypatch.setattr(opened._reader.db, "rows", lambda sql, values=(): rows(sql, values and again))
         with pytest.raises(GalleryError, match=r"gallery.db: damaged; restore it"):
             list(opened)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import formats, results, scan, weights
 from ..errors import GalleryError, printable
+from ..places import Places
 from .common import (
     Command,
     UsageError,
@@ -72,6 +73,12 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="for a new gallery: decode JPEGs at reduced size, which is several times as fast and a little less exact",
     )
+    parser.add_argument(
+        "--relative",
+        action=argparse.BooleanOptionalAction,
+        help="keep paths relative to the gallery's folder, below which all pictures must lie, so that a disk and the "
+        "gallery on it can travel together; kept in the gallery",
+    )
     parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's, or alnumpy's own)")
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
     parser.add_argument(
@@ -106,6 +113,12 @@ def run_index(args: argparse.Namespace) -> int:
     """``alnumpy index``."""
     from ..gallery import Gallery, Report
 
+    if args.watch and args.verbose:
+        raise UsageError("--verbose tells of one run; it does not go with --watch")
+    if args.relative:
+        places = Places.beside(args.db)
+        for folder in args.folders:
+            places.check(places.whole(folder))
     recorded = None
     if os.path.lexists(args.db):
         try:
@@ -140,6 +153,7 @@ def run_index(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             fast_decode=args.fast_decode,
             flip=args.flip,
+            relative=args.relative,
             weights=recorded_weights,
             batch_size=args.batch_size,
             max_pixels=args.max_pixels,
@@ -148,7 +162,10 @@ def run_index(args: argparse.Namespace) -> int:
     if args.watch:
         from .watch import watch
 
-        return watch(open_gallery, args.folders, args.watch, args.prune)
+        if args.exclude or args.include or args.hidden is not None:
+            with open_gallery() as gallery:  # which keeps these rules
+                gallery.index([], exclude=args.exclude, include=args.include, hidden=args.hidden)
+        return watch(open_gallery, args.folders, args.watch, prune=args.prune, retry=args.retry, rehash=args.rehash)
     with open_gallery() as gallery, progress_line() as show:
         report = gallery.index(
             args.folders or None,

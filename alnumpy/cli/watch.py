@@ -14,7 +14,7 @@ from .common import warn
 STILL = 10  # seconds since a file was last written to, after which it counts as whole
 NICE = 10
 
-State = tuple[str | None, str | None, bool]  # a picture's content, its error, and whether it is missing
+State = tuple[str | None, str | None, bool, bool]  # a picture's content, its error, whether it is missing, or left out
 
 
 class Still:
@@ -35,7 +35,7 @@ class Still:
 
 def states(gallery: Gallery) -> dict[str, State]:
     """What a gallery has of each file."""
-    return {p.path: (p.hash, p.error, p.vanished) for p in gallery.pictures(embeddings=False)}
+    return {p.path: (p.hash, p.error, p.vanished, p.left_out) for p in gallery.pictures(embeddings=False)}
 
 
 def changes(before: Mapping[str, State], after: Mapping[str, State]) -> Iterator[str]:
@@ -48,15 +48,22 @@ def changes(before: Mapping[str, State], after: Mapping[str, State]) -> Iterator
             what = "removed"
         elif now[2]:
             what = "missing"
+        elif now[3]:
+            what = "left out"
         elif now[1] is not None:
             what = f"unreadable ({now[1]})"
         else:
-            what = "added" if then is None else "back" if then[2] and then[0] == now[0] else "changed"
+            what = "added" if then is None else "back" if (then[2] or then[3]) and then[0] == now[0] else "changed"
         yield f"{printable(what)}\t{printable(path)}"
 
 
-def watch(open_gallery: Callable[[], Gallery], folders: list[str], seconds: int, prune: bool) -> int:
-    """Indexes every so many seconds, at low priority, until a signal ends the process. Prints one line per change."""
+def watch(
+    open_gallery: Callable[[], Gallery], folders: list[str], seconds: int, *, prune: bool, retry: bool, rehash: bool
+) -> int:
+    """Indexes every so many seconds, at low priority, until a signal ends the process. Prints one line per change.
+
+    What was tried in vain is tried again, and all is read again, at the first look only.
+    """
     if hasattr(os, "nice"):
         os.nice(NICE)
     still = Still()
@@ -67,7 +74,8 @@ def watch(open_gallery: Callable[[], Gallery], folders: list[str], seconds: int,
         try:
             with open_gallery() as gallery:
                 known = states(gallery) if known is None else known
-                report = gallery.index(folders or None, prune=prune, ready=still)
+                report = gallery.index(folders or None, prune=prune, retry=retry, rehash=rehash, ready=still)
+                retry = rehash = False
                 after = states(gallery)
             for line in changes(known, after):
                 print(line, flush=True)
