@@ -25,6 +25,15 @@ def data_folder() -> Path:
     return Path(home, "alnumpy")
 
 
+def cache_folder() -> Path | None:
+    """Where alnumpy keeps what it can make again, whether or not there is any; None where there is no place for it."""
+    base = os.environ.get("ALNUMPY_CACHE_DIR")
+    if not base:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        base = os.path.join(cache, "alnumpy") if os.path.isabs(cache) else None
+    return Path(base).absolute() if base else None
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: int = 0o664) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of ``path`` only when the block ends without an error.

@@ -115,6 +115,23 @@ def read_file(
     return _run(os.fspath(source), max_pixels, draft, to_srgb)
 
 
+def read_part(
+    source: ImageSource, region: tuple[int, int, int, int], max_pixels: int = MAX_PIXELS, name: str = "picture"
+) -> Image.Image:
+    """``read`` of a part of a picture: left, top, width and height in pixels of the whole picture, upright.
+
+    Raises ImageError, which begins with ``name``, also where nothing of the picture lies in the region.
+    """
+    image, whole = _run(source, max_pixels, 0, to_srgb)
+    x, y, width, height = region
+    if x >= whole[0] or y >= whole[1]:
+        raise ImageError(f"{name}: {whole[0]}x{whole[1]} pixels, nothing of it in the region")
+    left, top, right, bottom = x, y, min(x + width, whole[0]), min(y + height, whole[1])
+    scale = image.width / whole[0], image.height / whole[1]  # a very large picture may have been decoded smaller
+    box = round(left * scale[0]), round(top * scale[1]), round(right * scale[0]), round(bottom * scale[1])
+    return image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1)))
+
+
 def load(
     source: ImageSource, how: Preprocessing, max_pixels: int = MAX_PIXELS, draft: int = 0
 ) -> tuple[np.ndarray, tuple[int, int]]:

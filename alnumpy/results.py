@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from .groups import Member
 
     Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and what was found for it
+
+
+class HasError(Protocol):
+    """A picture that has no embedding."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
 
 
 def csv_line(values: Sequence[object]) -> bytes:
@@ -130,14 +139,18 @@ def match_fields(match: Match | Member) -> dict[str, Any]:
     return {"distance": float(f"{match.distance:.7g}")} | named("path", match.path) | {"same": match.same}
 
 
-def search_json(found: Found, missing: Container[str] = ()) -> str:
-    """A list of queries with their results."""
+def search_json(found: Found, missing: Container[str] = (), more: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """A list of queries with their results; ``more``: further fields of some of these pictures, by path."""
+
+    def details(path: str) -> Mapping[str, Any]:
+        return (more or {}).get(path, {})
 
     def fields(rank: int, match: Match) -> dict[str, Any]:
-        return {"rank": rank} | match_fields(match) | ({"missing": True} if match.path in missing else {})
+        mark = {"missing": True} if match.path in missing else {}
+        return {"rank": rank, **match_fields(match), **mark, **details(match.path)}
 
     ranked = [
-        named("query", query) | {"results": [fields(i, match) for i, match in enumerate(matches, 1)]}
+        {**named("query", query), **details(query), "results": [fields(i, match) for i, match in enumerate(matches, 1)]}
         for query, matches in found
     ]
     return json.dumps(ranked, indent=1)
@@ -235,7 +248,7 @@ def pictures_csv(pictures: Iterable[Picture]) -> Iterator[bytes]:
         yield csv_line([fields[column] for column in PICTURE_COLUMNS])
 
 
-def stats_json(stats: Mapping[str, Any], folders: Iterable[str], unreadable: Iterable[Picture]) -> str:
+def stats_json(stats: Mapping[str, Any], folders: Iterable[str], unreadable: Iterable[HasError]) -> str:
     """What a gallery holds and how it was made, its folders, and the pictures without an embedding."""
     failed = [{**named("path", picture.path), "error": picture.error} for picture in unreadable]
     return json.dumps({**stats, **all_named("folders", folders), "failed": failed}, indent=1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,7 @@ AWAY = f"its disk is not there now; if its pictures are gone for good: {REMOVE}"
 GONE = f"missing as a whole; if it is gone for good: {REMOVE}"
 NOWHERE = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"
 WITHOUT_PICTURES = "no pictures in this folder or below it"
+STILL = 10  # seconds since a file was last written to, after which it counts as whole
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -394,6 +396,22 @@ def several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
 def composed(path: str) -> str:
     """A path in the one spelling (NFC) that is compared where letters with accents may be composed or not."""
     return unicodedata.normalize("NFC", path)
+
+
+class Still:
+    """Tells which files are no longer being written to: those that are as they were at the look before, or older."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Stamp | None] = {}
+        self.now: dict[str, Stamp | None] = {}
+
+    def __call__(self, path: str) -> bool:
+        stamp = self.now[path] = RealDisk().stamp(path)
+        return stamp is not None and (stamp == self.before.get(path) or stamp[1] < (time.time() - STILL) * 1e9)
+
+    def look_again(self) -> None:
+        """To be called between two looks."""
+        self.before, self.now = self.now, {}
 
 
 def _emptied(folder: str) -> str | None:

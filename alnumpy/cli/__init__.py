@@ -10,7 +10,7 @@ import warnings
 
 from .. import __version__
 from ..errors import AlnumpyError
-from . import convert, duplicates, embed, evaluate, gallery, search, weights
+from . import convert, duplicates, embed, evaluate, gallery, search, serve, weights
 from .common import UsageError, warn
 
 COMMANDS = (
@@ -18,6 +18,7 @@ COMMANDS = (
     gallery.INDEX,
     search.SEARCH,
     duplicates.DUPLICATES,
+    serve.SERVE,
     gallery.REDUCE,
     gallery.REMOVE,
     gallery.MOVE,

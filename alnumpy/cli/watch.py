@@ -8,29 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import AlnumpyError, printable
 from ..gallery import Gallery
-from ..scan import RealDisk, Stamp
+from ..scan import Still
 from .common import warn
 
-STILL = 10  # seconds since a file was last written to, after which it counts as whole
 NICE = 10
 
 State = tuple[str | None, str | None, bool, bool]  # a picture's content, its error, whether it is missing, or left out
-
-
-class Still:
-    """Tells which files are no longer being written to: those that are as they were at the look before, or older."""
-
-    def __init__(self) -> None:
-        self.before: dict[str, Stamp | None] = {}
-        self.now: dict[str, Stamp | None] = {}
-
-    def __call__(self, path: str) -> bool:
-        stamp = self.now[path] = RealDisk().stamp(path)
-        return stamp is not None and (stamp == self.before.get(path) or stamp[1] < (time.time() - STILL) * 1e9)
-
-    def look_again(self) -> None:
-        """To be called between two looks."""
-        self.before, self.now = self.now, {}
 
 
 def states(gallery: Gallery) -> dict[str, State]:

@@ -17,18 +17,15 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from ..files import replacing
+from ..files import cache_folder, replacing
 from .library import sources_digest
 
 
 def cache_file() -> Path | None:
     """Where compiled kernels are kept, whether or not they are; None where there is no home for them or no Numba."""
-    base = os.environ.get("ALNUMPY_CACHE_DIR")
-    if not base:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        base = os.path.join(cache, "alnumpy") if os.path.isabs(cache) else None
+    folder = cache_folder()
     try:
-        return Path(base).absolute() / f"kernels-{_digest()}.o" if base else None
+        return folder / f"kernels-{_digest()}.o" if folder else None
     except metadata.PackageNotFoundError:
         return None
 

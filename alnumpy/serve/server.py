@@ -1,0 +1,185 @@
+"""The server: waitress, with walls before the body of a request is received, and an end to slow clients.
+
+waitress receives whole requests in one thread, at next to no cost for each connection, and hands them to a few others.
+What is added here: a request that will not be answered is refused before its body is received; bodies wait while others
+take up the room; and whoever is too slow is let go.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask
+from waitress.utilities import Error
+
+from ..errors import AlnumpyError
+from .app import HEADERS
+from .asking import MAX_BODY
+from .walls import EVERY_ADDRESS, Walls
+
+THREADS = 8
+CONNECTIONS = 200
+BODIES = (
+    4 * MAX_BODY
+)  # bytes of all requests that are being received or answered; they are on disk where they are large
+HEADER = 32 * 1024  # bytes of all headers of a request
+IDLE = 30  # seconds that a connection may be silent
+PATIENCE = 120  # seconds that a request may take to arrive, and an answer to leave
+
+
+class Request(HTTPRequestParser):
+    """A request as it arrives. One that will not be answered ends with its headers."""
+
+    def __init__(self, channel: Channel):
+        super().__init__(channel.adj)
+        self.channel = channel
+        self.seen = False  # whether its headers have been looked at
+
+    def received(self, data: bytes) -> int:
+        """Takes in what has arrived; returns how many bytes of it are the request's."""
+        consumed: int = super().received(data)
+        if self.headers_finished and not self.seen and not self.empty and self.error is None:
+            self.seen = True
+            if self.chunked:
+                self._end(411, "send the length of the body: the header Content-Length")
+            elif self.content_length and (refusal := self.channel.walls.refusal(self.headers, self.channel.addr[0])):
+                self._end(*refusal)
+        return consumed
+
+    def _end(self, code: int, reason: str) -> None:
+        self.error = Error(reason)
+        self.error.code, self.error.reason = code, "Refused"
+        self.expect_continue = False
+        self.completed = True
+
+
+class Answer(ErrorTask):
+    """A refusal by the server itself, as those of the application are."""
+
+    def execute(self) -> None:
+        """Sends it."""
+        error = self.request.error
+        self.status = f"{error.code} {error.reason}"
+        body = (json.dumps({"error": error.body}) + "\n").encode()
+        self.response_headers += [*HEADERS.items(), ("Content-Type", "application/json")]
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class Channel(HTTPChannel):
+    """A connection."""
+
+    error_task_class = Answer
+
+    def __init__(self, server: Server, *arguments: Any, **options: Any):
+        self.walls = server.walls
+        self.parser_class = lambda adjustments: Request(self)
+        self.since = time.monotonic()  # when the request began to arrive, or the answer to leave
+        self.room = 0  # bytes that its body may take
+        super().__init__(server, *arguments, **options)
+
+    def readable(self) -> bool:
+        """Whether more is to be received: the body of a request once there is room for it."""
+        return bool(super().readable()) and self._has_room()
+
+    def _has_room(self) -> bool:
+        need = self.request.content_length if self.request is not None else 0
+        if need > self.room:
+            others = sum(channel.room for channel in self.server.active_channels.values() if channel is not self)
+            if others and others + need > BODIES:
+                self.last_activity, self.since = time.time(), time.monotonic()  # it is not the client who is slow
+                return False
+            self.room = need
+        return True
+
+    def received(self, data: bytes) -> bool:
+        """Takes in what has arrived."""
+        if self.request is None:
+            self.since = time.monotonic()
+        return bool(super().received(data))
+
+    def service(self) -> None:
+        """Answers a request, in another thread."""
+        super().service()
+        self.room = 0
+        self.since = time.monotonic()
+
+
+class Server(TcpWSGIServer):
+    """Listens, and answers with an application. Raises AlnumpyError where it cannot listen."""
+
+    channel_class = Channel
+
+    def __init__(self, application: Callable[..., Any], walls: Walls, port: int):
+        self.walls = walls
+        try:
+            adjustments = Adjustments(
+                host=walls.host,
+                port=port,
+                threads=THREADS,
+                connection_limit=CONNECTIONS,
+                channel_timeout=IDLE,
+                cleanup_interval=5,
+                max_request_header_size=HEADER,
+                max_request_body_size=MAX_BODY,
+                ident="alnumpy",
+                server_name="alnumpy",
+                clear_untrusted_proxy_headers=True,
+                asyncore_use_poll=hasattr(__import__("select"), "poll"),
+            )
+            super().__init__(application, adj=adjustments, map={})
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise AlnumpyError(
+                f"cannot listen on {walls.host}, port {port}: {reason}; try another --port or --host"
+            ) from None
+
+    def maintenance(self, now: float) -> None:
+        """Lets go of connections that are silent or too slow."""
+        super().maintenance(now)
+        for channel in self.active_channels.values():
+            if not channel.requests and time.monotonic() - channel.since > PATIENCE:
+                channel.will_close = True
+
+    def run(self) -> None:
+        """Serves until a signal raises an exception, which nothing here waits for."""
+        wasyncore.loop(timeout=1, map=self._map, use_poll=self.adj.asyncore_use_poll)
+
+    def address(self) -> str:
+        """The address that others reach it by."""
+        host = own_address() if self.walls.host in EVERY_ADDRESS else self.walls.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.effective_port}/"
+
+
+def own_address() -> str:
+    """This computer's address in its network, or its name; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # no computer has this address (RFC 5737); the system chooses a way to it
+        except OSError:
+            return f"{socket.gethostname()}.local"
+        return str(probe.getsockname()[0])
+
+
+def quiet(tell: Callable[[object], None]) -> None:
+    """Has what waitress logs told as one line, and its warnings left out."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            tell(f"{record.getMessage()}{f': {error}' if error else ''}")
+
+    for name in ("waitress", "waitress.queue"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [Lines(logging.ERROR)], False
