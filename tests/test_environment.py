@@ -193,6 +193,7 @@ COMMANDS = {
     "index": "index {p} --db {g}",
     "search": "search {a} --db {g} --csv --html {out}/h.html --montage {out}/m.png",
     "duplicates": "duplicates --db {g} --threshold 9 --json",
+    "serve": "serve --db {p}/gone.db",
     "move": "move {p}/gone.png {a} --db {g}",
     "list": "list --db {g} --csv",
     "stats": "stats --db {g}",
@@ -252,6 +253,7 @@ def usual(place):
     assert [name for name, result in results.items() if result[0]] == [
         "embed",
         "index",
+        "serve",
         "move",
         "remove",
         "convert",
@@ -270,8 +272,10 @@ def test_the_guard_guards(place):
 def test_importing_all_modules_opens_no_socket(place):
     code = (
         "import importlib, pkgutil, alnumpy\n"
+        "EXTRAS = {'alnumpy.kernels': 'numba', 'alnumpy.serve.': 'flask'}\n"
         "for module in pkgutil.walk_packages(alnumpy.__path__, 'alnumpy.'):\n"
-        "    if find_spec('numba') or not module.name.startswith('alnumpy.kernels'):\n"
+        "    extra = next((e for e in EXTRAS if module.name.startswith(e)), None)\n"
+        "    if extra is None or find_spec(EXTRAS[extra]):\n"
         "        importlib.import_module(module.name)\n"
         "print('alnumpy.gallery' in sys.modules)"
     )

@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from waitress import wasyncore
@@ -35,6 +36,7 @@ BODIES = (
 HEADER = 32 * 1024  # bytes of all headers of a request
 IDLE = 30  # seconds that a connection may be silent
 PATIENCE = 120  # seconds that a request may take to arrive, and an answer to leave
+LINGER = 5  # seconds for which the rest of a request is thrown away before a connection is closed
 
 
 class Request(HTTPRequestParser):
@@ -81,12 +83,14 @@ class Channel(HTTPChannel):
     """A connection."""
 
     error_task_class = Answer
+    close_when_flushed: bool
 
     def __init__(self, server: Server, *arguments: Any, **options: Any):
         self.walls = server.walls
         self.parser_class = lambda adjustments: Request(self)
         self.since = time.monotonic()  # when the request began to arrive, or the answer to leave
         self.room = 0  # bytes that its body may take
+        self.ending = False  # whether nothing else is answered
         super().__init__(server, *arguments, **options)
 
     def readable(self) -> bool:
@@ -105,9 +109,25 @@ class Channel(HTTPChannel):
 
     def received(self, data: bytes) -> bool:
         """Takes in what has arrived."""
+        if self.ending:
+            return False
         if self.request is None:
             self.since = time.monotonic()
         return bool(super().received(data))
+
+    def handle_write(self) -> None:
+        """Sends what is to be sent. Before it closes the connection, the other side must have taken the last answer.
+
+        Closed while something still arrives, a connection is reset, and the answer may be lost.
+        """
+        last, self.close_when_flushed = self.close_when_flushed, False
+        super().handle_write()
+        if last and self.total_outbufs_len:
+            self.close_when_flushed = True
+        elif last and self.connected:
+            self.ending, self.since = True, time.monotonic()
+            with suppress(OSError):  # the other side is gone
+                self.socket.shutdown(socket.SHUT_WR)
 
     def service(self) -> None:
         """Answers a request, in another thread."""
@@ -149,7 +169,8 @@ class Server(TcpWSGIServer):
         """Lets go of connections that are silent or too slow."""
         super().maintenance(now)
         for channel in self.active_channels.values():
-            if not channel.requests and time.monotonic() - channel.since > PATIENCE:
+            patience = LINGER if channel.ending else PATIENCE
+            if not channel.requests and time.monotonic() - channel.since > patience:
                 channel.will_close = True
 
     def run(self) -> None:

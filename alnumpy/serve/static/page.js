@@ -63,7 +63,7 @@ const like = (id) => address({ like: id }, KEPT);
 
 const name = (path) => path.slice(path.lastIndexOf("/") + 1);
 const folder = (path) => path.slice(0, path.lastIndexOf("/"));
-const places = (path) => folder(path).split("/").slice(-2).join(" / ");
+const places = (path, depth = 2) => folder(path).split("/").slice(-depth).join(" / ");
 const count = (number, noun) => `${number.toLocaleString()} ${noun}${number === 1 ? "" : "s"}`;
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -144,7 +144,7 @@ async function show() {
   wanted = STEP;
   document.body.classList.toggle("asked", asked());
   $("drop").hidden = asked() || Boolean(duplicates);
-  $("filters").hidden = Boolean(duplicates);
+  $("narrow").hidden = Boolean(duplicates);
   $("levels").hidden = !duplicates;
   $("to-search").ariaCurrent = duplicates ? null : "page";
   $("to-duplicates").ariaCurrent = duplicates ? "page" : null;
@@ -190,7 +190,8 @@ async function search(mine) {
   if (!file) {
     picture = { width: answer.width, height: answer.height };
     $("query-name").textContent = name(answer.query);
-    $("query-about").textContent = [folder(answer.query), when(answer.date), `${answer.width} × ${answer.height}`].join(" · ");
+    $("query-name").title = answer.query;
+    $("query-about").textContent = [places(answer.query, 3), when(answer.date), `${answer.width} × ${answer.height}`].join(" · ");
   }
   drawRegion();
   say(items.length ? count(items.length, "picture") + ", the nearest first" : "No picture passes these filters.");
@@ -238,6 +239,7 @@ function showQuery() {
   else shown.removeAttribute("src");
   if (file) {
     $("query-name").textContent = file.name || "A picture";
+    $("query-name").title = "";
     $("query-about").textContent = size(file.size);
   }
 }
@@ -648,6 +650,11 @@ $("again").addEventListener("click", () => {
   $("again").hidden = true;
   search(turn).catch((error) => say(error.message, true));
 });
+
+const roomy = matchMedia("(min-width: 40.01rem)"); // as in page.css
+const unfold = () => { $("narrow").open = roomy.matches || KEPT.some((field) => parameters().get(field)); };
+roomy.addEventListener("change", unfold);
+unfold();
 
 (async () => {
   await Promise.race([watch(), new Promise((done) => setTimeout(done, 1000))]); // what distances mean
