@@ -242,6 +242,15 @@ def test_names_that_are_not_text(client, library, tmp_path, embedder):
     assert client.get(f"/thumbnails/{rows[0]['id']}").status_code == 200
 
 
+def test_a_gallery_whose_paths_are_relative(client, library, tmp_path, embedder):
+    before = get(client, "/pictures"), get(client, "/folders")
+    Gallery(tmp_path / "gallery.db", embedder, "a", relative=True).close()
+    assert (get(client, "/pictures"), get(client, "/folders")) == before
+    assert [os.path.basename(row["path"]) for row in get(client, f"/pictures?in={library}/below")] == ["b.png"]
+    like = f"/search?like={sha((library / 'below' / 'b.png').read_bytes())}"
+    assert found(get(client, f"{like}&in={library}/below")) == ["b.png"]
+
+
 def test_duplicates_are_those_of_the_gallery(client, service, library):
     deadline = time.monotonic() + 60
     while (answer := get(client, "/duplicates?like=exact"))["working"]:

@@ -17,7 +17,6 @@ from werkzeug.exceptions import HTTPException
 
 from .. import images, likeness, results
 from ..errors import AlnumpyError, ImageError
-from ..filters import Filter
 from ..gallery import Gallery
 from . import asking
 from .asking import Ended, end, known, number, one, several
@@ -162,7 +161,7 @@ class Service:
     def pictures(self) -> Response:
         """``GET /pictures``: a page of the gallery."""
         known("skip", *FILTERS)
-        found = self.catalog.newest(Filter(**filters()), PAGE, one("skip", number(0, 10**9 - 1), 0))
+        found = self.catalog.newest(**filters(), count=PAGE, skip=one("skip", number(0, 10**9 - 1), 0))
         return as_json(json.dumps([results.named("path", picture.path) | picture.details() for picture in found]))
 
     def duplicates(self) -> Response:

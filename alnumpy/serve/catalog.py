@@ -11,6 +11,8 @@ import numpy as np
 from .. import packed
 from ..database import Database
 from ..filters import TAKEN, Filter
+from ..moving import as_recorded
+from ..places import Places
 from ..settings import Settings
 
 ASKED_FOR = 500  # paths in a statement
@@ -53,7 +55,8 @@ class Catalog:
 
     def of(self, paths: Iterable[str]) -> dict[str, Shown]:
         """Those among some paths that can be found, by path."""
-        names = [os.fsencode(path) for path in paths]
+        places = Places.of(self.db)
+        names = [places.stored(path) for path in paths]
         found: list[Shown] = []
         for start in range(0, len(names), ASKED_FOR):
             part = names[start : start + ASKED_FOR]
@@ -76,9 +79,10 @@ class Catalog:
                     return vector
         return None
 
-    def newest(self, chosen: Filter, count: int, skip: int = 0) -> list[Shown]:
-        """Pictures by when their files were changed, the latest first."""
-        condition, values = chosen.sql(self._dated)
+    def newest(self, folders: Iterable[str], since: str, until: str, count: int, skip: int = 0) -> list[Shown]:
+        """Pictures by when their files were changed, the latest first; filtered as by ``Gallery.search``."""
+        chosen = Filter(tuple(as_recorded(self.db, folder) for folder in folders), since, until)
+        condition, values = chosen.sql(Places.of(self.db), self._dated)
         order = "ORDER BY mtime_ns DESC, path LIMIT ? OFFSET ?"
         return list(self._rows(f"{condition} {order}", [*values, count, skip]))
 
@@ -89,8 +93,9 @@ class Catalog:
 
     def folders(self) -> list[str]:
         """The folders that pictures lie in, and those above them, as far as all pictures do not lie there."""
-        rows = self.db.rows(f"SELECT path FROM pictures WHERE {FINDABLE} ORDER BY path")
-        folders = {os.path.dirname(os.fsdecode(path)) for (path,) in rows}
+        places = Places.of(self.db)
+        rows = self.db.rows(f"SELECT path FROM pictures WHERE {FINDABLE}")
+        folders = {os.path.dirname(places.path(path)) for (path,) in rows}
         if not folders:
             return []
         top = os.path.commonpath(folders)
@@ -102,9 +107,11 @@ class Catalog:
     def unreadable(self) -> list[Unreadable]:
         """Pictures without an embedding."""
         sql = "SELECT path, error FROM pictures WHERE error IS NOT NULL AND vanished = 0 AND typeof(path) = 'blob'"
-        return [Unreadable(os.fsdecode(path), str(error)) for path, error in self.db.rows(f"{sql} ORDER BY path")]
+        places = Places.of(self.db)
+        return [Unreadable(places.path(path), str(error)) for path, error in self.db.rows(f"{sql} ORDER BY path")]
 
     def _rows(self, condition: str, values: Sequence[Any]) -> Iterator[Shown]:
+        places = Places.of(self.db)
         taken = TAKEN.format(taken="contents.taken" if self._dated else "NULL")
         sql = (
             "SELECT path, pictures.hash, CAST(width AS INTEGER), CAST(height AS INTEGER), CAST(size AS INTEGER), "
@@ -112,4 +119,4 @@ class Catalog:
             f"WHERE {FINDABLE} AND {condition}"
         )
         for path, hash, *details in self.db.rows(sql, values):
-            yield Shown(os.fsdecode(path), hash.hex(), *details)
+            yield Shown(places.path(path), hash.hex(), *details)
