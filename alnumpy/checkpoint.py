@@ -26,6 +26,7 @@ from .errors import AlnumpyError
 
 MAX_PICKLE = 1 << 20  # bytes; ALNet's is 40 kB
 MAX_DEPTH = 64  # of dictionaries and modules in each other
+MAX_NESTED = 4  # dictionaries around a state dict
 MAX_NAME = 1000  # characters of one tensor's name
 MAX_INDEX = 1 << 40  # for sizes, offsets and strides, so that their products are exact
 MAX_TENSORS = 1 << 28  # bytes of all storages together, and of the file
@@ -33,6 +34,7 @@ MAX_ENTRIES = 10_000  # of an archive, and tensors
 LEGACY_NUMBER = 0x1950A86A20F9469CFC6C  # the first object in a file of PyTorch before 1.6
 LEGACY_VERSION = 1001  # and the second
 ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")  # what training scripts call a network's tensors
 
 # Storage types of torch, by the name in the pickle: element type in NumPy. bfloat16 is the high half of a float32.
 STORAGES = {
@@ -60,6 +62,8 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     ordered: bool = True  # false where the file does not keep the order in which the modules were made
     extras: dict[str, Any] = field(default_factory=dict)
+    chosen: str = ""  # the dictionary in the file that was taken, where there are some
+    others: tuple[str, ...] = ()  # those that were not
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -93,10 +97,10 @@ def _unknown(path: Path) -> str:
         return (
             f"an ONNX model, which keeps no modules; convert the PyTorch checkpoint that it was exported from: {ADVICE}"
         )
-    if path.suffix in (".h5", ".hdf5", ".keras"):
-        return "an HDF5 file: alnumpy's own weights need no conversion, those of Keras cannot be converted"
     if path.suffix in (".pb", ".tflite"):
         return "a TensorFlow graph, which cannot be converted; look for a PyTorch checkpoint of the same network"
+    if path.suffix in (".npy", ".bin", ".ckpt"):
+        return f"not a file of torch.save; of the PyTorch model, {ADVICE}"
     return "neither a PyTorch checkpoint nor a .safetensors file"
 
 
@@ -264,7 +268,7 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
         raise CheckpointError("the archive has duplicate names, or absurdly many")
     roots = [name[: -len("data.pkl")] for name in names if name.endswith("data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise CheckpointError("the archive holds no data.pkl: not written by torch.save or torch.jit.save")
+        raise CheckpointError(_unknown_archive(names))
     root = roots[0]
 
     def read(name: str, most: int) -> bytes:
@@ -281,6 +285,19 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
         raise CheckpointError("written on a big-endian machine, which is not supported")
     loaded = _load(_Unpickler(io.BytesIO(read(root + "data.pkl", MAX_PICKLE))))
     return _collect(loaded, lambda storage, most: read(f"{root}data/{storage.key}", most))
+
+
+def _unknown_archive(names: set[str]) -> str:
+    """What a zip archive without data.pkl seems to be, and what to do."""
+    if any(name.endswith("archive_format") or name == "serialized_exported_program.json" for name in names):
+        return (
+            f"a program of torch.export, whose tensors lost their modules; of the model that it was made from, {ADVICE}"
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        return f"NumPy arrays (.npz), which --against takes; of the PyTorch model, {ADVICE}"
+    if "model.weights.h5" in names:
+        return "a model of Keras, which cannot be converted; look for a PyTorch checkpoint of the same network"
+    return "the archive holds no data.pkl: not written by torch.save or torch.jit.save"
 
 
 def _load(unpickler: _Unpickler) -> Any:
@@ -359,18 +376,12 @@ def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
 
 def _collect(loaded: Any, read: Callable[[_Storage, int], bytes]) -> Checkpoint:
     """The tensors of what a pickle held; ``read(storage, most)`` gives a storage's bytes, at most so many."""
-    extras: dict[str, Any] = {}
-    if isinstance(loaded, dict):
-        for key in ("state_dict", "model_state_dict", "model", "net"):
-            if isinstance(loaded.get(key), dict):
-                extras = {k: v for k, v in loaded.items() if k in ("spec", "preprocessing", "epoch", "accuracy")}
-                loaded = loaded[key]
-                break
-    elif not isinstance(loaded, _Inert):
+    if not isinstance(loaded, (dict, _Inert)):
         raise CheckpointError(f"the file holds a {type(loaded).__name__}, not a state dict; {ADVICE}")
+    found = Checkpoint({})
+    loaded = _descend(loaded, found)
 
     storages: dict[str, bytes] = {}
-    tensors: dict[str, np.ndarray] = {}
     left = MAX_TENSORS
     for name, tensor in _flatten(loaded):
         key = tensor.storage.key
@@ -380,8 +391,33 @@ def _collect(loaded: Any, read: Callable[[_Storage, int], bytes]) -> Checkpoint:
         left -= 8 * prod(tensor.shape)
         if left < 0:
             raise CheckpointError(f"{name}: more than {MAX_TENSORS} bytes of tensors")
-        tensors[name] = _materialise(name, tensor, storages[key])
-    return Checkpoint(tensors, extras=extras)
+        found.tensors[name] = _materialise(name, tensor, storages[key])
+    return found
+
+
+def _descend(loaded: Any, found: Checkpoint) -> Any:
+    """The network's tensors in what a training script saved; ``found`` gets what lies beside them.
+
+    That is the dictionary of a usual name, or else the only one of tensors that is no average of earlier ones (ema).
+    """
+    for _ in range(MAX_NESTED):
+        members = loaded if isinstance(loaded, dict) else {}
+        inner = [k for k, v in members.items() if type(k) is str and len(k) <= MAX_NAME and isinstance(v, dict)]
+        states = [key for key in inner if _has_tensors(members[key])]
+        plain = [key for key in states or inner if "ema" not in key.lower()] or states or inner
+        usual = [key for key in STATE_DICTS if key in plain]
+        if not usual and (len(plain) != 1 or _has_tensors(members)):
+            found.others = found.others or tuple(plain)
+            break
+        key = (usual or plain)[0]
+        found.extras = {k: v for k, v in members.items() if k in ("spec", "preprocessing", "epoch", "accuracy")}
+        found.chosen, found.others = key, tuple(other for other in states if other != key)
+        loaded = members[key]
+    return loaded
+
+
+def _has_tensors(members: dict) -> bool:
+    return any(isinstance(value, _Tensor) for value in members.values())
 
 
 def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:

@@ -4,6 +4,8 @@ Modules are matched by their names where these are alnumpy's, by the order in wh
 numbers in their names (``naming``). What no checkpoint holds (eps, padding, activations, strides, the order of colours)
 comes from the caller, from the file's own record, from the table of published files, which are known by their SHA-256,
 or from the habits of the project that names modules so; all else is assumed, and said. Nothing in a file is executed.
+
+A weights file of alnumpy is a checkpoint too, one that tells everything: so it becomes one of another number format.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from . import naming, reference, weights
 from .checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from .embedder import Embedder
-from .errors import SpecError
+from .errors import SpecError, WeightsError
 from .images import Preprocessing
 from .layers import ACTIVATIONS, BN, CBAM_LAYOUTS, GATES, PADDINGS, parameters
 from .networks import SPECS, ALNet, InvertedResiduals, Spec
@@ -37,6 +39,7 @@ HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 TOLERANCE = 1e-3  # relative error of an embedding beside the one that the user's own model computed
 SHOWN = 12  # lines of a message about modules that do not fit
 HEX_DIGITS = 8  # of a file's SHA-256, which publishers put in its name
+HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of a file of HDF5
 
 # Fields of networks that the shapes in a file tell, and those that no file tells, with the values in circulation.
 VISIBLE: dict[str, tuple[Any, ...]] = {
@@ -528,6 +531,38 @@ class Conversion:
     loss: float | None = None  # 1 - cosine of the self-test's embeddings, of fewer bits
 
 
+def read_source(path: Path) -> tuple[Checkpoint, Weights | None]:
+    """What is to be converted; and the weights, where it is a weights file. Raises CheckpointError or OSError."""
+    if not path.is_file():
+        return read_checkpoint(path), None  # which says what is wrong
+    with open(path, "rb") as file:
+        if file.read(len(HDF5)) != HDF5:
+            return read_checkpoint(path), None
+    try:
+        found = weights.read(path)
+    except WeightsError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(f"{reason}; no other HDF5 files than alnumpy's weights can be converted") from None
+    extras = {"spec": found.spec.to_dict(), "preprocessing": found.preprocessing.to_dict()}
+    return Checkpoint(dict(found.parameters), extras=extras), found
+
+
+def beside_it(checkpoint: Checkpoint) -> str:
+    """What a file holds besides the tensors that were taken for the network, and what to do, or nothing."""
+    below: dict[str, list[str]] = {}
+    for name in checkpoint.tensors:
+        first, _, rest = name.partition(".")
+        below.setdefault(first, []).append(rest)
+    if len(below) == 2 and len({tuple(rest) for rest in below.values()}) == 1:
+        return f"the file holds one network twice ({', '.join(below)}); save one alone with torch.save"
+    names = ", ".join(checkpoint.others)
+    if checkpoint.chosen and names:
+        return (
+            f"of what the file holds {checkpoint.chosen} was taken; to convert {names}, save that alone with torch.save"
+        )
+    return f"the file holds several dictionaries ({names}); save the network's alone with torch.save" if names else ""
+
+
 def self_test_by_alnumpy(spec: Spec, arrays: Arrays, x: np.ndarray) -> tuple[np.ndarray, str]:
     """The embedding of the self-test's input, and what computed it."""
     return reference.forward(spec, arrays, x), "alnumpy"
@@ -544,28 +579,35 @@ def convert(
     against: Path | None = None,
     dtype: str = "float32",
     card: Mapping[str, str] = {},
-    normalize: bool = False,
+    normalize: bool | None = None,
     note: Note = lambda message: None,
     self_test: Callable[[Spec, Arrays, np.ndarray], tuple[np.ndarray, str]] = self_test_by_alnumpy,
 ) -> Conversion:
-    """Writes the weights file of a checkpoint, and reads it again to check it.
+    """Writes the weights file of a checkpoint, or of other weights, and reads it again to check it.
 
     ``base`` is the network, if its name is known, ``fields`` are values of fields of it, ``preprocessing`` those of
     ``images.Preprocessing``; ``names`` is a file that says which module is which; ``against`` is an .npz file of the
-    user's own embeddings. ``note`` is called with what had to be assumed.
+    user's own embeddings; ``normalize`` says whether embeddings are to be compared by their directions, or None what
+    other weights say, else no. ``note`` is called with what had to be assumed.
 
     Raises AlnumpyError or OSError, and writes nothing, where the checkpoint cannot be converted.
     """
     if output.exists() and output.samefile(path):
         raise CheckpointError("the output would replace the checkpoint; give -o another name")
-    checkpoint = read_checkpoint(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    checkpoint, earlier = read_source(path)
+    digest = earlier.source_sha256 if earlier else hashlib.sha256(path.read_bytes()).hexdigest()
     modules = group_modules(checkpoint.tensors)
     if names:
         modules = rename(modules, names.read_text("utf-8", "replace"))
     settings = settle(checkpoint, modules, digest, base, fields, preprocessing)
     spec, how = settings.spec, settings.preprocessing
-    found, removed = match(spec, modules, checkpoint.ordered, note)
+    beside = beside_it(checkpoint)
+    try:
+        found, removed = match(spec, modules, checkpoint.ordered, note)
+    except CheckpointError as error:
+        raise CheckpointError(f"{beside}; {error}" if beside else str(error)) from None
+    if checkpoint.chosen and beside:
+        note(beside)
     for message in settings.assumed:
         note(message)
     exact = {name: array.astype(np.float32) for name, array in found.items()}
@@ -577,7 +619,19 @@ def convert(
 
     x = weights.self_test_picture(weights.self_test_size(how))
     embedding, by = self_test(spec, stored, x)
-    made = Weights(spec, how, stored, x, embedding, by, path.name, digest, {**settings.card, **card}, dtype, normalize)
+    made = Weights(
+        spec,
+        how,
+        stored,
+        x,
+        embedding,
+        self_test_by=by,
+        source=earlier.source if earlier else path.name,
+        source_sha256=digest,
+        card={**(earlier.card if earlier else settings.card), **card},
+        dtype=dtype,
+        normalize=bool(earlier and earlier.normalize) if normalize is None else normalize,
+    )
     weights.write(output, made)
     written = Embedder(weights.read(output))
     loss = None

@@ -193,7 +193,8 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error} as {weights.dtype}; nothing was written") from None
 
-    with replacing(path) as target, h5py.File(target, "w") as file:
+    # In the format of HDF5 1.8, which every HDF5 in use reads and which takes less room for many small arrays.
+    with replacing(path) as target, h5py.File(target, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = np.int64(SCALED_VERSION if scales else VERSION)
         file.attrs["metadata"] = np.bytes_(metadata)
@@ -225,7 +226,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
 
 def _read(file: h5py.File, file_size: int) -> Weights:
     if _attribute(file, "format", 64) != FORMAT.encode():
-        raise WeightsError("not an alnumpy weights file; make one with tools/convert_weights.py")
+        raise WeightsError("not an alnumpy weights file; make one with alnumpy convert")
     version = _attribute(file, "version", 8)
     if version not in (VERSION, SCALED_VERSION):
         raise WeightsError(f"format version {version}, but this alnumpy reads up to {SCALED_VERSION}; update alnumpy")

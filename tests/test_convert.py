@@ -66,7 +66,8 @@ X = np.random.default_rng(8).normal(size=(2, 3, 33, 29)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    "wrap", ["state dict", "training", "model_state_dict", "model", "net", "DataParallel", "parameters"]
+    "wrap",
+    ["state dict", "training", "model_state_dict", "model", "net", "ema", "nested", "DataParallel", "parameters"],
 )
 def test_containers_of_a_state_dict(tmp_path, wrap):
     model = trained()
@@ -75,8 +76,12 @@ def test_containers_of_a_state_dict(tmp_path, wrap):
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         options = {"args": Namespace(lr=0.1), "best": np.float64(0.9), "device": torch.device("cpu")}
         state = {"state_dict": state, "epoch": 3, "optimizer": optimizer.state_dict(), **options}
-    if wrap in ("model_state_dict", "model", "net"):
+    if wrap in ("model_state_dict", "model", "net", "ema"):
         state = {"epoch": 3, wrap: state}
+    if wrap == "nested":
+        state = {
+            "checkpoint": {"args": {"lr": 0.1}, "model": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
+        }
     if wrap == "DataParallel":
         state = {f"module.{name}": tensor for name, tensor in state.items()}
     if wrap == "parameters":
@@ -88,6 +93,31 @@ def test_containers_of_a_state_dict(tmp_path, wrap):
     assert f"self-test by torch {torch.__version__}" in out
     assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
     assert weights.read(tmp_path / "w.h5").preprocessing.size == 28
+
+
+def test_what_lies_beside_a_network_is_named(tmp_path):
+    """An average is not taken where the network itself is there; of several networks none is guessed."""
+    model, other = trained(), trained(seed=1)
+    random, averaged = other.state_dict(), model.state_dict()
+    for names in (("state_dict", "state_dict_ema"), ("params", "params_ema")):
+        torch.save({names[1]: averaged, names[0]: random, "epoch": 3}, tmp_path / "c.pt")
+        code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
+        assert code == 0
+        line = f"of what the file holds {names[0]} was taken; to convert {names[1]}, save that alone with torch.save"
+        assert line in err
+        assert_computes_like(tmp_path / "w.h5", embedding_of(other, X), X)
+    parts = {"backbone": random, "neck": {"proj.weight": torch.zeros(3, 3)}}
+    torch.save(parts, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "none.h5")
+    assert code == 1
+    assert (
+        "the file holds several dictionaries (backbone, neck); save the network's alone with torch.save; this is" in err
+    )
+    torch.save({f"{p}.{k}": t.clone() for p in ("model", "model_ema") for k, t in random.items()}, tmp_path / "c.pt")
+    code, _, err = convert(tmp_path / "c.pt", tmp_path / "none.h5")
+    assert code == 1
+    assert "the file holds one network twice (model, model_ema); save one alone with torch.save; this is not" in err
+    assert not (tmp_path / "none.h5").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -777,6 +807,21 @@ def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"\x08\x07")
     with pytest.raises(CheckpointError, match=r"an ONNX model.* torch.save"):
         read_checkpoint(tmp_path / "net.onnx")
+    np.savez(tmp_path / "arrays.npz", weight=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"NumPy arrays.* --against .* torch.save"):
+        read_checkpoint(tmp_path / "arrays.npz")
+    for name, entry, message in (
+        ("net.pt2", "net/archive_format", r"torch.export.* torch.save"),
+        ("old.pt2", "serialized_exported_program.json", r"torch.export.* torch.save"),
+        ("net.keras", "model.weights.h5", "Keras"),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr(entry, b"pt2")
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / name)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match=r"not a file of torch.save"):
+        read_checkpoint(tmp_path / "pytorch_model.bin")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="neither"):
         read_checkpoint(tmp_path / "text.pt")

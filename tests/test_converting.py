@@ -241,3 +241,48 @@ def test_the_kept_share_of_the_short_side():
 def test_parts_are_those_of_the_network():
     assert len(list(parts(LITE0))) == len(group_modules(random_params(LITE0)))
     assert alnumpy.SPECS["efficientnet-lite0"] == LITE0
+
+
+@pytest.mark.parametrize(("name", "source"), [("alnet-photo", "alnet-photo"), ("alnet-mnist", None)])
+def test_weights_become_int8(tmp_path, capsys, name, source):
+    """By name or by file; all but the arrays stays what it was."""
+    given = weights.locate(name)
+    before = weights.read(given)
+    assert run(source or given, "-o", tmp_path / "w.h5", "--dtype", "int8") == 0
+    out, err = capsys.readouterr()
+    assert "loss of int8: 1 - cosine of the self-test's embeddings = " in out
+    assert err == ""
+    assert (tmp_path / "w.h5").stat().st_size < 1e6
+    after = weights.read(tmp_path / "w.h5")
+    assert (before.dtype, after.dtype) == ("float32", "int8")
+    for field in ("spec", "preprocessing", "source", "source_sha256", "card", "normalize"):
+        assert getattr(before, field) == getattr(after, field)
+    exact, coarse = (alnumpy.Embedder(w, backend="numpy").forward(after.self_test_input)[0] for w in (before, after))
+    assert 0 < 1 - exact @ coarse / (np.linalg.norm(exact) * np.linalg.norm(coarse)) < 1e-3
+    assert run(tmp_path / "w.h5", "-o", tmp_path / "again.h5", "--dtype", "int8") == 0
+    assert weights.read(tmp_path / "again.h5").parameters["stem.conv.weight"] == pytest.approx(
+        after.parameters["stem.conv.weight"], rel=1e-6
+    )
+
+
+def test_weights_get_another_size_card_and_comparison(tmp_path, capsys):
+    assert run("alnet-mnist", "-o", tmp_path / "w.h5", "--size", 32, "--card", "data=none", "--normalize") == 0
+    before, after = weights.read(weights.locate("alnet-mnist")), weights.read(tmp_path / "w.h5")
+    assert after.preprocessing == replace(before.preprocessing, size=32)
+    assert after.card == {**before.card, "data": "none"}
+    assert after.normalize
+    np.testing.assert_equal(after.parameters, before.parameters)
+    assert run(tmp_path / "w.h5", "-o", tmp_path / "v.h5", "--no-normalize") == 0
+    assert not weights.read(tmp_path / "v.h5").normalize
+
+
+def test_another_hdf5_file_is_refused(tmp_path, capsys):
+    import h5py
+
+    with h5py.File(tmp_path / "keras.h5", "w") as file:
+        file.create_group("model_weights")
+    assert run(tmp_path / "keras.h5", "-o", tmp_path / "w.h5") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"alnumpy: {tmp_path / 'keras.h5'}: attribute format is missing")
+    assert line.endswith("no other HDF5 files than alnumpy's weights can be converted")
+    assert not (tmp_path / "w.h5").exists()

@@ -13,10 +13,10 @@ from typing import Any
 from ..errors import AlnumpyError, printable
 from ..layers import CBAM_LAYOUTS
 from ..networks import SPECS, Spec
-from ..weights import DTYPES
+from ..weights import DTYPES, available
 from .common import Command, UsageError, side
 
-HELP = "convert a PyTorch checkpoint to a weights file, without torch; nothing in it is executed"
+HELP = "convert a PyTorch checkpoint, or other weights, to a weights file, without torch; nothing in it is executed"
 PREPROCESSING = ("size", "mean", "std", "interpolation", "channels", "share")
 
 
@@ -39,7 +39,11 @@ def assignment(text: str) -> tuple[str, str]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy convert``."""
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth, TorchScript or .safetensors file"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=".pt, .pth, TorchScript or .safetensors file; or a weights file or a name of alnumpy models, to be stored "
+        "as another --dtype or with another --size, --normalize or --card",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="weights file to write")
     parser.add_argument(
@@ -80,8 +84,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=number, help="share of the short side that is kept, as 0.875 (default: 1)")
     parser.add_argument(
         "--normalize",
-        action="store_true",
-        help="record that embeddings are to be divided by their L2 norms before they are compared",
+        action=argparse.BooleanOptionalAction,
+        help="record that embeddings are to be divided by their L2 norms before they are compared, or not",
     )
     parser.add_argument(
         "--card", type=assignment, action="append", default=[], metavar="NAME=TEXT", help="model card field"
@@ -102,13 +106,14 @@ def run(args: argparse.Namespace, note: Callable[[str], None] = note, **options:
     """``alnumpy convert``. ``options`` are those of ``convert.convert`` that the command line does not have."""
     from ..convert import convert
 
+    source = args.checkpoint if args.checkpoint.exists() else available().get(str(args.checkpoint), args.checkpoint)
     base = SPECS[args.spec] if args.spec else None
     fields: dict[str, Any] = {name: _value(name, text, base) for name, text in args.set}
     fields |= {name: getattr(args, name) for name in ("cbam", "bn_eps") if getattr(args, name)}
     given = {name: getattr(args, name) for name in PREPROCESSING if getattr(args, name) is not None}
     try:
         made = convert(
-            args.checkpoint,
+            source,
             args.output,
             base=base,
             fields=fields,
@@ -124,7 +129,7 @@ def run(args: argparse.Namespace, note: Callable[[str], None] = note, **options:
     except (AlnumpyError, OSError) as error:
         if getattr(args, "debug", False):
             raise
-        named = getattr(error, "filename", None) or args.checkpoint
+        named = getattr(error, "filename", None) or source
         note(f"{named}: {getattr(error, 'strerror', None) or error}")
         return 1
     size = args.output.stat().st_size
@@ -161,7 +166,8 @@ CONVERT = Command(
     "convert",
     "CHECKPOINT -o FILE.h5",
     HELP,
-    "alnumpy convert mobilenet_v2-b0353104.pth -o mobilenet-v2.h5",
+    "alnumpy convert mobilenet_v2-b0353104.pth -o mobilenet-v2.h5\n"
+    "  alnumpy convert alnet-photo --dtype int8 -o alnet-photo-int8.h5",
     arguments,
     run,
 )
