@@ -17,7 +17,8 @@ def test_cards_and_the_table_are_printed_from_the_files():
 @pytest.mark.parametrize("path", sorted((ROOT / "weights").glob("*.h5")), ids=lambda path: path.stem)
 def test_a_card_says_what_counts(path):
     card = weights.read(path).card
-    assert {"purpose", "take it for", "finds", "licence", "licence in short", "limits"} <= set(card)
+    licences = {"licence", "licence of the code", "licence of the data"}
+    assert licences | {"purpose", "take it for", "finds", "limits", "milliseconds", "timed on"} <= set(card)
 
 
 def test_models_are_listed_with_what_they_find(capsys):
@@ -27,7 +28,7 @@ def test_models_are_listed_with_what_they_find(capsys):
         card = weights.read(path).card
         (line,) = (line for line in out.splitlines() if line.startswith(f"{path.stem} "))
         assert card["finds"] in line
-        assert f"{path.stem}: {card['licence in short']}" in out
+        assert f"{path.stem}: {card['licence of the code']}; trained on {card['licence of the data']}" in out
 
 
 def test_models_are_timed(capsys):

@@ -12,6 +12,7 @@ pytest.importorskip("tqdm")
 
 import alnumpy
 import reproduce
+from alnumpy.evaluation import evaluate_gallery
 from alnumpy.retrieval import evaluate
 
 
@@ -24,8 +25,28 @@ def test_the_page_shows_what_was_measured():
 def test_the_figures_are_of_the_weights_that_ship():
     results = json.loads((reproduce.DOCS / "results.json").read_text())
     shipped = alnumpy.weights.default_path().parent
-    assert results["photos"]["weights"] == reproduce.fingerprint(shipped / "alnet-photo.h5")
+    assert set(results["photos"]["networks"]) == set(reproduce.PHOTO_SIZES)
+    for name, measured in [*results["photos"]["networks"].items(), *results["formats"].items()]:
+        assert measured["weights"] == reproduce.fingerprint(shipped / f"{name}.h5")
     assert results["MNIST"]["networks"]["alnet"]["weights"] == reproduce.fingerprint(shipped / "alnet-mnist.h5")
+
+
+def test_int8_costs_the_small_networks_less_than_half_a_point():
+    formats = json.loads((reproduce.DOCS / "results.json").read_text())["formats"]
+    for name in ("alnet-photo", "alnet-mnist"):
+        exact, coarse = (formats[name]["formats"][dtype] for dtype in ("float32", "int8"))
+        assert exact["full_map"] - coarse["full_map"] <= 0.005
+        assert coarse["bytes"] < 1e6
+
+
+def test_cards_say_what_was_measured():
+    networks = json.loads((reproduce.DOCS / "results.json").read_text())["photos"]["networks"]
+    for name, measured in networks.items():
+        found = alnumpy.weights.read(alnumpy.weights.locate(name))
+        way = found.preprocessing.size, "L2-normalised"
+        (row,) = (row for row in measured["classes"] if (row["size"], row["way"]) == way)
+        found_things = f"P@1 {row['precision1']:.3f}, mAP {row['full_map']:.3f} on sun397-15"
+        assert found.card["finds"] == f"{found_things} at {row['size']} pixels, L2-normalised"
 
 
 def test_every_data_set_of_the_paper_can_be_trained_on():
@@ -109,30 +130,58 @@ def collections(tmp_path_factory):
 
 
 def test_photos(collections, tmp_path, monkeypatch):
+    """What is measured is what a gallery gives."""
     (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
     monkeypatch.setattr(reproduce, "WHITENED", (8,))
-    arguments = ["photos", "--classes", collections / "classes", "--landmarks", collections / "places", "--sizes", "16"]
+    (collections / "places" / "damaged.png").write_bytes(b"damaged")
+    arguments = ["photos", "--classes", collections / "classes", "--landmarks", collections / "places"]
+    arguments += ["--weights", "efficientnet-lite0", "--sizes", "32"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
     reproduce.main()
 
     photos = json.loads((tmp_path / "results.json").read_text())["photos"]
-    rows = {row["way"]: row for row in photos["classes"]}
-    images, labels, _ = reproduce.load_class_folders(collections / "classes", "test", 16)
-    vectors = alnumpy.load(size=16, backend="numpy").embed(list(images))
-    expected = evaluate(vectors, labels, vectors, labels, np.arange(12))
-    assert rows["ALNet"]["full_map"] == pytest.approx(expected.full_map)
-    assert rows["ALNet"]["queries"] == 12
-    assert rows["colour histogram, 512 bins, Hellinger"]["full_map"] == 1
-    mirrored = alnumpy.load(size=16, backend="numpy").embed(list(images[:, :, ::-1]))
-    mean = (vectors + mirrored) / 2
-    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    expected = evaluate(mean, labels, mean, labels, np.arange(12))
-    assert rows["ALNet, flips averaged, L2-normalised"]["full_map"] == pytest.approx(expected.full_map)
-    official = {row["way"]: row for row in photos["landmarks"]}
-    assert official["colour histogram, 512 bins, Hellinger"]["official_map"] == 1
-    assert set(official) == set(rows)
+    rows = {row["way"]: row for row in photos["networks"]["efficientnet-lite0"]["classes"]}
+    for normalize, flip, way in (
+        (False, False, "raw"),
+        (True, False, "L2-normalised"),
+        (True, True, "flips averaged, L2-normalised"),
+    ):
+        embedder = alnumpy.load("efficientnet-lite0", 32, normalize, backend="numpy")
+        with alnumpy.Gallery(tmp_path / f"{way}.db", embedder, "a", flip=flip) as gallery:
+            gallery.index([collections / "classes" / "test"])
+            expected = evaluate_gallery(gallery).scores
+        assert rows[way]["full_map"] == pytest.approx(expected.full_map, abs=1e-6)
+        assert rows[way]["queries"] == 12
+    assert "flips averaged, whitened to 8" in rows
+    (baseline, _) = photos["baselines"]["classes"]
+    assert (baseline["way"], baseline["full_map"]) == ("colour histogram, 512 bins, Hellinger", 1)
+    (baseline, _) = photos["baselines"]["landmarks"]
+    assert (baseline["official_map"], baseline["pictures"]) == (1, 4)
+    places = photos["networks"]["efficientnet-lite0"]["landmarks"]
+    assert {row["way"] for row in places} == set(rows)
+    assert {row["pictures"] for row in places} == {4}
     page = (tmp_path / "RESULTS.md").read_text()
-    assert f"| ALNet | 16 | {rows['ALNet']['precision1']:.3f} |" in page
+    assert f"| efficientnet-lite0 | 32 | raw | {rows['raw']['precision1']:.3f} |" in page
+
+
+def test_formats(collections, tmp_path, monkeypatch):
+    (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
+    arguments = ["formats", "alnet-mnist", collections / "classes"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
+    reproduce.main()
+
+    measured = json.loads((tmp_path / "results.json").read_text())["formats"]["alnet-mnist"]
+    assert measured["data"] == "classes"
+    formats = measured["formats"]
+    assert list(formats) == ["float32", "float16", "int8"]
+    assert formats["float32"]["bytes"] > 1.9 * formats["float16"]["bytes"] > 3 * formats["int8"]["bytes"]
+    embedder = alnumpy.load("alnet-mnist", backend="numpy")
+    with alnumpy.Gallery(tmp_path / "g.db", embedder, "a") as gallery:
+        gallery.index([collections / "classes" / "test"])
+        expected = evaluate_gallery(gallery).scores
+    assert formats["float32"]["full_map"] == pytest.approx(expected.full_map, abs=1e-6)
+    lost = 100 * (formats["float32"]["full_map"] - formats["int8"]["full_map"])
+    assert f"| {formats['int8']['full_map']:.4f} | {lost:.2f} |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_nothing_is_measured_for_a_page_that_cannot_be_filled(collections, tmp_path, monkeypatch):

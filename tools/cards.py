@@ -3,20 +3,29 @@
 
     python tools/cards.py            # writes them
     python tools/cards.py --check    # exit code 1 where they differ
+    python tools/cards.py --measure  # times all networks first, side by side, on a machine that does nothing else
 
-A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it.
+A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. To measure takes the extra ``numba``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
+import time
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 from alnumpy import counts, weights
+from alnumpy.embedder import load
 from alnumpy.weights import Weights
+from benchmark import cpu_name, in_fresh_process
 
+BACKENDS = {"numpy": "NumPy", "numba": "Numba"}
+ROUNDS = 40  # of all networks, one picture each
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = re.compile(r"(?<=<!-- weights -->\n).*?(?=<!-- end of weights -->)", re.S)
 
@@ -45,20 +54,48 @@ def card(path: Path) -> str:
 def table(paths: list[Path]) -> str:
     """The table of README.md."""
     lines = [
-        "| name | network | input | MB | finds (P@1, full mAP) | licence | take it for |",
-        "|---|---|---|---|---|---|---|",
+        "| name | network | input | MB | ms a picture | finds | licence of the code | data | take it for |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    machines = set()
     for path in paths:
         found = weights.read(path)
+        fields = ("milliseconds", "finds", "licence of the code", "licence of the data", "take it for")
         cells = (
             f"[`{path.stem}`](weights/{path.stem}.md)",
             f"{found.spec.name}, {parameters(found) / 1e6:.2f}M",
             f"{found.preprocessing.size}x{found.preprocessing.size}",
             f"{path.stat().st_size / 1e6:.1f}",
-            *(found.card.get(field, "") for field in ("finds", "licence in short", "take it for")),
+            *(found.card.get(field, "") for field in fields),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        machines.add(found.card.get("timed on", ""))
+    return "\n".join([*lines, "", f"Milliseconds for a picture that is decoded: {'; '.join(sorted(machines))}.", ""])
+
+
+def measure(paths: list[Path]) -> None:
+    """Records in each weights file how long a picture takes that is decoded already, with one thread."""
+    times = in_fresh_process(1, in_turn, paths)
+    names = " and ".join(f"{title} {metadata.version(title.lower())}" for title in BACKENDS.values())
+    machine = f"the least of {ROUNDS} with one thread of {cpu_name()}, all networks in turn, {names}"
+    for path in paths:
+        found = weights.read(path)
+        text = ", ".join(f"{1000 * times[path, name]:.1f} with {title}" for name, title in BACKENDS.items())
+        weights.write(path, replace(found, card={**found.card, "milliseconds": text, "timed on": machine}))
+
+
+def in_turn(paths: list[Path]) -> dict[tuple[Path, str], float]:
+    """The least seconds of each network with each backend; the first round does not count."""
+    runs = [(path, name, load(path, backend=name, threads=1)) for path in paths for name in BACKENDS]
+    least: dict[tuple[Path, str], float] = {}
+    for number in range(ROUNDS + 1):
+        for path, name, embedder in runs:
+            x = weights.self_test_picture(embedder.preprocessing.size)
+            start = time.perf_counter()
+            embedder.forward(x)
+            if number:
+                least[path, name] = min(least.get((path, name), math.inf), time.perf_counter() - start)
+    return least
 
 
 def parameters(found: Weights) -> int:
@@ -70,8 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     """Returns 1 where --check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, and say what differs")
+    parser.add_argument("--measure", action="store_true", help="time the networks first, and record that in the files")
     args = parser.parse_args(argv)
     paths = sorted((ROOT / "weights").glob("*.h5"))
+    if args.measure:
+        measure(paths)
     readme = ROOT / "README.md"
     texts = {path.with_suffix(".md"): card(path) for path in paths}
     texts[readme] = MARKERS.sub(lambda _: table(paths), readme.read_text())

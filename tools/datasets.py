@@ -145,11 +145,16 @@ def decode(data: bytes, size: int, box: Box | None = None) -> np.ndarray:
         if image.width * image.height > images.MAX_PIXELS:
             raise ImageError(f"{image.width}x{image.height} pixels, more than the limit of {images.MAX_PIXELS}")
         rgb = images.read(image)
-    left, top, right, bottom = box or (0, 0, *rgb.size)
-    left, top, right, bottom = max(0, left), max(0, top), min(rgb.width, right), min(rgb.height, bottom)
+    left, top, right, bottom = within(box, rgb) if box else (0, 0, *rgb.size)
     side = min(right - left, bottom - top)
     left, top = (left + right - side) / 2, (top + bottom - side) / 2
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
+
+
+def within(box: Box, image: Image.Image) -> Box:
+    """The part of a box that lies within a picture."""
+    left, top, right, bottom = box
+    return max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)
 
 
 def load_pictures(
@@ -190,17 +195,15 @@ def _load_all(found: dict[str, Reader], names: Sequence[str], size: int, threads
     return pixels
 
 
-def load_class_folders(
-    source: str | Path, split: str, size: int, threads: int = 0
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def class_folders(source: str | Path, split: str) -> tuple[dict[str, Reader], np.ndarray, list[str]]:
     """Pictures in class folders below the folder ``split`` of a folder or a zip ("" for the top).
 
-    Returns images uint8 RGB (N, size, size, 3), labels int64 (N,) and the sorted class names, which the labels index. A
-    class is the path of its folder below the split's, as "object/cat" where folders are nested. Pictures are ordered by
-    class and then by name, numbers in names by value. The short side becomes ``size`` pixels, the centre is cropped.
+    Returns their readers by name, labels int64 (N,) and the sorted class names, which the labels index. A class is the
+    path of its folder below the split's, as "object/cat" where folders are nested. Pictures are ordered by class and
+    then by name, numbers in names by value.
 
-    Raises FileNotFoundError, or ValueError where there is no picture, one is in no class folder, or one is unreadable,
-    and where ``split`` is "" but there are splits.
+    Raises FileNotFoundError, or ValueError where there is no picture, one is in no class folder, and where ``split`` is
+    "" but there are splits.
     """
     found = files(source)
     below = f"{split}/" if split else ""
@@ -222,8 +225,20 @@ def load_class_folders(
     index = {name: i for i, name in enumerate(class_names)}
     names = sorted(classes, key=lambda name: (index[classes[name]], natural(name)))
     labels = np.array([index[classes[name]] for name in names], np.int64)
+    return {name: found[name] for name in names}, labels, class_names
+
+
+def load_class_folders(
+    source: str | Path, split: str, size: int, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The pictures of ``class_folders`` as uint8 RGB (N, size, size, 3), labels and class names.
+
+    The short side becomes ``size`` pixels, the centre is cropped. Raises what ``class_folders`` does, and ValueError
+    where a picture cannot be read.
+    """
+    pictures, labels, class_names = class_folders(source, split)
     try:
-        return _load_all(found, names, size, threads), labels, class_names
+        return _load_all(pictures, list(pictures), size, threads), labels, class_names
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -281,12 +296,12 @@ def sun397(
         raise ValueError(f"{source}: {error}") from None
 
 
-def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
-    """Oxford5k or Paris6k from a folder or a zip that holds, at any depth, the pictures and the ground-truth files.
+def landmark_files(source: str | Path) -> tuple[dict[str, str], dict[str, Reader], list[LandmarkQuery]]:
+    """Oxford5k or Paris6k in a folder or a zip that holds, at any depth, the pictures and the ground-truth files.
 
-    Pictures that cannot be read, as the twenty of Paris6k that are damaged in the original, are left out and reported.
-    Raises FileNotFoundError, or ValueError for damaged ground truth, for two pictures of the same name, or for a query
-    whose picture is missing or cannot be read.
+    Returns the path of each picture by its name in the ground truth, the readers by path, and the queries. Raises
+    FileNotFoundError, or ValueError for damaged ground truth, for two pictures of the same name, or for a query whose
+    picture is missing.
     """
     found = files(source)
     texts = {PurePosixPath(name).name: name for name in found if name.lower().endswith(".txt")}
@@ -294,16 +309,28 @@ def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
         queries = parse_ground_truth({name: found[path]().decode("utf-8", "replace") for name, path in texts.items()})
     except AlnumpyError as error:
         raise ValueError(f"{source}: {error}") from None
-    pictures: dict[str, str] = {}  # where each is, by its name in the ground truth
+    pictures: dict[str, str] = {}
     for path in sorted(found, key=natural):
         name = PurePosixPath(path).stem
         if images.is_picture(path) and pictures.setdefault(name, path) != path:
             raise ValueError(f"{source}: {pictures[name]} and {path} have the same name")
+    for query in queries:
+        if query.picture not in pictures:
+            raise ValueError(f"{source}: {query.picture}, the picture of the query {query.name}: it is not there")
+    return pictures, found, queries
+
+
+def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
+    """The pictures and the queries of ``landmark_files``, decoded.
+
+    Pictures that cannot be read, as the twenty of Paris6k that are damaged in the original, are left out and reported.
+    Raises what ``landmark_files`` does, and ValueError for a query whose picture cannot be read.
+    """
+    pictures, found, queries = landmark_files(source)
     names = list(pictures)
     pixels, failed = load_pictures(found, list(pictures.values()), size, threads)
     for query in queries:
-        if query.picture not in pictures or pictures[query.picture] in failed:
-            reason = failed.get(pictures.get(query.picture, ""), "it is not there")
+        if reason := failed.get(pictures[query.picture]):
             raise ValueError(f"{source}: {query.picture}, the picture of the query {query.name}: {reason}")
     paths = [pictures[query.picture] for query in queries]
     query_pixels, bad_boxes = load_pictures(found, paths, size, threads, [query.box for query in queries])

@@ -3,6 +3,7 @@
 
     python tools/reproduce.py networks MNIST mnist/             # trains four networks: hours on a CPU
     python tools/reproduce.py photos --classes sun397-15.zip --landmarks paris-279.zip
+    python tools/reproduce.py formats alnet-photo sun397-15.zip # what float16 and int8 cost
     python tools/reproduce.py sizes                             # of saved models
     python tools/reproduce.py tables                            # the counts, and all tables again
 
@@ -18,30 +19,36 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import alnumpy
 import train
-from alnumpy import postprocess
+from alnumpy import images, postprocess, weights
 from alnumpy.counts import alblock_ratios, bottleneck_cost, costs, total
-from alnumpy.errors import AlnumpyError
-from alnumpy.evaluation import evaluate_landmarks
+from alnumpy.errors import AlnumpyError, ImageError
+from alnumpy.evaluation import LandmarkQuery, evaluate_landmarks
 from alnumpy.networks import SPECS, ALNet, Spec
 from alnumpy.retrieval import Scores, evaluate
 from baselines import BASELINES
-from datasets import landmarks, load_class_folders
+from datasets import Box, Reader, class_folders, landmark_files, landmarks, load_class_folders, within
 from torch_network import Network
 
 TOOLS = Path(__file__).resolve().parent
 DOCS = TOOLS.parent / "docs"
 BATCH = 100
-SIZES = (48, 64, 128, 160)
+PHOTO_SIZES = {"alnet-photo": (48, 64, 128, 160), "efficientnet-lite0": (96, 128, 160, 192, 224)}  # of the input
+BASELINE_SIZE = 128
 WHITENED = (256, 128)  # dimensions
+
+Take = Callable[[], images.ImageSource]  # what gives one picture
 
 # The paper's tables 2 to 6: FLOPs, parameters and bytes of the saved model in millions, "mAP@1", "mAP@5".
 PAPER = {
@@ -112,17 +119,53 @@ ABLATIONS = {  # table 7, "mAP@1" on the five data sets
 }
 
 
+Vectors = list[np.ndarray]  # of the pictures of classes, of the queries of landmarks, of the landmarks
+
+
+class Places(NamedTuple):
+    """Landmarks: the names of those that can be read, and what is searched for."""
+
+    names: list[str]
+    queries: list[LandmarkQuery]
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def embed(embedder: alnumpy.Embedder, images: np.ndarray, flip: bool = False) -> np.ndarray:
-    """Embeddings of uint8 (N, H, W, 3); with ``flip`` the mean of those of each picture and its mirror image."""
-    parts = []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        plain = embedder.embed(list(batch))
-        parts.append((plain + embedder.embed(list(batch[:, :, ::-1]))) / 2 if flip else plain)
-    return np.concatenate(parts)
+def embed(embedder: alnumpy.Embedder, pictures: Sequence[Take]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Embeddings as a gallery makes them of files, before they are normalised.
+
+    Returns which pictures can be read, their embeddings, and the means of those with their mirror images'.
+    """
+
+    def load(take: Take) -> np.ndarray | None:
+        try:
+            return images.load(take(), embedder.preprocessing)[0]
+        except ImageError:
+            return None
+
+    good: list[int] = []
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    with ThreadPoolExecutor(embedder.threads) as pool:
+        for start in range(0, len(pictures), BATCH):
+            found = list(pool.map(load, pictures[start : start + BATCH]))
+            good += [start + i for i, x in enumerate(found) if x is not None]
+            batch = np.stack([x for x in found if x is not None])
+            plain = embedder.forward(batch)
+            parts.append((plain, (plain + embedder.forward(batch[..., ::-1])) / 2))
+    plain, flipped = map(np.concatenate, zip(*parts, strict=True))
+    return good, plain, flipped
+
+
+def boxed(read: Reader, box: Box) -> Take:
+    """What gives a box of a picture."""
+
+    def take() -> images.ImageSource:
+        image = images.read(read())
+        left, top, right, bottom = (round(side) for side in within(box, image))
+        return image.crop((left, top, right, bottom))
+
+    return take
 
 
 def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
@@ -132,14 +175,14 @@ def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of the parameters in a weights file; its self-test is left out, whose last bits differ by the machine."""
-    parameters = alnumpy.weights.read(path).parameters
+    parameters = weights.read(path).parameters
     return hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest()
 
 
 def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> dict[str, Any]:
     """Trains ALNet and its ablations by one recipe and measures each on the test pictures."""
     size = DATA_SIZES[data]
-    images, labels, _ = train.load(source, "test", size)
+    pictures, labels, _ = train.load(source, "test", size)
     rows = {}
     recipe = f"--recipe modern --seed 0 {RECIPES[data]}"
     for spec in ABLATIONS:
@@ -150,7 +193,8 @@ def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> d
         subprocess.run([sys.executable, *command], check=True)
         convert = [str(TOOLS / "convert_weights.py"), str(out / "best.pt"), "-o", str(out / "weights.h5")]
         subprocess.run([sys.executable, *convert], check=True)
-        vectors = embed(alnumpy.load(out / "weights.h5", size), images)  # the best epoch may have had another size
+        # The best epoch may have had another size.
+        vectors = alnumpy.load(out / "weights.h5", size).embed(list(pictures))
         scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
         accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
         rows[spec] = {"accuracy": accuracy, **scores._asdict(), "full_map_l2": normalised.full_map}
@@ -158,40 +202,83 @@ def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> d
     return {"recipe": recipe, "pictures": len(labels), "networks": rows}
 
 
-def measure_photos(weights: Path | None, classes: Path, landmark_data: Path, sizes: list[int]) -> dict[str, Any]:
-    """Retrieval where the weights were not trained, beside two baselines, at several input sizes."""
-    by_class, by_landmark = [], []
-    for size in sizes:
-        embedder = alnumpy.load(weights, size=size)
-        images, labels, _ = load_class_folders(classes, "test", size)
-        others, _, _ = load_class_folders(classes, "train", size)
-        places = landmarks(landmark_data, size)
-        ways = {
-            name: [describe(x) for x in (images, places.query_images, places.images)]
-            for name, describe in BASELINES.items()
+def both(name: str, vectors: Vectors, labels: np.ndarray, places: Places, **row: Any) -> tuple[dict, dict]:
+    """One way of describing pictures, measured on classes and on landmarks."""
+    of_classes, of_queries, of_places = vectors
+    scores = against_the_rest(of_classes, labels)
+    official = evaluate_landmarks(of_queries, places.queries, of_places, places.names)
+    print(f"{row} {name}: P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f} official {official.mean:.3f}")
+    row |= {"way": name}
+    return row | scores._asdict(), row | {"official_map": official.mean, "pictures": official.pictures}
+
+
+def measure_baselines(classes: Path, landmark_data: Path) -> dict[str, Any]:
+    """What needs no network."""
+    pixels, labels, _ = load_class_folders(classes, "test", BASELINE_SIZE)
+    found = landmarks(landmark_data, BASELINE_SIZE)
+    places = Places(found.names, found.queries)
+    rows = [
+        both(name, [describe(x) for x in (pixels, found.query_images, found.images)], labels, places)
+        for name, describe in BASELINES.items()
+    ]
+    return {"classes": [row for row, _ in rows], "landmarks": [row for _, row in rows]}
+
+
+def measure_photos(file: Path, sizes: Sequence[int], classes: Path, landmark_data: Path) -> dict[str, Any]:
+    """Retrieval by one network at several input sizes, in pictures that it was not trained on."""
+    tested, labels, _ = class_folders(classes, "test")
+    learnt_from, _, _ = class_folders(classes, "train")
+    paths, found, queries = landmark_files(landmark_data)
+    rows = []
+    for size in sizes or [weights.read(file).preprocessing.size]:
+        embedder = alnumpy.load(file, size)
+        good, *of_classes = embed(embedder, list(tested.values()))
+        if len(good) < len(tested):
+            raise ValueError(f"{classes}: {len(tested) - len(good)} pictures cannot be read")
+        _, *of_queries = embed(embedder, [boxed(found[paths[query.picture]], query.box) for query in queries])
+        good, *of_places = embed(embedder, [found[path] for path in paths.values()])
+        places = Places([name for i, name in enumerate(paths) if i in set(good)], queries)
+        _, _, flipped = embed(embedder, list(learnt_from.values()))
+        ways: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+            "raw": lambda plain, flipped: plain,
+            "L2-normalised": lambda plain, flipped: postprocess.l2_normalize(plain),
+            "flips averaged, L2-normalised": lambda plain, flipped: postprocess.l2_normalize(flipped),
         }
-        plain = [embed(embedder, x) for x in (images, places.query_images, places.images)]
-        flipped = [embed(embedder, x, flip=True) for x in (images, places.query_images, places.images)]
-        ways["ALNet"] = plain
-        ways["ALNet, L2-normalised"] = [postprocess.l2_normalize(v) for v in plain]
-        ways["ALNet, flips averaged, L2-normalised"] = [postprocess.l2_normalize(v) for v in flipped]
-        learnt_from = embed(embedder, others, flip=True)
         for dimensions in WHITENED:
-            mean, projection, _ = postprocess.learn_whitening([learnt_from], dimensions)
-            name = f"ALNet, flips averaged, whitened to {dimensions}"
-            ways[name] = [postprocess.whiten(v, mean, projection) for v in flipped]
-        for name, (vectors, queries, gallery) in ways.items():
-            scores = against_the_rest(vectors, labels)
-            by_class.append({"size": size, "way": name, **scores._asdict()})
-            official = evaluate_landmarks(queries, places.queries, gallery, places.names)
-            by_landmark.append(
-                {"size": size, "way": name, "official_map": official.mean, "pictures": official.pictures}
+            mean, projection, _ = postprocess.learn_whitening([flipped], dimensions)
+            ways[f"flips averaged, whitened to {dimensions}"] = (
+                lambda plain, flipped, mean=mean, projection=projection: postprocess.whiten(flipped, mean, projection)
             )
-            print(
-                f"{size:4} {name:45} P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f} official {official.mean:.3f}"
-            )
-    path = weights or alnumpy.weights.default_path()
-    return {"weights": fingerprint(Path(path)), "classes": by_class, "landmarks": by_landmark}
+        for name, way in ways.items():
+            vectors = [way(*pair) for pair in (of_classes, of_queries, of_places)]
+            rows.append(both(name, vectors, labels, places, size=size))
+    return {
+        "weights": fingerprint(file),
+        "classes": [row for row, _ in rows],
+        "landmarks": [row for _, row in rows],
+    }
+
+
+def measure_formats(file: Path, source: Path) -> dict[str, Any]:
+    """What the number formats of weights files cost: retrieval in MNIST or class folders, at the weights' own size."""
+    found = weights.read(file)
+    if any(source.glob("*-images-idx3-ubyte*")):
+        digits, labels, _ = train.load(source, "test", found.preprocessing.size)
+        pictures: list[Take] = [lambda digit=digit: digit for digit in digits]
+    else:
+        tested, labels, _ = class_folders(source, "test")
+        pictures = list(tested.values())
+    rows = {}
+    for dtype in weights.DTYPES:
+        with tempfile.TemporaryDirectory() as folder:
+            stored = Path(folder, "w.h5")
+            weights.write(stored, replace(found, dtype=dtype))
+            _, vectors, _ = embed(alnumpy.load(stored), pictures)
+            size = stored.stat().st_size
+        vectors = postprocess.l2_normalize(vectors) if found.normalize else vectors
+        rows[dtype] = {"bytes": size, **against_the_rest(vectors, labels)._asdict()}
+        print(f"{file.name} {dtype}: {size} bytes, mAP {rows[dtype]['full_map']:.4f}")
+    return {"weights": fingerprint(file), "data": source.name.removesuffix(".zip"), "formats": rows}
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -350,21 +437,38 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         if data in results
     ]
     pages["networks"] = table(header, details) + "".join(recipes)
-    photos = results.get("photos", {"classes": [], "landmarks": []})
+    photos = results.get("photos", {})
+    parts = {"": photos["baselines"], **photos["networks"]} if photos else {}
     pages["classes"] = table(
-        ["", "pixels", "P@1", "P@5", "full mAP", "AP@5 of hits", "AP@5"],
+        ["", "pixels", "", "P@1", "P@5", "full mAP", "AP@5 of hits", "AP@5"],
         [
             [
-                row["way"],
-                str(row["size"]),
+                *(name, str(row.get("size", BASELINE_SIZE)), row["way"]),
                 *(f"{row[key]:.3f}" for key in ("precision1", "precision5", "full_map", "ap5_hits", "ap5")),
             ]
-            for row in photos["classes"]
+            for name, part in parts.items()
+            for row in part["classes"]
         ],
     )
     pages["landmarks"] = table(
-        ["", "pixels", "official mAP"],
-        [[row["way"], str(row["size"]), f"{row['official_map']:.3f}"] for row in photos["landmarks"]],
+        ["", "pixels", "", "official mAP"],
+        [
+            [name, str(row.get("size", BASELINE_SIZE)), row["way"], f"{row['official_map']:.3f}"]
+            for name, part in parts.items()
+            for row in part["landmarks"]
+        ],
+    )
+    pages["formats"] = table(
+        ["", "pictures", "stored as", "MB", "P@1", "full mAP", "lost, in points"],
+        [
+            [
+                *(name, part["data"], dtype, f"{row['bytes'] / 1e6:.2f}"),
+                *(f"{row[key]:.4f}" for key in ("precision1", "full_map")),
+                f"{100 * (part['formats']['float32']['full_map'] - row['full_map']):.2f}",
+            ]
+            for name, part in results.get("formats", {}).items()
+            for dtype, row in part["formats"].items()
+        ],
     )
     return pages
 
@@ -390,11 +494,16 @@ def main() -> None:
     part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
     part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
     part.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; goes on if stopped")
-    part = parts.add_parser("photos", help="measure the default weights on pictures they were not trained on")
+    part = parts.add_parser("photos", help="measure networks on pictures they were not trained on")
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
-    part.add_argument("--weights", type=Path, help="others than the default ones")
-    part.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the input (default: 48 64 128 160)")
+    part.add_argument(
+        "--weights", nargs="+", default=list(PHOTO_SIZES), help="names or files (default: alnet-photo and Lite0)"
+    )
+    part.add_argument("--sizes", type=int, nargs="+", help="of the input (default: those that make sense)")
+    part = parts.add_parser("formats", help="measure what float16 and int8 cost")
+    part.add_argument("weights", help="name or file of float32 weights")
+    part.add_argument("data", type=Path, help="folder of MNIST, or folder or zip with class folders below test/")
     parts.add_parser("sizes", help="measure the sizes of saved models")
     parts.add_parser("tables", help="write the tables of the page from what was measured")
     args = parser.parse_args()
@@ -410,7 +519,16 @@ def main() -> None:
         if args.part == "sizes":
             results["sizes"] = measure_sizes()
         if args.part == "photos":
-            results["photos"] = measure_photos(args.weights, args.classes, args.landmarks, args.sizes)
+            networks = results.get("photos", {}).get("networks", {})
+            for named in args.weights:
+                file = weights.locate(named)
+                sizes = args.sizes or PHOTO_SIZES.get(file.stem, ())
+                networks[file.stem] = measure_photos(file, sizes, args.classes, args.landmarks)
+            baselines = measure_baselines(args.classes, args.landmarks)
+            results["photos"] = {"baselines": baselines, "networks": networks}
+        if args.part == "formats":
+            file = weights.locate(args.weights)
+            results.setdefault("formats", {})[file.stem] = measure_formats(file, args.data)
         stored.write_text(json.dumps(results, indent=1) + "\n")
         page.write_text(fill(page.read_text(), tables(results)))
     except (OSError, ValueError, AlnumpyError, subprocess.CalledProcessError) as error:

@@ -138,6 +138,7 @@ def run_models(args: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = [("name", "network", "finds", "parameters", "MB", "input")]
     rows[0] += ("ms",) * args.measure
     failed = False
+    cards = {}
     for name, path in weights.available().items():
         try:
             embedder = load(path, backend=args.backend, threads=args.threads)
@@ -145,16 +146,17 @@ def run_models(args: argparse.Namespace) -> int:
             warn(error)
             failed = True
             continue
-        spec, side, card = embedder.spec, embedder.preprocessing.size, embedder.weights.card
+        spec, side = embedder.spec, embedder.preprocessing.size
+        card = cards[name] = embedder.weights.card
         parameters = counts.total(spec.layers()).parameters
         numbers = (f"{parameters:,}", f"{path.stat().st_size / 1e6:.1f}", f"{side}x{side}")
         milliseconds = (f"{_milliseconds(embedder):.1f}",) if args.measure else ()
         rows.append((name, spec.name, printable(card.get("finds", "")), *numbers, *milliseconds))
     print(format_rows(rows))
-    for name, path in weights.available().items():
-        licence = "" if failed else weights.read(path).card.get("licence in short", "")
-        if licence:
-            print(f"{name}: {printable(licence)}")
+    for name, card in cards.items():
+        if "licence of the code" in card:
+            code, data = (printable(card.get(f"licence of the {what}", "")) for what in ("code", "data"))
+            print(f"{name}: {code}; trained on {data}")
     return int(failed)
 
 
