@@ -107,9 +107,10 @@ class Database:
     damaged, of a newer version, or in use by another writer.
     """
 
-    def __init__(self, path: str | os.PathLike[str], writable: bool):
+    def __init__(self, path: str | os.PathLike[str], writable: bool, page_size: int = PAGE_SIZE):
         self.path = os.path.realpath(path)  # so that a link to the file has no lock of its own
         self.writable = writable
+        self.page_size = page_size  # of a new file
         self.version = 0  # of its tables: a reader meets older ones
         self.immutable = False  # whether what others write is not seen, as on read-only media
         self.lock = RLock()  # held by the thread that uses the connection, throughout a transaction
@@ -178,6 +179,11 @@ class Database:
     def set_meta(self, key: str, value: str) -> None:
         """Records a value in the table ``meta``."""
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    def take_over(self, other: Database) -> None:
+        """Takes all that another database holds, of the same page size, in place of its own, in one transaction."""
+        with self.lock, other.lock, self._naming():
+            other._db.backup(self._db)
 
     def has_column(self, table: str, column: str) -> bool:
         """Whether a table has a column, which a file of an older version may lack."""
@@ -253,7 +259,7 @@ class Database:
             # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
             self._file_lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
             self._connect("rwc")
-            self.run(f"PRAGMA page_size = {PAGE_SIZE}")  # of a new file
+            self.run(f"PRAGMA page_size = {self.page_size}")
         elif os.path.exists(self.path):
             self._connect_to_read()
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -115,6 +116,7 @@ class Embedder:
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.backend_used = "none"  # what computed the last batch: "compiled", "numba" or "numpy"
+        self._identities: dict[str, str] = {}
         self._numpy_seconds = 0.0  # what all pictures so far, and those known to come, take with NumPy
         self._program: Program | None = None
 
@@ -129,6 +131,18 @@ class Embedder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"weights": _share(state["weights"])})
+
+    def identity(self, normalize: bool, decode: str) -> str:
+        """A digest of all that the embeddings of a gallery with such settings depend on."""
+        parts = [self.spec.to_dict(), self.preprocessing.to_dict(), normalize, decode]
+        text = json.dumps(parts, sort_keys=True)
+        if text not in self._identities:
+            digest = hashlib.sha256(text.encode())
+            for name, array in sorted(self.weights.parameters.items()):
+                digest.update(name.encode())
+                digest.update(array.astype("<f4").tobytes())
+            self._identities[text] = digest.hexdigest()
+        return self._identities[text]
 
     def forward(self, x: np.ndarray) -> NDArray[np.float32]:
         """Embeddings of preprocessed pictures: float32 (N, 3, H, W) of any size -> float32 (N, spec.embedding).

@@ -32,7 +32,7 @@ from .places import Places
 from .reader import Reader, open_reader
 from .scan import Found, Paths
 from .search import Asked, Queries, Ranking, ask, search
-from .settings import bind
+from .settings import bind, check_unchanged
 from .snapshot import Match, Snapshot
 
 __all__ = ["Gallery", "Match", "Picture", "Report"]
@@ -48,12 +48,13 @@ class Gallery:
 
     ``mode``: "r" reads and searches, also on read-only media; "a" writes too, and makes the file where there is none;
     one process at a time can have a gallery open in mode "a", and any number in mode "r". ``embedder`` must be the one
-    that the gallery was made with; it is needed to index and to search by picture. ``dtype`` ("float32", "float16" or
-    "int8"), ``fast_decode`` (JPEG decoded at reduced size) and ``flip`` (embeddings averaged with the mirrored
-    picture's, before the embedder's ``normalize``) are chosen when the gallery is made, and may be None later; as long
-    as it has no pictures, each opening in mode "a" makes it anew. ``weights``: the name of the embedder's weights file,
-    for whoever opens the gallery later. ``relative``: whether paths are kept relative to the gallery's folder, so that
-    it can be moved together with the pictures, all of which must lie below it; this can be changed at any time.
+    that the gallery was made with, but for its ``normalize``; it is needed to index and to search by picture. ``dtype``
+    ("float32", "float16" or "int8"), ``fast_decode`` (JPEG decoded at reduced size), ``flip`` (embeddings averaged with
+    the mirrored picture's) and then ``normalize`` (divided by their L2 norms; by default as the embedder or its weights
+    say) are chosen when the gallery is made, and may be None later; as long as it has no pictures, each opening in mode
+    "a" makes it anew. ``weights``: the name of the embedder's weights file, for whoever opens the gallery later.
+    ``relative``: whether paths are kept relative to the gallery's folder, so that it can be moved together with the
+    pictures, all of which must lie below it; this can be changed at any time.
 
     Raises GalleryError where the file is missing, foreign, damaged, of a newer version, in use, or bound to another
     model or other settings.
@@ -68,6 +69,7 @@ class Gallery:
         dtype: str | None = None,
         fast_decode: bool | None = None,
         flip: bool | None = None,
+        normalize: bool | None = None,
         relative: bool | None = None,
         weights: str = "",
         batch_size: int = 32,
@@ -91,7 +93,7 @@ class Gallery:
             if mode == "a":
                 self._writer = Database(path, True)
             self._reader = open_reader(self.path)
-            choices = {"dtype": dtype, "fast_decode": fast_decode, "flip": flip}
+            choices = {"dtype": dtype, "fast_decode": fast_decode, "flip": flip, "normalize": normalize}
             self.settings, self.bound = bind(self._writer or self._open.db, embedder, weights, choices)
             if relative is None and not self.bound:
                 relative = False
@@ -307,6 +309,7 @@ class Gallery:
         """
         distance = likeness.threshold(self.settings, like) if isinstance(like, str) else like
         with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
+            check_unchanged(db, self.settings)
             near = {} if distance is None else pairs.near(Snapshot(db, self.settings), distance)
             return groups.duplicates(db, near, keep, [os.fspath(path) for path in scan.several(reference)])
 

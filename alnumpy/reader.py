@@ -9,7 +9,7 @@ from threading import Lock
 from weakref import WeakValueDictionary
 
 from .database import Database
-from .settings import Settings
+from .settings import Settings, check_unchanged
 from .snapshot import Snapshot
 
 _opening = Lock()
@@ -40,8 +40,11 @@ class Reader:
             version = self.db.one("PRAGMA data_version")  # which changes with what other connections write
             if self._snapshot is None or version != self._version:
                 self._snapshot = None  # to have the room
+                check_unchanged(self.db, settings)
                 self._snapshot = Snapshot(self.db, settings)
                 self._version = version
+            elif self._snapshot.settings != settings:
+                check_unchanged(self.db, settings)
             yield self._snapshot
 
 

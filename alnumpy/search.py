@@ -102,7 +102,8 @@ def search(
 
     def ranked(some: slice, k: int) -> list[list[Match]]:
         if how.mean or len(unlike) or chosen != Filter():
-            return filters.search(reader.db, settings, vectors[some], k, chosen, own[some], unlike, how.skip_same)
+            with reader.snapshot(settings):
+                return filters.search(reader.db, settings, vectors[some], k, chosen, own[some], unlike, how.skip_same)
         contents = asked.contents[some]
         copies = 0
         if how.skip_same:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .database import Database
 from .embedder import Embedder
-from .errors import GalleryError
+from .errors import GalleryError, SpecError, WeightsError
+from .files import data_folder
 from .packed import DTYPES
+from .weights import Weights, available, read
 
 MAX_DIMENSION = 65536
 
@@ -43,23 +45,21 @@ class Settings:
         dtype: str | None = None,
         fast_decode: bool | None = None,
         flip: bool | None = None,
+        normalize: bool | None = None,
         weights: str = "",
     ) -> Settings:
-        """The settings of a new gallery."""
+        """The settings of a new gallery; ``normalize`` None: as the embedder or its weights say."""
         decode = "fast" if fast_decode else "full"
-        parts = [embedder.spec.to_dict(), embedder.preprocessing.to_dict(), embedder.normalize, decode]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for name, array in sorted(embedder.weights.parameters.items()):
-            digest.update(name.encode())
-            digest.update(array.astype("<f4").tobytes())
+        if normalize is None:
+            normalize = embedder.normalize or embedder.weights.normalize
         return cls(
             network=embedder.spec.name,
             weights=weights,
             dimension=embedder.spec.embedding,
             size=embedder.preprocessing.size,
-            normalize=embedder.normalize,
+            normalize=normalize,
             decode=decode,
-            identity=digest.hexdigest(),
+            identity=embedder.identity(normalize, decode),
             dtype=dtype or "float32",
             flip=bool(flip),
         )
@@ -83,15 +83,23 @@ class Settings:
         return json.dumps(asdict(self))
 
     def asked(
-        self, embedder: Embedder | None, *, dtype: str | None, fast_decode: bool | None, flip: bool | None
+        self,
+        embedder: Embedder | None,
+        *,
+        dtype: str | None = None,
+        fast_decode: bool | None = None,
+        flip: bool | None = None,
+        normalize: bool | None = None,
     ) -> Settings:
-        """What an embedder and choices ask for; None leaves what is recorded."""
+        """What an embedder and choices ask for; None leaves what is recorded, whatever the embedder's ``normalize``."""
         fast_decode = self.fast_decode if fast_decode is None else fast_decode
         dtype, flip = dtype or self.dtype, self.flip if flip is None else flip
+        normalize = self.normalize if normalize is None else normalize
         if embedder is None:
-            return replace(self, dtype=dtype, decode="fast" if fast_decode else "full", flip=flip)
+            return replace(self, dtype=dtype, decode="fast" if fast_decode else "full", flip=flip, normalize=normalize)
         # The same weights file may lie elsewhere.
-        asked = Settings.of(embedder, dtype=dtype, fast_decode=fast_decode, flip=flip, weights=self.weights)
+        choices: dict[str, Any] = {"fast_decode": fast_decode, "flip": flip, "normalize": normalize}
+        asked = Settings.of(embedder, dtype=dtype, weights=self.weights, **choices)
         return replace(asked, dimension=self.dimension, reduced=True) if self.reduced else asked
 
     def differences(self, asked: Settings) -> str:
@@ -100,6 +108,32 @@ class Settings:
         different = [key for key in recorded if recorded[key] != wanted[key]]
         named = [f"{key} {recorded[key]}, not {wanted[key]}" for key in different if key != "identity"]
         return "; ".join(named) or (f"other weights, {self.weights}" if different else "")
+
+
+def find_weights(settings: Settings) -> Weights:
+    """The weights that a gallery was made with: of the recorded file, or else of any that has a name.
+
+    Raises WeightsError where they are nowhere.
+    """
+    for path in (settings.weights, *map(str, available().values())):
+        with suppress(WeightsError, SpecError):  # a file that is damaged, or was replaced by another
+            found = read(path)
+            if settings.asked(Embedder(found, settings.size)).identity == settings.identity:
+                return found
+    recorded = f" ({settings.weights})" if settings.weights else ""
+    raise WeightsError(
+        f"the {settings.network} weights that the gallery was made with{recorded} are neither there nor among those "
+        "that alnumpy models lists: name their file with --weights, or put it into the user's data folder, "
+        f"{data_folder() / 'weights'}"
+    )
+
+
+def check_unchanged(db: Database, settings: Settings) -> None:
+    """Raises GalleryError where a gallery was made anew since its settings were read."""
+    with suppress(ValueError):
+        if Settings.from_json(db.meta().get("settings", "")) == settings:
+            return
+    raise GalleryError(f"{db.path}: made anew meanwhile, with other weights or settings; open it again")
 
 
 def bind(db: Database, embedder: Embedder | None, weights: str, choices: dict[str, Any]) -> tuple[Settings, bool]:

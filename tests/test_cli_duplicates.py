@@ -38,7 +38,7 @@ def desk(tmp_path):
     photo(1, (120, 80)).save(p / "small.png")
     photo(2).save(p / "Trash" / "two.png")
     photo(2, (120, 80)).save(p / "two-small.png")
-    photo(3).save(p / "alone.png")
+    photo(4).save(p / "alone.png")
     for i, name in enumerate(("one.png", "copy.png", "saved.jpg", "small.png", "Trash/two.png", "two-small.png")):
         at = time.mktime((2024, 1, 10 - i, 12, 0, 0, 0, 0, -1))
         os.utime(p / name, (at, at))

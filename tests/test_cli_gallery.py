@@ -30,9 +30,11 @@ def desk(tmp_path):
     (tmp_path / "p" / "below").mkdir(parents=True)
     for digit, name in ((0, "a.png"), (5, "b.png"), (9, "below/c.png"), (0, "copy.png")):
         shutil.copy(DIGITS[digit], tmp_path / "p" / name)
-    assert run("index", "p", "--db", "g.db", cwd=tmp_path) == (
-        0, "3 embedded, 1 recognised, 0 unchanged, 0 vanished, 0 removed, 0 failed\n", ""
-    )  # fmt: skip
+    code, out, err = run("index", "p", "--db", "g.db", cwd=tmp_path)
+    assert (code, out) == (0, "3 embedded, 1 recognised, 0 unchanged, 0 vanished, 0 removed, 0 failed\n")
+    assert re.fullmatch(
+        r"alnumpy: g\.db: a new gallery with alnet-photo.*efficientnet-lite0 --rebuild --db g\.db\n", err
+    )
     return tmp_path
 
 
@@ -94,7 +96,7 @@ def test_after_a_mistyped_folder_other_settings_can_be_chosen(desk):
     assert run("index", "P", "--db", "new.db", "--dtype", "int8", "--size", "40", "--normalize", cwd=desk)[0] == 1
     assert run("index", "p", "--db", "new.db", "--dtype", "float16", cwd=desk)[0] == 0
     out = run("stats", "--db", "new.db", cwd=desk)[1]
-    assert {"dtype: float16", SIZE, "normalize: False"} <= set(out.splitlines())
+    assert {"dtype: float16", SIZE, "normalize: True"} <= set(out.splitlines())
 
 
 def test_an_empty_folder_is_not_pruned(desk):

@@ -39,7 +39,10 @@ def test_without_db_there_is_one_gallery_per_user(desk):
     code, out, err = run("search", "p/a.png", cwd=desk)
     assert (code, out) == (1, "")
     assert "no such gallery" in err
-    assert run("index", "p", cwd=desk) == (0, ALL_WELL.format(3, 0, 0, 0), "")
+    code, out, err = run("index", "p", cwd=desk)
+    assert (code, out) == (0, ALL_WELL.format(3, 0, 0, 0))
+    assert err.endswith("alnumpy index --weights efficientnet-lite0 --rebuild\n")
+    assert run("index", "p", cwd=desk) == (0, ALL_WELL.format(0, 0, 3, 0), "")
     assert (desk / "data" / "alnumpy" / "gallery.db").exists()
     assert (desk / "data" / "alnumpy").stat().st_mode & 0o077 == 0
     code, out, err = run("search", "p/a.png", "-k", "1", cwd=desk)

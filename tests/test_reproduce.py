@@ -26,17 +26,22 @@ def test_the_figures_are_of_the_weights_that_ship():
     results = json.loads((reproduce.DOCS / "results.json").read_text())
     shipped = alnumpy.weights.default_path().parent
     assert set(results["photos"]["networks"]) == set(reproduce.PHOTO_SIZES)
-    for name, measured in [*results["photos"]["networks"].items(), *results["formats"].items()]:
+    small = {name: measured for name, measured in results["formats"].items() if name.startswith("alnet")}
+    for name, measured in [*results["photos"]["networks"].items(), *small.items()]:
         assert measured["weights"] == reproduce.fingerprint(shipped / f"{name}.h5")
     assert results["MNIST"]["networks"]["alnet"]["weights"] == reproduce.fingerprint(shipped / "alnet-mnist.h5")
 
 
-def test_int8_costs_the_small_networks_less_than_half_a_point():
+def test_int8_costs_less_than_half_a_point():
     formats = json.loads((reproduce.DOCS / "results.json").read_text())["formats"]
-    for name in ("alnet-photo", "alnet-mnist"):
+    for name, most, megabytes in (
+        ("alnet-photo", 0.005, 1),
+        ("alnet-mnist", 0.005, 1),
+        ("efficientnet-lite0", 0.002, 4),
+    ):
         exact, coarse = (formats[name]["formats"][dtype] for dtype in ("float32", "int8"))
-        assert exact["full_map"] - coarse["full_map"] <= 0.005
-        assert coarse["bytes"] < 1e6
+        assert exact["full_map"] - coarse["full_map"] <= most
+        assert coarse["bytes"] < 1e6 * megabytes
 
 
 def test_cards_say_what_was_measured():
@@ -146,8 +151,8 @@ def test_photos(collections, tmp_path, monkeypatch):
         (True, False, "L2-normalised"),
         (True, True, "flips averaged, L2-normalised"),
     ):
-        embedder = alnumpy.load("efficientnet-lite0", 32, normalize, backend="numpy")
-        with alnumpy.Gallery(tmp_path / f"{way}.db", embedder, "a", flip=flip) as gallery:
+        embedder = alnumpy.load("efficientnet-lite0", 32, backend="numpy")
+        with alnumpy.Gallery(tmp_path / f"{way}.db", embedder, "a", flip=flip, normalize=normalize) as gallery:
             gallery.index([collections / "classes" / "test"])
             expected = evaluate_gallery(gallery).scores
         assert rows[way]["full_map"] == pytest.approx(expected.full_map, abs=1e-6)

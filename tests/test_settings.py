@@ -10,10 +10,10 @@ from galleries import small_weights
 from PIL import Image
 
 import alnumpy
-from alnumpy import Embedder, GalleryError, images
+from alnumpy import Embedder, GalleryError, WeightsError, images, weights
 from alnumpy.gallery import Gallery, Match
 from alnumpy.images import Preprocessing
-from alnumpy.settings import Settings
+from alnumpy.settings import Settings, find_weights
 
 
 def test_another_model_or_other_settings_are_refused(folder, path, embedder):
@@ -24,7 +24,7 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
     for different, message in (
         ({"embedder": Embedder(small_weights(1))}, "made with other weights, "),
         ({"embedder": Embedder(other, size=9)}, "made with size 8, not 9"),
-        ({"embedder": Embedder(other, normalize=True)}, "made with normalize False, not True"),
+        ({"embedder": embedder, "normalize": True}, "made with normalize False, not True"),
         ({"embedder": embedder, "dtype": "int8"}, "made with dtype float16, not int8"),
         ({"embedder": embedder, "fast_decode": True}, "made with decode full, not fast"),
         ({"embedder": Embedder(replace(other, preprocessing=replace(other.preprocessing, channels="BGR")))}, "other"),
@@ -35,6 +35,52 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
                 Gallery(path, mode=mode, **different)
     with Gallery(path, Embedder(other), dtype="float16", fast_decode=False) as opened:
         assert opened.dtype == "float16"
+
+
+def test_any_embedder_of_the_same_weights_fits(folder, path, tmp_path):
+    """The gallery applies its own rule, whatever the embedder's; a new one that of the embedder or its weights."""
+    plain, says = small_weights(), replace(small_weights(), normalize=True)
+    unit, raw = (Embedder(plain, normalize=normalize, backend="numpy", threads=1) for normalize in (True, False))
+    for i, (embedder, choice, wanted) in enumerate(
+        (
+            (raw, None, False),
+            (unit, None, True),
+            (unit, False, False),
+            (raw, True, True),
+            (Embedder(says, backend="numpy", threads=1), None, True),
+            (Embedder(says, backend="numpy", threads=1), False, False),
+        )
+    ):
+        with Gallery(tmp_path / f"{i}.db", embedder, "a", normalize=choice) as opened:
+            opened.index(folder)
+            assert opened.settings.normalize == wanted
+            picture = next(p for p in opened if p.embedding is not None)
+            assert (np.linalg.norm(picture.embedding) == pytest.approx(1, abs=1e-5)) == wanted
+        for other in (raw, unit):
+            with Gallery(tmp_path / f"{i}.db", other, "a") as opened, Image.open(picture.path) as image:
+                np.testing.assert_array_equal(opened.embed(image)[0], picture.embedding)  # anew: it is no file
+
+
+def test_weights_are_found_by_what_they_are(tmp_path, monkeypatch):
+    """Of the recorded file where it is the same one, else under any name."""
+    monkeypatch.setenv("ALNUMPY_WEIGHTS", str(tmp_path / "named"))
+    (tmp_path / "named").mkdir()
+    made, other = replace(small_weights(), normalize=True), small_weights(1)
+    weights.write(tmp_path / "made.h5", made)
+    settings = Settings.of(Embedder(made, size=9), weights=str(tmp_path / "made.h5"), fast_decode=True)
+    assert find_weights(settings).normalize
+    (tmp_path / "made.h5").rename(tmp_path / "named" / "kept.h5")
+    weights.write(tmp_path / "named" / "another.h5", other)
+    (tmp_path / "named" / "damaged.h5").write_bytes(b"")
+    np.testing.assert_equal(find_weights(settings).parameters, made.parameters)
+    weights.write(tmp_path / "made.h5", other)  # in the place of the recorded one
+    np.testing.assert_equal(find_weights(settings).parameters, made.parameters)
+    np.testing.assert_equal(find_weights(replace(settings, weights="")).parameters, made.parameters)
+    (tmp_path / "named" / "kept.h5").unlink()
+    with pytest.raises(WeightsError, match=r"the small weights .*made\.h5\) are neither there nor .* --weights"):
+        find_weights(settings)
+    shipped = Settings.of(alnumpy.load(normalize=True), weights="/an/earlier/place/alnet-photo.h5")
+    assert find_weights(shipped).spec.name == "alnet"
 
 
 def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, tmp_path):

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,6 +213,11 @@ def both(name: str, vectors: Vectors, labels: np.ndarray, places: Places, **row:
     return row | scores._asdict(), row | {"official_map": official.mean, "pictures": official.pictures}
 
 
+def whitened(mean: np.ndarray, projection: np.ndarray, plain: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """One of the ways below."""
+    return postprocess.whiten(flipped, mean, projection)
+
+
 def measure_baselines(classes: Path, landmark_data: Path) -> dict[str, Any]:
     """What needs no network."""
     pixels, labels, _ = load_class_folders(classes, "test", BASELINE_SIZE)
@@ -246,9 +252,7 @@ def measure_photos(file: Path, sizes: Sequence[int], classes: Path, landmark_dat
         }
         for dimensions in WHITENED:
             mean, projection, _ = postprocess.learn_whitening([flipped], dimensions)
-            ways[f"flips averaged, whitened to {dimensions}"] = (
-                lambda plain, flipped, mean=mean, projection=projection: postprocess.whiten(flipped, mean, projection)
-            )
+            ways[f"flips averaged, whitened to {dimensions}"] = partial(whitened, mean, projection)
         for name, way in ways.items():
             vectors = [way(*pair) for pair in (of_classes, of_queries, of_places)]
             rows.append(both(name, vectors, labels, places, size=size))
@@ -264,7 +268,7 @@ def measure_formats(file: Path, source: Path) -> dict[str, Any]:
     found = weights.read(file)
     if any(source.glob("*-images-idx3-ubyte*")):
         digits, labels, _ = train.load(source, "test", found.preprocessing.size)
-        pictures: list[Take] = [lambda digit=digit: digit for digit in digits]
+        pictures: list[Take] = [partial(np.asarray, digit) for digit in digits]
     else:
         tested, labels, _ = class_folders(source, "test")
         pictures = list(tested.values())

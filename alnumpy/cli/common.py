@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from .. import images
 from ..embedder import BACKENDS, Embedder, load
-from ..errors import printable
+from ..errors import WeightsError, printable
 from ..files import data_folder, replacing
 
 if TYPE_CHECKING:
@@ -225,17 +225,16 @@ def same_file(path: str, other: str) -> bool:
     return os.path.exists(path) and os.path.samefile(path, other)
 
 
-def gallery_embedder(
-    args: argparse.Namespace, recorded: Settings | None, size: int | None = None, normalize: bool | None = None
-) -> Embedder:
+def gallery_embedder(args: argparse.Namespace, recorded: Settings | None, size: int | None = None) -> Embedder:
     """The embedder that a gallery was made with, as far as the arguments do not say otherwise."""
-    path = args.weights
-    if recorded is not None:
-        if path is None and os.path.isfile(recorded.weights):
-            path = recorded.weights
-        size = size or recorded.size
-        normalize = recorded.normalize if normalize is None else normalize
-    embedder = load(path, size, bool(normalize), args.backend, args.threads)
-    if recorded is None and normalize is None:  # the weights say how they are to be compared
-        embedder.normalize = embedder.weights.normalize
-    return embedder
+    if recorded is None:
+        return load(args.weights, size, backend=args.backend, threads=args.threads)
+    size = size or recorded.size
+    if args.weights is not None:
+        return load(args.weights, size, backend=args.backend, threads=args.threads)
+    from ..settings import find_weights
+
+    try:
+        return Embedder(find_weights(recorded), size, backend=args.backend, threads=args.threads)
+    except WeightsError as error:
+        raise WeightsError(f"{args.db}: {error}") from None

@@ -33,7 +33,9 @@ def embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recursive", action="store_true", help="include the folders below a folder, but no links to folders"
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights file (default: the one that ships with alnumpy)")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights file, or a name of alnumpy models (default: alnet-photo)"
+    )
     parser.add_argument(
         "--format", choices=results.EMBEDDING_WRITERS, default="jsonl", help="what to write (default: %(default)s)"
     )

@@ -28,6 +28,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..ingest import Report
 
+DEFAULT, BETTER = "alnet-photo", "efficientnet-lite0"  # names of weights
+
 
 def index_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy index``."""
@@ -79,7 +81,17 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep paths relative to the gallery's folder, below which all pictures must lie, so that a disk and the "
         "gallery on it can travel together; kept in the gallery",
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's, or alnumpy's own)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights file, or a name of alnumpy models (default: the gallery's, or alnet-photo)",
+    )
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="make the gallery anew, with other --weights or options of a new gallery; it is searched as it was until "
+        "that is done, and what was stopped goes on when it is started again",
+    )
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
     parser.add_argument(
         "--normalize",
@@ -115,6 +127,8 @@ def run_index(args: argparse.Namespace) -> int:
 
     if args.watch and args.verbose:
         raise UsageError("--verbose tells of one run; it does not go with --watch")
+    if args.rebuild:
+        return run_rebuild(args)
     if args.relative:
         places = Places.beside(args.db)
         for folder in args.folders:
@@ -142,11 +156,12 @@ def run_index(args: argparse.Namespace) -> int:
         )  # a mistyped folder leaves no file behind
     elif args.db == default_gallery():
         os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
-    embedder = gallery_embedder(args, recorded, args.size, args.normalize)
-    recorded_weights = os.path.abspath(weights.locate(args.weights))
+    embedder = gallery_embedder(args, recorded, args.size)
+    new = recorded is None and args.weights is None
 
     def open_gallery() -> Gallery:
-        return Gallery(
+        nonlocal new
+        gallery = Gallery(
             args.db,
             embedder,
             "a",
@@ -154,10 +169,18 @@ def run_index(args: argparse.Namespace) -> int:
             fast_decode=args.fast_decode,
             flip=args.flip,
             relative=args.relative,
-            weights=recorded_weights,
+            normalize=args.normalize,
+            weights=os.path.abspath(weights.locate(args.weights)),
             batch_size=args.batch_size,
             max_pixels=args.max_pixels,
         )
+        if new:
+            better = command_for(args.db, "index", "--weights", BETTER, "--rebuild")
+            warn(
+                f"{args.db}: a new gallery with {DEFAULT}, the fastest network; {BETTER} finds more in photos: {better}"
+            )
+            new = False
+        return gallery
 
     if args.watch:
         from .watch import watch
@@ -180,6 +203,36 @@ def run_index(args: argparse.Namespace) -> int:
     return print_report(report, args)
 
 
+def run_rebuild(args: argparse.Namespace) -> int:
+    """``alnumpy index --rebuild``."""
+    from ..gallery import Gallery
+    from ..rebuilding import rebuild
+
+    if args.folders or args.watch or args.exclude or args.include or args.hidden is not None:
+        raise UsageError("--rebuild keeps the gallery's folders and rules: give it neither, nor --watch")
+    with Gallery(args.db) as made:
+        old = made.settings
+    embedder = gallery_embedder(args, old if args.weights is None else None, args.size)
+    with progress_line() as show:
+        report = rebuild(
+            args.db,
+            embedder,
+            dtype=args.dtype,
+            fast_decode=args.fast_decode,
+            flip=args.flip,
+            normalize=args.normalize,
+            weights=old.weights if args.weights is None else os.path.abspath(weights.locate(args.weights)),
+            batch_size=args.batch_size,
+            max_pixels=args.max_pixels,
+            prune=args.prune,
+            progress=show,
+        )
+    if report is None:
+        warn(f"{args.db}: made with these weights and settings already")
+        return 0
+    return print_report(report, args)
+
+
 def print_report(report: Report, args: argparse.Namespace) -> int:
     """What became of the files that were indexed. Returns the exit code."""
     for path, reason in report.failed:
@@ -190,7 +243,8 @@ def print_report(report: Report, args: argparse.Namespace) -> int:
     )
     for old, new, count in report.moved:
         what = "its only picture is" if count == 1 else f"all its {count} pictures are"
-        warn(f"{old}: missing, and {what} below {new} now; to forget the old paths: {move_command(old, new, args.db)}")
+        command = command_for(args.db, "move", old, new)
+        warn(f"{old}: missing, and {what} below {new} now; to forget the old paths: {command}")
     if report.left_out:
         what = "1 picture" if report.left_out == 1 else f"{report.left_out} pictures"
         warn(
@@ -207,17 +261,17 @@ def print_report(report: Report, args: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
-def move_command(old: str, new: str, db: str) -> str:
-    """The command that tells a gallery of a folder that was moved, to be copied into a shell."""
+def command_for(db: str, *words: str) -> str:
+    """A command for a gallery, to be copied into a shell."""
     option = [] if db == default_gallery() else ["--db", db]
-    return shlex.join(["alnumpy", "move", old, new, *option])
+    return shlex.join(["alnumpy", *words, *option])
 
 
 INDEX = Command(
     "index",
     "[FOLDER ...]",
     "keep a gallery up to date: a file with the embeddings of the pictures in folders",
-    "alnumpy index ~/Pictures\n  alnumpy index --watch",
+    "alnumpy index ~/Pictures\n  alnumpy index --watch\n  alnumpy index --weights efficientnet-lite0 --rebuild",
     index_arguments,
     run_index,
 )
