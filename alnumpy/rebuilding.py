@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
-from . import images, moving
+from . import images, moving, places
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError
@@ -24,7 +24,7 @@ from .settings import Settings
 BESIDE = "-new"  # what the name of the new file ends with
 MARK = "rebuilds"  # the key of ``meta`` that tells it from other files: the old one's path
 COPIED = {  # the old one's bookkeeping, by table: its columns, and what the new one knows of them at first
-    "meta": ("key, value", "key, value", f"WHERE key IN ('rules', '{moving.FOLDERS}')"),
+    "meta": ("key, value", "key, value", f"WHERE key IN ('rules', '{moving.FOLDERS}', '{places.KEY}')"),
     "disks": ("path, mount, name", "path, mount, name", ""),
     "kinds": ("path, size, mtime_ns, kind", "path, size, mtime_ns, kind", ""),
     "pictures": (
@@ -92,17 +92,18 @@ def rebuild(
     return report
 
 
-def _found(db: Database) -> list[bytes]:
+def _found(db: Database) -> list[str]:
     """The paths of the pictures that a gallery finds."""
-    return [path for (path,) in db.rows(FOUND)]
+    whole = places.Places.of(db).path
+    return [whole(path) for (path,) in db.rows(FOUND)]
 
 
-def _refuse(db: Database, paths: list[bytes]) -> None:
+def _refuse(db: Database, paths: list[str]) -> None:
     """Raises GalleryError where there are pictures that would be lost."""
     if paths:
         raise GalleryError(
-            f"{db.path}: left as it was, since {len(paths)} of its pictures cannot be read now, such as "
-            f"{os.fsdecode(paths[0])}: let alnumpy index mark those that are missing, or go on without them, by --prune"
+            f"{db.path}: left as it was, since {len(paths)} of its pictures cannot be read now, such as {paths[0]}: "
+            "let alnumpy index mark those that are missing, or go on without them, by --prune"
         )
 
 

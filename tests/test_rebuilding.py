@@ -221,6 +221,20 @@ def test_another_network_than_the_one_that_was_stopped(gallery, folder):
         assert opened.search(folder / "a.png", k=1)[0][0].path == str(folder / "a.png")
 
 
+def test_relative_paths_stay_so(gallery, folder, embedder, tmp_path):
+    with Gallery(gallery, embedder, "a", relative=True) as opened:
+        paths = [p.path for p in opened]
+    assert rebuild(gallery, other()).embedded == 4
+    with Gallery(gallery) as opened:
+        assert [p.path for p in opened] == paths
+    (tmp_path / "disk").mkdir()
+    for name in ("gallery.db", "pictures", "more"):
+        (tmp_path / name).rename(tmp_path / "disk" / name)
+    with Gallery(tmp_path / "disk" / "gallery.db", other()) as opened:
+        moved = tmp_path / "disk" / "pictures" / "a.png"
+        assert opened.search(moved, k=1)[0][0].path == str(moved)
+
+
 def test_small_pages_of_an_earlier_version(gallery, folder, embedder):
     import sqlite3
     from contextlib import closing

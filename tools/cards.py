@@ -5,7 +5,8 @@
     python tools/cards.py --check    # exit code 1 where they differ
     python tools/cards.py --measure  # times all networks first, side by side, on a machine that does nothing else
 
-A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. To measure takes the extra ``numba``.
+A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. To measure takes compiled kernels, or the
+extra ``numba``.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import re
 import sys
 import time
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
+
+import numpy as np
 
 from alnumpy import counts, weights
 from alnumpy.embedder import load
 from alnumpy.weights import Weights
 from benchmark import cpu_name, in_fresh_process
 
-BACKENDS = {"numpy": "NumPy", "numba": "Numba"}
+BACKENDS = {"numpy": "with NumPy", "compiled": "compiled"}
 ROUNDS = 40  # of all networks, one picture each
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = re.compile(r"(?<=<!-- weights -->\n).*?(?=<!-- end of weights -->)", re.S)
@@ -76,11 +78,10 @@ def table(paths: list[Path]) -> str:
 def measure(paths: list[Path]) -> None:
     """Records in each weights file how long a picture takes that is decoded already, with one thread."""
     times = in_fresh_process(1, in_turn, paths)
-    names = " and ".join(f"{title} {metadata.version(title.lower())}" for title in BACKENDS.values())
-    machine = f"the least of {ROUNDS} with one thread of {cpu_name()}, all networks in turn, {names}"
+    machine = f"the least of {ROUNDS} with one thread of {cpu_name()}, all networks in turn, NumPy {np.__version__}"
     for path in paths:
         found = weights.read(path)
-        text = ", ".join(f"{1000 * times[path, name]:.1f} with {title}" for name, title in BACKENDS.items())
+        text = ", ".join(f"{1000 * times[path, name]:.1f} {title}" for name, title in BACKENDS.items())
         weights.write(path, replace(found, card={**found.card, "milliseconds": text, "timed on": machine}))
 
 

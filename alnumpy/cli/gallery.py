@@ -208,7 +208,8 @@ def run_rebuild(args: argparse.Namespace) -> int:
     from ..gallery import Gallery
     from ..rebuilding import rebuild
 
-    if args.folders or args.watch or args.exclude or args.include or args.hidden is not None:
+    kept = args.folders or args.exclude or args.include or args.hidden is not None or args.relative is not None
+    if kept or args.watch:
         raise UsageError("--rebuild keeps the gallery's folders and rules: give it neither, nor --watch")
     with Gallery(args.db) as made:
         old = made.settings
