@@ -403,7 +403,9 @@ def _descend(loaded: Any, found: Checkpoint) -> Any:
     for _ in range(MAX_NESTED):
         members = loaded if isinstance(loaded, dict) else {}
         inner = [k for k, v in members.items() if type(k) is str and len(k) <= MAX_NAME and isinstance(v, dict)]
-        states = [key for key in inner if _has_tensors(members[key])]
+        distinct = {id(members[key]): members[key] for key in inner}  # many names can lead to one large dictionary
+        holding = {identity for identity, value in distinct.items() if _has_tensors(value)}
+        states = [key for key in inner if id(members[key]) in holding]
         plain = [key for key in states or inner if "ema" not in key.lower()] or states or inner
         usual = [key for key in STATE_DICTS if key in plain]
         if not usual and (len(plain) != 1 or _has_tensors(members)):

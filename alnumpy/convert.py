@@ -79,7 +79,14 @@ class Habit(NamedTuple):
     preprocessing: Mapping[str, Any]
 
 
-OPENCV = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "channels": "BGR", "share": 0.875, "size": 224}
+OPENCV = {
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1 / 255, 1 / 255, 1 / 255),
+    "channels": "BGR",
+    "interpolation": "opencv-bilinear",
+    "share": 0.875,
+    "size": 224,
+}
 HABITS = (
     Habit("lukemelas/EfficientNet-PyTorch", r"^_conv_stem$", {"padding": "same", "bn_eps": 1e-3}, IMAGENET),
     Habit("megvii ShuffleNet-Series", r"^features\.\d+\.branch_main_1\.", {"shuffle": "inverse"}, OPENCV),
@@ -394,6 +401,14 @@ ASSUMED = {
     "stem_stride": "the stride of the first convolution",
     "stem_pool": "whether a max pool follows the first convolution",
 }
+ASSUMED_OF_PICTURES = {
+    "size": "the size of its input; 128 pixels are assumed. Else: --size N",
+    "mean": "what is subtracted from pixels in 0..1; ImageNet's mean of RGB is assumed. Else: --mean R G B",
+    "std": "what they are then divided by; ImageNet's deviation of RGB is assumed. Else: --std R G B",
+    "channels": "the order of colours; RGB is assumed. Else: --channels BGR",
+    "interpolation": "how pictures are resized; bilinear is assumed. Else: --interpolation bicubic or opencv-bilinear",
+    "share": "which share of the short side is kept; all of it is assumed. Else: --share 0.875",
+}
 OPTIONS = {"bn_eps": "--bn-eps {}", "cbam": "--cbam {}"}  # of fields that have one of their own
 
 
@@ -466,13 +481,16 @@ def settle(
     said = checkpoint.extras.get("preprocessing")
     if isinstance(said, dict):
         how |= said
-    elif published or habits:
-        how |= published.preprocessing if published else habits[-1].preprocessing
-    elif not {"size", "mean", "std"} <= set(preprocessing):
-        assumed.append(
-            "the checkpoint does not tell its preprocessing: what --size, --mean and --std do not give is taken to be "
-            "128 pixels and ImageNet's numbers for RGB in 0..1; --channels, --interpolation and --share say the rest"
-        )
+    elif published:
+        how |= published.preprocessing
+    else:
+        told = habits[-1].preprocessing if habits else {}
+        how |= told
+        assumed += [
+            f"the checkpoint does not tell {what}"
+            for name, what in ASSUMED_OF_PICTURES.items()
+            if name not in told and name not in preprocessing
+        ]
     if max(preprocessing.get("mean", (0,))) > 1:
         raise SpecError("--mean: pixels are in 0..1 here; divide the numbers for 0..255 by 255, --std likewise")
     return Settings(

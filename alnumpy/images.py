@@ -28,7 +28,12 @@ SOURCES = "a path, the bytes of a file, a binary file object, a PIL image or a u
 
 Result = TypeVar("Result")
 
-INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# How pictures are resized: by a filter that widens as they shrink, or between the four nearest pixels, as OpenCV does.
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "opencv-bilinear": Image.Resampling.BILINEAR,
+}
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,11 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
         image = to_srgb(image.reduce(factor))
         left, top, side = left / factor, top / factor, side / factor
     box = (left, top, min(left + side, image.width), min(top + side, image.height))  # where rounding would exceed it
-    small = image.resize((how.size, how.size), INTERPOLATIONS[how.interpolation], box)
+    filter, shape = INTERPOLATIONS[how.interpolation], (how.size, how.size)
+    if how.interpolation == "opencv-bilinear":
+        small = image.transform(shape, Image.Transform.EXTENT, box, filter)
+    else:
+        small = image.resize(shape, filter, box)
     pixels = np.asarray(small.convert("RGB"))  # (s, s, 3) uint8
     if how.channels == "BGR":
         pixels = pixels[:, :, ::-1]

@@ -394,7 +394,7 @@ def test_what_was_assumed_is_said(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "c.pt")
     code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
     assert code == 0
-    for assumed in ("--cbam max-mean", "shuffles channels", "--bn-eps", "128 pixels and ImageNet's numbers"):
+    for assumed in ("--cbam max-mean", "shuffles channels", "--bn-eps", "128 pixels are assumed", "ImageNet's mean"):
         assert assumed in err
     how = weights.read(tmp_path / "w.h5").preprocessing
     assert (how.size, how.mean, how.std) == (128, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -701,6 +701,19 @@ def test_archives_with_tricks_are_refused(tmp_path):
     archive(path, pickle.dumps({}), byteorder=b"big")
     with pytest.raises(CheckpointError, match="big-endian"):
         read_checkpoint(path)
+
+
+def test_many_names_of_one_dictionary_take_no_time(tmp_path, monkeypatch):
+    """It is looked at once, however large it is."""
+    from alnumpy import checkpoint
+
+    looked_at = []
+    has_tensors = checkpoint._has_tensors
+    monkeypatch.setattr(checkpoint, "_has_tensors", lambda members: looked_at.append(members) or has_tensors(members))
+    inner = {str(i): i for i in range(100)}
+    torch.save({f"name{i}": inner for i in range(100)}, tmp_path / "c.pt")
+    assert read_checkpoint(tmp_path / "c.pt").tensors == {}
+    assert 1 <= len(looked_at) <= 5
 
 
 def test_names_in_an_archive_are_no_paths(tmp_path):

@@ -77,9 +77,11 @@ def test_what_the_names_of_timm_leave_open_is_listed(tmp_path, capsys):
     assert run(path, "-o", tmp_path / "w.h5") == 0
     out, err = capsys.readouterr()
     assert "removed the classifier: classifier.0 (7, 1280, 1, 1) with bias" in out
-    for option in ("--bn-eps 1e-05", "--set padding=symmetric", "--set activation=relu or", "--size, --mean and --std"):
+    network = ("--bn-eps 1e-05", "--set padding=symmetric", "--set activation=relu or")
+    pictures = ("--size N", "--mean R", "--std R", "--channels BGR", "--interpolation bicubic or", "--share 0.875")
+    for option in network + pictures:
         assert option in err
-    assert len(err.splitlines()) == 4
+    assert len(err.splitlines()) == 9
     found = weights.read(tmp_path / "w.h5")
     assert found.spec == LITE0
     for name, array in ours.items():
@@ -90,7 +92,7 @@ def test_what_is_given_is_not_assumed(tmp_path, capsys):
     _, arrays = foreign(LITE0, timm)
     path = write_safetensors(tmp_path / "c.safetensors", arrays)
     given = "--bn-eps 1e-5 --set padding=symmetric --set activation=relu"
-    given += " --size 96 --mean .5 .5 .5 --std .5 .5 .5 --share .9"
+    given += " --size 96 --mean .5 .5 .5 --std .5 .5 .5 --share .9 --channels RGB --interpolation opencv-bilinear"
     assert run(path, "-o", tmp_path / "w.h5", *given.split()) == 0
     assert capsys.readouterr().err == ""
     found = weights.read(tmp_path / "w.h5")

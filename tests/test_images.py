@@ -313,6 +313,35 @@ def test_proportions_are_kept(width, height, interpolation):
     assert np.abs(ours - theirs).max() <= step + 2
 
 
+def opencv_bilinear(pixels, size):
+    """What OpenCV's INTER_LINEAR makes of the centre square: each pixel lies between four of the picture."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    weights = []
+    for length in (height, width):
+        at = (np.arange(size) + 0.5) * side / size - 0.5 + (length - side) / 2
+        first = np.floor(at).astype(int)
+        rows = np.zeros((size, length))
+        for offset, part in ((0, 1 - (at - first)), (1, at - first)):
+            np.add.at(rows, (np.arange(size), np.clip(first + offset, 0, length - 1)), part)
+        weights.append(rows)
+    return np.einsum("ih,hwc,jw->cij", weights[0], pixels, weights[1])
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 57, 8), (57, 40, 32), (8, 8, 8), (5, 7, 24), (1, 9, 3)])
+def test_opencv_bilinear(height, width, size):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    plain, opencv = (
+        preprocess(read(pixels), Preprocessing(size, (0, 0, 0), (1 / 255,) * 3, interpolation=name))
+        for name in ("bilinear", "opencv-bilinear")
+    )
+    assert np.abs(opencv - opencv_bilinear(pixels, size)).max() <= 1.01  # whole numbers
+    if min(height, width) > size:  # where pictures shrink the two differ
+        assert np.abs(plain - opencv).max() > 30
+    else:
+        assert np.abs(plain - opencv).max() <= 1.01
+
+
 def test_the_crop_is_centred_to_half_a_pixel():
     ramp = np.repeat(np.arange(0, 250, 50, dtype=np.uint8)[None, :, None], 4, 0).repeat(3, 2)  # 4 rows, 5 columns
     x = preprocess(read(ramp), Preprocessing(4, (0, 0, 0), (1, 1, 1))) * 255

