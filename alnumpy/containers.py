@@ -13,6 +13,7 @@ import bisect
 import io
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -97,8 +98,8 @@ def read(file: IO[bytes], format: str) -> Container:
 
 
 def _at(file: IO[bytes], offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+    file.seek(min(offset, sys.maxsize))  # 32-bit Pythons refuse what is more than that
+    return file.read(min(length, sys.maxsize))
 
 
 def _length(file: IO[bytes]) -> int:

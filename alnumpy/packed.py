@@ -7,6 +7,7 @@ the memory that its embeddings would.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ def decode(rows: Array, dtype: str) -> Array:
         vectors = rows[:, 4:].view(np.int8).astype(np.float32)
         vectors *= rows[:, :4].copy().view("<f4")
         return vectors
+    if _flushes():
+        return rows.view("<f2").astype(np.float32)
     # float16: NumPy's own conversion is slow, most of all for zeros, which embeddings are full of. So move sign,
     # exponent and fraction to their places in a float32, and make up for the different bias of the exponent.
     bits = rows.view("<i2").astype(np.int32)
@@ -54,6 +57,12 @@ def decode(rows: Array, dtype: str) -> Array:
     vectors = bits.view(np.float32)
     vectors *= np.float32(2.0**112)
     return vectors
+
+
+@cache
+def _flushes() -> bool:
+    """Whether NumPy takes the smallest float32 for 0, as it does with the vectors of 32-bit ARM."""
+    return not (np.full(64, 2.0**-140, np.float32) * np.float32(2.0**112)).all()
 
 
 def squared_norms(rows: Array, dtype: str) -> Array:

@@ -54,7 +54,11 @@ def test_number_formats_save_space(tmp_path):
     assert sizes["int8"] < 0.36 * sizes["float32"]
 
 
-def test_every_float16_is_converted_as_numpy_does():
+@pytest.mark.parametrize("flushes", [True, False])
+def test_every_float16_is_converted_as_numpy_does(monkeypatch, flushes):
+    """Also by CPUs that take the smallest float32 for 0."""
+    if flushes:
+        monkeypatch.setattr(packed, "_flushes", lambda: True)
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     every = every[np.isfinite(every)]
     np.testing.assert_array_equal(decode(every[None].view(np.uint8), "float16")[0], every.astype(np.float32))
