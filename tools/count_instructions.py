@@ -3,9 +3,10 @@
 
     python tools/count_instructions.py --roots FOLDER > table.md
 
-FOLDER holds what .ci/foreign made there: a root of Debian for each CPU. Needs cc and qemu's user mode with plugins (Debian's
-qemu-user), and neither an ARM nor a RISC-V, so that a change that is bad for a Raspberry Pi shows without one. Counts are
-not times: NumPy's are with the BLAS that Debian takes by default, which OpenBLAS outdoes, and memory is not counted.
+FOLDER holds what .ci/foreign made there: a root of Debian for each CPU. Needs cc and qemu's user mode with plugins
+(Debian's qemu-user), and neither an ARM nor a RISC-V, so that a change that is bad for a Raspberry Pi shows without one.
+Counts are not times: NumPy's are with the BLAS that Debian takes by default, which OpenBLAS outdoes, and memory is not
+counted.
 """
 
 from __future__ import annotations
