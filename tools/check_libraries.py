@@ -3,9 +3,9 @@
 
     python tools/check_libraries.py
 
-Every library must give the very bits that this computer's own gives at the same level. Needs the extra ``build`` (for its
-C compiler), and Debian's packages wine and musl; what is missing is named and left out. Exit code 1 for wrong bits, 3
-where nothing could be run. Any x86-64 Linux will do.
+Every library must give the very bits that this computer's own gives at the same level. Needs an x86-64 Linux, the extra
+``build`` (for its C compiler), and Debian's packages wine and musl; what is missing is named and left out. Exit code 1
+for wrong bits, 3 where nothing could be run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from alnumpy import kernels
 from alnumpy.kernels import library
 from alnumpy.kernels.abi import NUMBER
-from alnumpy.lower import lower
+from alnumpy.lower import Program, lower
 from alnumpy.weights import locate
 from alnumpy.weights import read as read_weights
 from build_kernels import zig
@@ -37,7 +37,7 @@ SYSTEMS = {  # what is to be shown: the library, the compiler's name of the syst
 NETWORKS = (("alnet-photo", 48), ("alnet-photo", 37), ("efficientnet-lite0", 64))
 
 
-def write_program(path: Path, name: str, size: int) -> tuple[np.ndarray, object]:
+def write_program(path: Path, name: str, size: int) -> tuple[np.ndarray, Program]:
     """A file for run_library.c, the pictures in it, and the program."""
     weights = read_weights(locate(name))
     program = lower(weights.spec, weights.parameters)
@@ -69,23 +69,15 @@ def main() -> int:
                 kernels._runners["compiled"] = run
                 for weights, size in NETWORKS:
                     x, program = write_program(folder / "program", weights, size)
-                    command = [
-                        starter,
-                        program_file,
-                        library.FOLDER / name,
-                        str(level),
-                        folder / "program",
-                        folder / "y",
-                    ]
+                    files = [library.FOLDER / name, folder / "program", folder / "y"]
+                    command = list(map(str, [starter, program_file, files[0], level, *files[1:]]))
                     environment = os.environ | {"WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all"}
                     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-                    y = np.fromfile(folder / "y", np.float32) if done.returncode == 0 else np.zeros(0)
+                    y = np.fromfile(files[2], np.float32) if done.returncode == 0 else np.zeros(0)
                     same = np.array_equal(y, kernels.run(program, x, backend="compiled").ravel())
                     same = same and f"abi {NUMBER} level {own.alnumpy_level()}" in done.stdout
-                    print(
-                        f"{system}, {library.LEVELS[level]}, {weights} at {size}: {'equal bits' if same else 'WRONG'}"
-                    )
-                    print(done.stdout + done.stderr if not same else "", end="")
+                    what = "equal bits" if same else f"WRONG BITS {done.stdout}{done.stderr}"
+                    print(f"{system}, {library.LEVELS[level]}, {weights} at {size}: {what}")
                     wrong, ran = wrong + (not same), ran + 1
     return 1 if wrong else 0 if ran else 3
 

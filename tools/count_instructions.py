@@ -4,9 +4,8 @@
     python tools/count_instructions.py --roots FOLDER > table.md
 
 FOLDER holds what .ci/foreign made there: a root of Debian for each CPU. Needs cc and qemu's user mode with plugins
-(Debian's qemu-user), and neither an ARM nor a RISC-V, so that a change that is bad for a Raspberry Pi shows without one.
-Counts are not times: NumPy's are with the BLAS that Debian takes by default, which OpenBLAS outdoes, and memory is not
-counted.
+(Debian's qemu-user), and neither an ARM nor a RISC-V: a change that is bad for a Raspberry Pi shows without one. Counts
+are not times: NumPy's are with the BLAS that Debian takes by default, which OpenBLAS outdoes; memory is not counted.
 """
 
 from __future__ import annotations
@@ -16,15 +15,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = Path(__file__).with_suffix(".c")
-CPUS = {  # what is printed: the root, qemu's name, its model of the CPU, and the library, or none for NumPy
-    "aarch64 (Cortex-A72)": ("arm64", "aarch64", "cortex-a72", "linux-aarch64.so"),
-    "armv7 (Cortex-A15)": ("armhf", "arm", "cortex-a15", "linux-armv7.so"),
-    "riscv64": ("riscv64", "riscv64", "rv64", "linux-riscv64.so"),
-    "riscv64 with V": ("riscv64", "riscv64", "rv64,v=true,vext_spec=v1.0,vlen=128", "linux-riscv64-v.so"),
-}
 PICTURES = {"ALNet at 48": ("alnet-photo", 48), "EfficientNet-Lite0 at 128": ("efficientnet-lite0", 128)}
 EMBED = """
 import sys, numpy as np, alnumpy
@@ -36,16 +30,36 @@ for _ in range(int(count)):
 """
 
 
-def count(plugin: Path, root: Path, qemu: str, cpu: str, library: str, picture: tuple[str, int], backend: str) -> float:
+class Cpu(NamedTuple):
+    """How a CPU is emulated."""
+
+    root: str  # the folder of its Debian
+    qemu: str  # the emulator's name
+    model: str
+    library: str
+
+
+CPUS = {  # by what is printed
+    "aarch64 (Cortex-A72)": Cpu("arm64", "aarch64", "cortex-a72", "linux-aarch64.so"),
+    "armv7 (Cortex-A15)": Cpu("armhf", "arm", "cortex-a15", "linux-armv7.so"),
+    "riscv64": Cpu("riscv64", "riscv64", "rv64", "linux-riscv64.so"),
+    "riscv64 with V": Cpu("riscv64", "riscv64", "rv64,v=true,vext_spec=v1.0,vlen=128", "linux-riscv64-v.so"),
+}
+
+
+def count(plugin: Path, roots: Path, cpu: Cpu, picture: tuple[str, int], backend: str) -> float:
     """Instructions per picture: what three more pictures take, divided by three."""
+    root = roots / cpu.root
 
     def run(pictures: int) -> int:
         environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-        environment["ALNUMPY_LIBRARY"] = str(ROOT / "alnumpy" / "kernels" / "lib" / library)
+        environment["ALNUMPY_LIBRARY"] = str(ROOT / "alnumpy" / "kernels" / "lib" / cpu.library)
         settings = [word for pair in environment.items() for word in ("-E", "=".join(pair))]
         program = [root / "usr/bin/python3", "-c", EMBED, picture[0], str(picture[1]), backend, str(pictures)]
-        command = [f"qemu-{qemu}", "-L", root, "-cpu", cpu, "-plugin", plugin, *settings, *program]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        emulator = [f"qemu-{cpu.qemu}", "-L", root, "-cpu", cpu.model, "-plugin", plugin]
+        done = subprocess.run(
+            list(map(str, [*emulator, *settings, *program])), capture_output=True, text=True, check=True
+        )
         return int(done.stderr.split("instructions ")[1].split()[0])
 
     return (run(4) - run(1)) / 3
@@ -60,12 +74,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "count.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", plugin, PLUGIN], check=True)
-        for cpu, (root, *rest) in CPUS.items():
+        for name, cpu in CPUS.items():
             for network, picture in PICTURES.items():
-                ours, theirs = (
-                    count(plugin, args.roots / root, *rest, picture, backend) for backend in ("compiled", "numpy")
-                )
-                print(f"| {cpu} | {network} | {theirs / 1e6:,.0f} M | {ours / 1e6:,.1f} M | {theirs / ours:.1f} |")
+                ours, theirs = (count(plugin, args.roots, cpu, picture, backend) for backend in ("compiled", "numpy"))
+                print(f"| {name} | {network} | {theirs / 1e6:,.0f} M | {ours / 1e6:,.1f} M | {theirs / ours:.1f} |")
     return 0
 
 
