@@ -123,7 +123,7 @@ def read_file(
 def read_part(
     source: ImageSource, region: tuple[int, int, int, int], max_pixels: int = MAX_PIXELS, name: str = "picture"
 ) -> Image.Image:
-    """``read`` of a part of a picture: left, top, width and height in pixels of the whole picture, upright.
+    """``read`` of a part of a picture: left, top, width and height in pixels of the whole, upright picture.
 
     Raises ImageError, which begins with ``name``, also where nothing of the picture lies in the region.
     """

@@ -22,6 +22,8 @@ from PIL import Image
 from alnumpy import Gallery, GalleryError, dates, results
 
 pytest.importorskip("flask")
+pytest.importorskip("waitress")
+pytest.importorskip("segno")
 from alnumpy.serve import app, asking, catalog, grouping, indexing, thumbnails, walls
 
 HOME = walls.Walls("127.0.0.1")

@@ -22,6 +22,8 @@ from conftest import DIGITS
 from test_cli import run
 
 pytest.importorskip("flask")
+pytest.importorskip("waitress")
+pytest.importorskip("segno")
 from alnumpy.cli import serve
 from alnumpy.errors import AlnumpyError
 from alnumpy.serve import server, walls
@@ -185,7 +187,8 @@ def test_others_need_the_token_that_is_printed(desk):
 
 
 def test_the_code_shows_the_link(monkeypatch):
-    segno = pytest.importorskip("segno")
+    import segno
+
     link = "http://192.168.1.5:8000/?token=0123456789-0123456789"
     matrix = [bytes(row) for row in segno.make(link, error="L", micro=False).matrix_iter(border=2)]
     for encoding, width in (("utf-8", 1), ("ascii", 2)):

@@ -263,7 +263,10 @@ def photographs(folder: Path, each: int = 8) -> list[Path]:
             image.save(path, quality=88)
             written.append(path)
             os.utime(path, (taken, taken))
-    for path, copy in ((written[9], "2022/Best of Lisbon.jpg"), (written[34], "2023/Cappadocia/small.png")):
+    for path, copy in (
+        (written[each + 1], "2022/Best of Lisbon.jpg"),
+        (written[4 * each + 2], "2023/Cappadocia/small.png"),
+    ):
         Image.open(path).resize((WIDTH // 2, HEIGHT // 2)).save(folder / copy)
         os.utime(folder / copy, (path.stat().st_mtime + 3 * 86400,) * 2)
     return written

@@ -173,16 +173,7 @@ def run_search(args: argparse.Namespace) -> int:
 
 def part_of(path: str, args: argparse.Namespace) -> str | Image.Image:
     """A query's path, or the part of it that was asked for. Raises ImageError."""
-    if args.region is None:
-        return path
-    image, whole = images.read_file(path, args.max_pixels)
-    x, y, width, height = args.region
-    if x >= whole[0] or y >= whole[1]:
-        raise ImageError(f"{path}: {whole[0]}x{whole[1]} pixels, nothing of it in the region")
-    left, top, right, bottom = x, y, min(x + width, whole[0]), min(y + height, whole[1])
-    scale = image.width / whole[0], image.height / whole[1]  # a very large picture may have been decoded smaller
-    box = round(left * scale[0]), round(top * scale[1]), round(right * scale[0]), round(bottom * scale[1])
-    return image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1)))
+    return path if args.region is None else images.read_part(path, args.region, args.max_pixels, path)
 
 
 SEARCH = Command(

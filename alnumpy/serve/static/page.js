@@ -637,7 +637,7 @@ async function watch() {
   } catch (error) {
     $("count").textContent = error.message;
   }
-  setTimeout(watch, state.indexing?.running ? 1500 : 10000);
+  setTimeout(watch, state.indexing?.running ? 1500 : state.indexing ? 4000 : 15000);
 }
 
 function appear() {
