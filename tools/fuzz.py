@@ -3,10 +3,10 @@
 
     python tools/fuzz.py weights --inputs 50000 --seed 0
 
-Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery. An input is a good file with a few
-random changes, some of them made inside its structure: in the pickle of an archive, in the rows of a data base, with a
-PNG's checksums put right. A target, a seed and a number always give the same input. Files in tests/data/fuzz/TARGET are
-among the good files.
+Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery, serve (HTTP requests). An input is a
+good file with a few random changes, some of them made inside its structure: in the pickle of an archive, in the rows of
+a data base, in the headers of a request, with a PNG's checksums put right. A target, a seed and a number always give
+the same input. Files in tests/data/fuzz/TARGET are among the good files.
 
 Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
 that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak of memory.
@@ -15,22 +15,27 @@ that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a p
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import io
+import json
 import multiprocessing
 import os
 import random
 import resource
+import socket
 import sqlite3
 import struct
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -389,7 +394,161 @@ def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
         return Path(file.name).read_bytes()
 
 
+# Requests to alnumpy serve
+
+SECRET = b"a line of a file that no request may show"
+STATUSES = {200, 206, 303, 304, 400, 401, 403, 404, 405, 411, 413, 415, 421, 422, 431, 501, 503}
+
+
+class Refused(Exception):
+    """A request was answered with a status that says why not."""
+
+
+def request(method: str, address: str, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"{method} {address} HTTP/1.1", "Host: localhost:8000", "Connection: close", *headers]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def serve_seeds(folder: Path) -> None:
+    """Good requests of every kind, with a small picture where one is sent."""
+    picture = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(picture, "PNG")
+    in_base64 = b'{"picture": "' + base64.b64encode(picture.getvalue()) + b'"}'
+    origin = "Origin: http://localhost:8000"
+    requests = [
+        *(request("GET", address) for address in ("/", "/page.js", "/stats", "/state", "/folders", "/pictures?skip=3")),
+        request(
+            "GET", "/search?like=%ID&k=3&in=/pictures&since=2024-05&until=2025&max-distance=9&skip-same=1&not=%OTHER"
+        ),
+        request("GET", "/search?like=%ID&region=1,2,5,5", b"", origin, "Cookie: alnumpy=0123456789-0123456789"),
+        request("GET", "/thumbnails/%ID", b"", "If-None-Match: x", "Range: bytes=0-9"),
+        request("GET", "/pictures/%OTHER", b"", "Authorization: Bearer 0123456789-0123456789"),
+        request("GET", "/duplicates?like=exact&skip=0&anew=0"),
+        request("GET", "/duplicates?threshold=0.5", b"", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"),
+        request("POST", "/search?k=2", picture.getvalue(), "Content-Type: image/png", origin),
+        request("POST", "/search?region=2,2,5,5", in_base64, "Content-Type: application/json"),
+        request("POST", "/embed", picture.getvalue(), "Content-Type: application/x-www-form-urlencoded"),
+        request("POST", "/embed", picture.getvalue(), "Expect: 100-continue"),
+        request("POST", "/embed", b"", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n",
+        request("HEAD", "/") + request("GET", "/state"),
+    ]
+    for number, data in enumerate(requests):
+        (folder / f"{number:02}.http").write_bytes(data)
+
+
+@cache
+def serving(folder: Path) -> Any:
+    """A server in a thread of this process, with a gallery of a few pictures beside a file that nobody may see."""
+    from alnumpy.serve import app, catalog, server, thumbnails, walls
+
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "secret.txt").write_bytes(SECRET)
+    for i in range(12):
+        pixels = np.random.default_rng(i % 10).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    with Gallery(folder / "gallery.db", tiny_embedder(), "a") as gallery:
+        gallery.index(folder / "pictures")
+    gallery = Gallery(folder / "gallery.db", tiny_embedder())
+    cache = thumbnails.Cache(folder / "thumbnails.db", 1_000_000)
+    faults: list[object] = []
+    wall = walls.Walls("127.0.0.1", "0123456789-0123456789")
+    pictures = catalog.Catalog(gallery.path)
+    service = app.Service(gallery, pictures, thumbnails.Thumbnails(cache, 30_000_000), wall, None, faults.append)
+    server.quiet(faults.append)
+    listening = server.Server(app.create_app(service), wall, 0)
+    threading.Thread(target=listening.run, daemon=True).start()
+    ids = [picture.id.encode() for picture in pictures.newest((), "", "", 12)]
+    return int(listening.effective_port), faults, ids
+
+
+def read_request(path: Path) -> list[np.ndarray]:
+    """Sends a request, and looks at all that is answered. Raises Refused for one that is refused in good order."""
+    port, faults, ids = serving(path.parent / "serving")
+    data = path.read_bytes().replace(b"%ID", ids[0]).replace(b"%OTHER", ids[1])
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=2 * HANG) as connection:
+        with suppress(ConnectionError):  # the server may have heard enough
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while part := connection.recv(1 << 16):
+                answer += part
+    if faults:
+        raise AssertionError(f"told: {faults.pop()!r}")
+    if SECRET in answer:
+        raise AssertionError("a file was shown")
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if not answer:
+        raise Refused("nothing, or not all, was asked")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    if status not in STATUSES:
+        raise AssertionError(f"status {status}")
+    if b"nosniff" not in head or b"default-src 'none'" not in head:
+        raise AssertionError(f"without its headers: {head!r}")
+    if status >= 400:
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        if body and not body.startswith(b"HTTP/1."):  # which answers another request, after one that was HEAD
+            json.loads(body[:length])
+        raise Refused(status)
+    return []
+
+
 TARGETS = {
+    "serve": Target(
+        serve_seeds,
+        read_request,
+        (Refused,),
+        lambda rng, data, change: b"".join(
+            part if rng.random() < 0.5 else change(rng, part) for part in data.partition(b"\r\n\r\n")
+        ),
+        (
+            *(
+                b"Host: evil.example\r\n",
+                b"Host: [::1]\r\n",
+                b"Origin: null\r\n",
+                b"Content-Length: 9\r\n",
+                b"\r\n\r\n",
+            ),
+            *(
+                b"Transfer-Encoding: chunked\r\n",
+                b"Content-Type: multipart/form-data; boundary=x\r\n",
+                b"HTTP/1.0",
+                b"\n",
+            ),
+            *(
+                b"/../secret.txt",
+                b"%2e%2e%2f",
+                b"%00",
+                b"%ff",
+                b"//",
+                b"?",
+                b"&",
+                b"like=%ID",
+                b"region=0,0,1,1",
+                b"k=500",
+            ),
+            *(
+                b"in=/",
+                b"since=2024-13",
+                b"max-distance=1e999",
+                b"not=%OTHER",
+                b"token=0123456789-0123456789",
+                b"\xd9\xa1",
+            ),
+            *(
+                b"PUT",
+                b"OPTIONS",
+                b"CONNECT",
+                b"DELETE",
+                b"GET http://evil.example/ HTTP/1.1\r\n",
+                b"[" * 4000,
+                b"A" * 40_000,
+            ),
+        ),
+    ),
     "weights": Target(
         weights_seeds,
         read_weights,
@@ -612,7 +771,7 @@ def work(
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 8 * GROWTH,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:
-        for left in Path(folder).iterdir():
+        for left in Path(folder).glob("input*"):
             left.unlink()
         suffix, data = make(target, corpus, seed, number)
         path = Path(folder, "input" + suffix)

@@ -28,7 +28,7 @@ from .app import HEADERS
 from .asking import MAX_BODY
 from .walls import EVERY_ADDRESS, Walls
 
-THREADS = 8
+THREADS = 32  # most of which wait, while a few decode: so that a thumbnail needs not wait for uploads
 CONNECTIONS = 200
 BODIES = (
     4 * MAX_BODY

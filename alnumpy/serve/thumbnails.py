@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import IO, Any
 
 from PIL import Image
@@ -23,6 +23,7 @@ from .. import decode, pixels
 
 SMALL, LARGE = 400, 1600  # sides in pixels
 QUALITY = 82
+AT_ONCE = 4  # pictures that are made smaller; others wait
 CACHE_FILE = "thumbnails.db"
 PAGE = 4096  # bytes of SQLite's pages
 WAIT = 5.0  # seconds that one waits for another process's transaction
@@ -116,6 +117,7 @@ class Thumbnails:
     def __init__(self, cache: Cache, max_pixels: int):
         self.cache = cache
         self.max_pixels = max_pixels
+        self._making = BoundedSemaphore(AT_ONCE)
 
     def get(self, id: str, side: int, paths: Iterable[str]) -> bytes | None:
         """The JPEG of a content that files of these paths had; None where none of them has it any more.
@@ -125,7 +127,7 @@ class Thumbnails:
         if (kept := self.cache.get(id, side)) is not None:
             return kept
         for path in paths:
-            with opened(path, id) as file:
+            with self._making, opened(path, id) as file:
                 if file is not None:
                     made = smaller(file, path, side, self.max_pixels)
                     self.cache.put(id, side, made)
