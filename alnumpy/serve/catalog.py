@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,9 +83,17 @@ class Catalog:
     def newest(self, folders: Iterable[str], since: str, until: str, count: int, skip: int = 0) -> list[Shown]:
         """Pictures by when their files were changed, the latest first; filtered as by ``Gallery.search``."""
         chosen = Filter(tuple(as_recorded(self.db, folder) for folder in folders), since, until)
-        condition, values = chosen.sql(Places.of(self.db), self._dated)
-        order = "ORDER BY mtime_ns DESC, path LIMIT ? OFFSET ?"
-        return list(self._rows(f"{condition} {order}", [*values, count, skip]))
+        places = Places.of(self.db)
+        condition, values = chosen.sql(places, self._dated)
+        # Dates lie in the large table of contents, which is read for no other reason.
+        contents = "JOIN contents ON contents.hash = pictures.hash" if since or until else ""
+        sql = (
+            f"SELECT path FROM pictures {contents} WHERE {FINDABLE} AND {condition} "
+            "ORDER BY mtime_ns DESC, path LIMIT ? OFFSET ?"
+        )
+        paths = [places.path(path) for (path,) in self.db.rows(sql, [*values, count, skip])]
+        found = self.of(paths)
+        return [found[path] for path in paths if path in found]
 
     def __len__(self) -> int:
         """The number of pictures that can be found."""
@@ -96,9 +105,9 @@ class Catalog:
         places = Places.of(self.db)
         rows = self.db.rows(f"SELECT path FROM pictures WHERE {FINDABLE}")
         folders = {os.path.dirname(places.path(path)) for (path,) in rows}
-        if not folders:
-            return []
-        top = os.path.commonpath(folders)
+        top = ""
+        with suppress(ValueError):  # there are none, or on different drives
+            top = os.path.commonpath(folders)
         for folder in list(folders):
             while len(folder) > len(top) and (folder := os.path.dirname(folder)) not in folders:
                 folders.add(folder)

@@ -468,7 +468,7 @@ function groupElement(group, index) {
     });
     return make("li", { className: "member" }, link, facts(member, group[0]));
   });
-  const title = `${count(group.length, "picture")}, ${size(saved)} in those after the first`;
+  const title = `${count(group.length, "picture")}, ${size(saved)} besides the first`;
   return make("section", { className: "group", ariaLabel: name(group[0].path) }, make("h3", {}, title), make("ul", {}, ...members));
 }
 
