@@ -48,13 +48,14 @@ class Gallery:
 
     ``mode``: "r" reads and searches, also on read-only media; "a" writes too, and makes the file where there is none;
     one process at a time can have a gallery open in mode "a", and any number in mode "r". ``embedder`` must be the one
-    that the gallery was made with, but for its ``normalize``; it is needed to index and to search by picture. ``dtype``
-    ("float32", "float16" or "int8"), ``fast_decode`` (JPEG decoded at reduced size), ``flip`` (embeddings averaged with
-    the mirrored picture's) and then ``normalize`` (divided by their L2 norms; by default as the embedder or its weights
-    say) are chosen when the gallery is made, and may be None later; as long as it has no pictures, each opening in mode
-    "a" makes it anew. ``weights``: the name of the embedder's weights file, for whoever opens the gallery later.
-    ``relative``: whether paths are kept relative to the gallery's folder, so that it can be moved together with the
-    pictures, all of which must lie below it; this can be changed at any time.
+    that the gallery was made with, but for its ``normalize``; it is needed to index and to search by picture.
+
+    ``dtype`` ("float32", "float16" or "int8"), ``fast_decode`` (JPEG decoded at reduced size, unless False), ``flip``
+    (embeddings averaged with the mirrored picture's) and then ``normalize`` (divided by their L2 norms; by default as
+    the embedder or its weights say) are chosen when the gallery is made, and may be None later; as long as it has no
+    pictures, each opening in mode "a" makes it anew. ``weights``: the name of the embedder's weights file, for whoever
+    opens the gallery later. ``relative``: whether paths are kept relative to the gallery's folder, so that it can be
+    moved together with the pictures, all of which must lie below it; this can be changed at any time.
 
     Raises GalleryError where the file is missing, foreign, damaged, of a newer version, in use, or bound to another
     model or other settings.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from .errors import ImageError, SpecError
 from .pixels import has_profile, to_srgb
 
 FORMATS = tuple(formats.KINDS[kind].format for kind in formats.PICTURES)  # those that every Pillow reads
+DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
 REDUCED = 8  # pixels for each of the network's that are left where colours are converted
 MAX_SIZE = 4096  # side of the network's input
 
@@ -74,6 +76,11 @@ class Preprocessing:
         ):
             if getattr(self, field) not in allowed:
                 raise SpecError(f"preprocessing: {field} must be one of {', '.join(allowed)}")
+
+    @property
+    def draft(self) -> int:
+        """The pixels of its short side that a JPEG keeps at least where it is decoded fast, at 1/2, 1/4 or 1/8."""
+        return math.ceil(DRAFT * self.size / self.share)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types. A share of 1 is left out: files were written before there were others."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 import stat
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,13 +19,12 @@ import numpy as np
 
 from . import dates, formats, images, moving, packed, postprocess, scan, sketch
 from .database import Database
-from .embedder import BACKENDS, Embedder, available
+from .embedder import BACKENDS, Embedder, available, read_ahead
 from .errors import GalleryError, ImageError
 from .places import Places
 from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .settings import Settings
 
-DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
 DATED = 1000  # pictures whose dates are recorded in one transaction
 MISSING, LEFT_OUT = 1, 2  # states of a picture that is not found any more; 0 is that of the others
 UNREAD = Stamp(-1, -1)  # of a file that could not be read: no file's own
@@ -73,8 +69,7 @@ class Encoder:
     def decode(self, source: images.ImageSource) -> tuple[Array, tuple[int, int]]:
         """The network's input (3, S, S) for a picture, and its width and height. Raises ImageError."""
         how = self.network.preprocessing
-        draft = math.ceil(DRAFT * how.size / how.share) if self.settings.fast_decode else 0
-        return images.load(source, how, self.max_pixels, draft)
+        return images.load(source, how, self.max_pixels, how.draft if self.settings.fast_decode else 0)
 
     def embed(self, x: Array, total: int, network: Embedder | None = None) -> Array:
         """Embeddings (N, dimension) of inputs (N, 3, S, S), where ``total`` are expected."""
@@ -260,7 +255,10 @@ class Ingest:
         network = self._network()
         known = {hash for (hash,) in self.db.rows("SELECT hash FROM contents")} if todo else set()
         done = 0
-        with closing(self._read_ahead(todo, known)) as reads:
+        threads = network.threads
+        with closing(
+            read_ahead(lambda path: self._read(path, known), todo, threads, self.batch_size + threads)
+        ) as reads:
             while done < len(todo):
                 start = time.perf_counter()
                 batch = list(islice(reads, self.batch_size))
@@ -332,21 +330,6 @@ class Ingest:
                 ],
             )
             sketch.renew(self.db, self.encoder.settings)
-
-    def _read_ahead(self, paths: Sequence[str], known: set[bytes]) -> Generator[Read]:
-        """Reads files in threads, in order and at most a batch ahead: decoding goes on while the network runs."""
-        threads = self.encoder.network.threads
-        waiting: deque[Future[Read]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for path in paths:
-                    waiting.append(pool.submit(self._read, path, known))
-                    if len(waiting) > self.batch_size + threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
 
     def _read(self, path: str, known: set[bytes]) -> Read:
         """Runs in a thread: a file's content, decoded where it is not known."""

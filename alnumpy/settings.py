@@ -49,7 +49,7 @@ class Settings:
         weights: str = "",
     ) -> Settings:
         """The settings of a new gallery; ``normalize`` None: as the embedder or its weights say."""
-        decode = "fast" if fast_decode else "full"
+        decode = "full" if fast_decode is False else "fast"
         if normalize is None:
             normalize = embedder.normalize or embedder.weights.normalize
         return cls(

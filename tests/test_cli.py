@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DIGITS
+from PIL import Image
 
 import alnumpy
 from alnumpy import cli, kernels, weights
@@ -90,6 +91,17 @@ def test_npy_needs_output(folder):
     code, out, err = run("embed", folder, "--format", "npy")
     assert (code, out) == (2, "")
     assert "--output" in err
+
+
+def test_fast_decode(tmp_path):
+    wave = np.sin(np.arange(400 * 300) / 7).reshape(300, 400) * 120 + 128
+    Image.fromarray(wave.astype(np.uint8)).save(tmp_path / "a.jpg")
+    whole, fast = (
+        np.array(json.loads(run("embed", tmp_path / "a.jpg", *option)[1])["embedding"], np.float32)
+        for option in ([], ["--fast-decode"])
+    )
+    np.testing.assert_array_equal(fast, alnumpy.load().embed(tmp_path / "a.jpg", fast_decode=True)[0])
+    assert (whole != fast).any()
 
 
 def test_recursive_and_stdin(folder):

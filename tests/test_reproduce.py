@@ -189,6 +189,40 @@ def test_formats(collections, tmp_path, monkeypatch):
     assert f"| {formats['int8']['full_map']:.4f} | {lost:.2f} |" in (tmp_path / "RESULTS.md").read_text()
 
 
+def test_decoding(tmp_path, monkeypatch):
+    (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "classes" / "test" / name).mkdir(parents=True)
+    (tmp_path / "places").mkdir()
+    for i, path in enumerate(("classes/test/a/1.jpg", "classes/test/a/2.jpg", "classes/test/b/1.jpg",
+                              "classes/test/b/2.jpg", "places/red_1.jpg", "places/red_2.jpg")):  # fmt: skip
+        size = (110, 100) if i % 2 else (100, 120)
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / path)
+    for kind, text in ("query", "red_1 0 0 20 20"), ("good", "red_1"), ("ok", ""), ("junk", ""):
+        (tmp_path / "places" / f"red_{kind}.txt").write_text(text)
+    monkeypatch.setattr(reproduce, "PHOTO_SIZES", {"alnet-photo": (48,)})
+    arguments = [
+        "decoding",
+        "--classes",
+        tmp_path / "classes",
+        "--landmarks",
+        tmp_path / "places",
+        "--enlarged",
+        "1",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
+    reproduce.main()
+    rows = json.loads((tmp_path / "results.json").read_text())["decoding"]
+    assert [(row["measure"], row["pictures"], row["side"], row["scale"]) for row in rows] == [
+        ("classes", 4, 100, 1), ("classes", 4, 200, 2), ("landmarks", 2, 100, 1), ("landmarks", 2, 200, 2)
+    ]  # fmt: skip
+    assert all(0 < row["whole"] <= 1 and 0 < row["fast"] <= 1 for row in rows)
+    assert rows[0]["whole"] == rows[0]["fast"]  # too small to be decoded smaller
+    assert "| alnet-photo, full mAP | 48 | 200 | 1/2 |" in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_nothing_is_measured_for_a_page_that_cannot_be_filled(collections, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "measure_photos", lambda *_: 1 / 0)
     arguments = ["photos", "--classes", collections / "classes", "--landmarks", collections / "places"]

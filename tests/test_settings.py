@@ -26,14 +26,14 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
         ({"embedder": Embedder(other, size=9)}, "made with size 8, not 9"),
         ({"embedder": embedder, "normalize": True}, "made with normalize False, not True"),
         ({"embedder": embedder, "dtype": "int8"}, "made with dtype float16, not int8"),
-        ({"embedder": embedder, "fast_decode": True}, "made with decode full, not fast"),
+        ({"embedder": embedder, "fast_decode": False}, "made with decode fast, not full"),
         ({"embedder": Embedder(replace(other, preprocessing=replace(other.preprocessing, channels="BGR")))}, "other"),
         ({"embedder": alnumpy.load(size=32)}, "network small, not alnet; dimension 24, not 1280; size 8, not 32"),
     ):
         for mode in ("r", "a"):
             with pytest.raises(GalleryError, match=message):
                 Gallery(path, mode=mode, **different)
-    with Gallery(path, Embedder(other), dtype="float16", fast_decode=False) as opened:
+    with Gallery(path, Embedder(other), dtype="float16", fast_decode=True) as opened:
         assert opened.dtype == "float16"
 
 
@@ -107,13 +107,19 @@ def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, 
 def test_fast_decoding_is_recorded_and_holds_for_queries(tmp_path, path, embedder):
     wave = np.sin(np.arange(320 * 240) / 7).reshape(240, 320) * 120 + 128
     Image.fromarray(wave.astype(np.uint8)).save(tmp_path / "a.jpg")
-    with Gallery(path, embedder, "a", fast_decode=True) as opened:
+    with Gallery(path, embedder, "a") as opened:
         opened.index(tmp_path / "a.jpg")
         (row,) = opened
         assert (row.width, row.height) == (320, 240)
         whole = embedder.embed(tmp_path / "a.jpg")[0]
         difference = np.linalg.norm(row.embedding - whole) / np.linalg.norm(whole)
         assert 0 < difference < 0.1
+        (fast,) = embedder.embed_files([tmp_path / "a.jpg"], fast_decode=True)
+        assert (fast.embedding == row.embedding).all()
+        assert (embedder.embed(tmp_path / "a.jpg", fast_decode=True)[0] == row.embedding).all()
+    with Gallery(tmp_path / "whole.db", embedder, "a", fast_decode=False) as opened:
+        opened.index(tmp_path / "a.jpg")
+        assert [(row.embedding == whole).all() for row in opened] == [True]
     with Gallery(path, embedder) as opened:
         assert opened.settings.fast_decode
         Image.open(tmp_path / "a.jpg").save(tmp_path / "c.jpg", quality="keep", comment="other bytes, same pixels")

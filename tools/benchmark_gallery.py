@@ -208,7 +208,6 @@ def benchmark_indexing(scratch: Path, count: int, size: int, rounds: int) -> lis
     import alnumpy
     from alnumpy import images
     from alnumpy.gallery import Gallery
-    from alnumpy.ingest import DRAFT
 
     photos = scratch / "photos"
     photos.mkdir()
@@ -222,7 +221,7 @@ def benchmark_indexing(scratch: Path, count: int, size: int, rounds: int) -> lis
         for number in range(rounds):
             for path in paths:
                 start = time.perf_counter()
-                image, _ = images.read_file(path, draft=DRAFT * size if fast else 0)
+                image, _ = images.read_file(path, draft=embedder.preprocessing.draft if fast else 0)
                 decoded = time.perf_counter()
                 x = images.preprocess(image, embedder.preprocessing)
                 resized = time.perf_counter()

@@ -4,6 +4,7 @@
     python tools/reproduce.py networks MNIST mnist/             # trains four networks: hours on a CPU
     python tools/reproduce.py photos --classes sun397-15.zip --landmarks paris-279.zip
     python tools/reproduce.py formats alnet-photo sun397-15.zip # what float16 and int8 cost
+    python tools/reproduce.py decoding --classes sun397-15.zip --landmarks paris-279.zip   # whole, and fast
     python tools/reproduce.py sizes                             # of saved models
     python tools/reproduce.py tables                            # the counts, and all tables again
 
@@ -29,17 +30,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 import alnumpy
 import train
 from alnumpy import images, postprocess, weights
 from alnumpy.counts import alblock_ratios, bottleneck_cost, costs, total
+from alnumpy.decode import SCALES
 from alnumpy.errors import AlnumpyError, ImageError
-from alnumpy.evaluation import LandmarkQuery, evaluate_landmarks
+from alnumpy.evaluation import (
+    LandmarkQuery,
+    evaluate_gallery,
+    evaluate_gallery_landmarks,
+    evaluate_landmarks,
+    parse_ground_truth,
+)
+from alnumpy.gallery import Gallery
 from alnumpy.networks import SPECS, ALNet, Spec
 from alnumpy.retrieval import Scores, evaluate
 from baselines import BASELINES
-from datasets import Box, Reader, class_folders, landmark_files, landmarks, load_class_folders, within
+from datasets import Box, Reader, class_folders, files, landmark_files, landmarks, load_class_folders, within
 from torch_network import Network
 
 TOOLS = Path(__file__).resolve().parent
@@ -285,6 +295,60 @@ def measure_formats(file: Path, source: Path) -> dict[str, Any]:
     return {"weights": fingerprint(file), "data": source.name.removesuffix(".zip"), "formats": rows}
 
 
+def measure_decoding(classes: Path, landmark_data: Path, enlarged: list[int]) -> list[dict[str, Any]]:
+    """What galleries find whose JPEGs were decoded whole, and fast: of pictures as they are, and enlarged.
+
+    Each picture is enlarged as many times, and saved as a JPEG of quality 90.
+    """
+    tests = {name: read for name, read in files(classes).items() if name.startswith("test/")}
+    rows = []
+    for source, kind in ((tests, "classes"), (files(landmark_data), "landmarks")):
+        for factor in enlarged:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch, "pictures")
+                sides = [enlarge(source[name], folder / name, factor) for name in source if images.is_picture(name)]
+                texts = {Path(name).name: source[name]().decode() for name in source if name.endswith(".txt")}
+                for name in PHOTO_SIZES:
+                    found = {}
+                    for fast in (False, True):
+                        embedder = alnumpy.load(name)
+                        path = Path(scratch, f"{name}-{fast}.db")
+                        with Gallery(path, embedder, "a", fast_decode=fast, max_pixels=images.MAX_PIXELS) as gallery:
+                            gallery.index(folder)
+                            if kind == "classes":
+                                found[fast] = evaluate_gallery(gallery).scores.full_map
+                            else:
+                                found[fast] = evaluate_gallery_landmarks(gallery, parse_ground_truth(texts)).mean
+                    row = {
+                        "pictures": len(sides),
+                        "measure": kind,
+                        "network": name,
+                        "size": embedder.preprocessing.size,
+                    }
+                    row |= {"side": int(np.median(sides)), "whole": found[False], "fast": found[True]}
+                    rows.append(row | {"scale": decoded_at(int(np.median(sides)), embedder)})
+                    print(rows[-1])
+    return rows
+
+
+def enlarge(read: Reader, path: Path, factor: int) -> int:
+    """Writes a picture file, enlarged where the factor is above 1. Returns its short side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = read()
+    with Image.open(io.BytesIO(data)) as image:
+        if factor == 1:
+            path.write_bytes(data)
+            return min(image.size)
+        large = image.convert("RGB").resize([side * factor for side in image.size], Image.Resampling.BICUBIC)
+    large.save(path.with_suffix(".jpg"), quality=90)
+    return min(large.size)
+
+
+def decoded_at(side: int, embedder: alnumpy.Embedder) -> int:
+    """By what fast decoding divides the size of a JPEG with such a short side."""
+    return max(scale for scale in SCALES if scale <= max(1, side // embedder.preprocessing.draft))
+
+
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +538,21 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             for dtype, row in part["formats"].items()
         ],
     )
+    pages["decoding"] = table(
+        ["", "pixels", "short side of the pictures", "decoded at", "whole", "fast", "points"],
+        [
+            [
+                f"{row['network']}, {'full mAP' if row['measure'] == 'classes' else 'official mAP'}",
+                str(row["size"]),
+                str(row["side"]),
+                f"1/{row['scale']}" if row["scale"] > 1 else "1",
+                f"{row['whole']:.4f}",
+                f"{row['fast']:.4f}",
+                f"{100 * (row['fast'] - row['whole']):+.2f}",
+            ]
+            for row in results.get("decoding", [])
+        ],
+    )
     return pages
 
 
@@ -508,6 +587,10 @@ def main() -> None:
     part = parts.add_parser("formats", help="measure what float16 and int8 cost")
     part.add_argument("weights", help="name or file of float32 weights")
     part.add_argument("data", type=Path, help="folder of MNIST, or folder or zip with class folders below test/")
+    part = parts.add_parser("decoding", help="measure what fast decoding costs")
+    part.add_argument("--classes", type=Path, required=True, help="folder or zip with test/ class folders")
+    part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
+    part.add_argument("--enlarged", type=int, nargs="+", default=(1, 4, 8), help="times (default: 1 4 8)")
     parts.add_parser("sizes", help="measure the sizes of saved models")
     parts.add_parser("tables", help="write the tables of the page from what was measured")
     args = parser.parse_args()
@@ -522,6 +605,8 @@ def main() -> None:
             results[args.data] = measure_networks(args.data, args.source, args.runs, speed)
         if args.part == "sizes":
             results["sizes"] = measure_sizes()
+        if args.part == "decoding":
+            results["decoding"] = measure_decoding(args.classes, args.landmarks, args.enlarged)
         if args.part == "photos":
             networks = results.get("photos", {}).get("networks", {})
             for named in args.weights:

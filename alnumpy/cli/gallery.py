@@ -71,9 +71,9 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fast-decode",
-        action="store_true",
-        default=None,
-        help="for a new gallery: decode JPEGs at reduced size, which is several times as fast and a little less exact",
+        action=argparse.BooleanOptionalAction,
+        help="for a new gallery: decode JPEGs at reduced size, several times as fast and a little less exact, or whole "
+        "(default: at reduced size)",
     )
     parser.add_argument(
         "--relative",
