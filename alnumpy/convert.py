@@ -102,6 +102,7 @@ class Published(NamedTuple):
     network: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
     card: Mapping[str, str]
+    normalize: bool = False  # where it was measured that embeddings find more so
 
 
 def _torchvision(spec: str, share: float, top1: str, interpolation: str = "bilinear", **network: Any) -> Published:
@@ -122,7 +123,7 @@ def _lite(spec: str, size: int) -> Published:
         "origin": "Google's TensorFlow weights, as in the Python package efficientnet_lite_pytorch",
         "licence": "Apache-2.0",
     }
-    return Published(spec, {}, how, card)
+    return Published(spec, {}, how, card, normalize=True)
 
 
 # By the first digits of the SHA-256. The settings are those that the publishers state; those of the first four were
@@ -131,7 +132,7 @@ PUBLISHED = {
     "57934424": _lite("efficientnet-lite0", 224),
     "77cc7160": _lite("efficientnet-lite1", 240),
     "9656183e": _lite("efficientnet-lite2", 260),
-    "b0353104": _torchvision("mobilenet-v2", 0.875, "71.878"),
+    "b0353104": _torchvision("mobilenet-v2", 0.875, "71.878")._replace(normalize=True),
     "7ebf99e0": _torchvision("mobilenet-v2", 224 / 232, "72.154"),
     "047dcff4": _torchvision("mobilenet-v3-small", 0.875, "67.668", hidden=1024),
     "8738ca79": _torchvision("mobilenet-v3-large", 0.875, "74.042", hidden=1280),
@@ -385,6 +386,7 @@ class Settings(NamedTuple):
     preprocessing: Preprocessing
     card: Mapping[str, str]
     assumed: list[str]  # a line each
+    normalize: bool
 
 
 ASSUMED = {
@@ -493,9 +495,8 @@ def settle(
         ]
     if max(preprocessing.get("mean", (0,))) > 1:
         raise SpecError("--mean: pixels are in 0..1 here; divide the numbers for 0..255 by 255, --std likewise")
-    return Settings(
-        spec, Preprocessing.from_dict(how | dict(preprocessing)), published.card if published else {}, assumed
-    )
+    card, normalize = (published.card, published.normalize) if published else ({}, False)
+    return Settings(spec, Preprocessing.from_dict(how | dict(preprocessing)), card, assumed, normalize)
 
 
 def check_against(path: Path, spec: Spec, arrays: Arrays, free: Iterable[str]) -> float:
@@ -605,8 +606,8 @@ def convert(
 
     ``base`` is the network, if its name is known, ``fields`` are values of fields of it, ``preprocessing`` those of
     ``images.Preprocessing``; ``names`` is a file that says which module is which; ``against`` is an .npz file of the
-    user's own embeddings; ``normalize`` says whether embeddings are to be compared by their directions, or None what
-    other weights say, else no. ``note`` is called with what had to be assumed.
+    user's own embeddings; ``normalize`` says whether embeddings are to be compared by their directions; None: as other
+    weights say, or where that is known of a published file, else not. ``note`` is called with what had to be assumed.
 
     Raises AlnumpyError or OSError, and writes nothing, where the checkpoint cannot be converted.
     """
@@ -648,7 +649,7 @@ def convert(
         source_sha256=digest,
         card={**(earlier.card if earlier else settings.card), **card},
         dtype=dtype,
-        normalize=bool(earlier and earlier.normalize) if normalize is None else normalize,
+        normalize=(earlier or settings).normalize if normalize is None else normalize,
     )
     weights.write(output, made)
     written = Embedder(weights.read(output))

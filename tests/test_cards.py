@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
+import numpy as np
 import pytest
 
+import cards
 from alnumpy import weights
 from alnumpy.cli import main
 from cards import ROOT
@@ -36,6 +41,25 @@ def test_models_are_timed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-1] == "ms"
     assert float(lines[1].split()[-1]) > 0
+
+
+def test_times_are_recorded_in_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "BACKENDS", {"numpy": "with NumPy"})
+    monkeypatch.setattr(cards, "ROUNDS", 2)
+    monkeypatch.setattr(cards, "in_fresh_process", lambda threads, function, *arguments: function(*arguments))
+    path = tmp_path / "w.h5"
+    shutil.copy(weights.locate("alnet-mnist"), path)
+    before = weights.read(path)
+    cards.measure([path])
+    after = weights.read(path)
+    changed = {"milliseconds", "timed on"}
+    assert float(re.fullmatch(r"([\d.]+) with NumPy", after.card["milliseconds"])[1]) > 0
+    assert f"NumPy {np.__version__}" in after.card["timed on"]
+    assert {k: v for k, v in after.card.items() if k not in changed} == {
+        k: v for k, v in before.card.items() if k not in changed
+    }
+    np.testing.assert_equal(after.parameters, before.parameters)
+    assert f"| {after.card['milliseconds']} |" in cards.table([path])
 
 
 def test_a_gallery_by_a_name_of_weights(tmp_path, capsys):

@@ -79,6 +79,7 @@ def test_a_published_file_tells_all_its_settings(tmp_path, name, capsys):
     found = weights.read(output)
     assert found.spec == alnumpy.SPECS[name]
     assert found.preprocessing.share == 0.875
+    assert found.normalize
     assert {"trained on", "licence", "origin"} <= set(found.card)
 
 
