@@ -16,6 +16,10 @@ DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
     ("alnet-photo", 48, True, False): (0.4, 0.5),
     ("alnet-photo", 48, False, True): (0.74, 0.99),
     ("alnet-photo", 48, True, True): (0.35, 0.46),
+    ("efficientnet-lite0", 128, False, False): (16.0, 19.0),
+    ("efficientnet-lite0", 128, True, False): (0.48, 0.56),
+    ("efficientnet-lite0", 128, False, True): (14.0, 17.0),
+    ("efficientnet-lite0", 128, True, True): (0.45, 0.51),
 }
 
 

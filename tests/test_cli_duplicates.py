@@ -126,10 +126,11 @@ def test_networks_that_were_not_measured(desk):
         assert f"up to {near:g}" in likeness.explain(gallery.settings)
 
 
-@pytest.mark.parametrize("normalize", [[], ["--normalize"]])
+@pytest.mark.parametrize("normalize", ["--no-normalize", "--normalize"])
 @pytest.mark.parametrize("flip", [[], ["--flip"]])
-def test_the_settings_of_the_networks_that_ship_were_measured(desk, normalize, flip):
-    run("index", "p", "--db", "h.db", *normalize, *flip, cwd=desk)
+@pytest.mark.parametrize("name", ["alnet-photo", "efficientnet-lite0"])
+def test_the_settings_of_the_networks_that_ship_were_measured(desk, name, normalize, flip):
+    run("index", "p", "--db", "h.db", "--weights", name, normalize, *flip, cwd=desk)
     assert run("duplicates", "--db", "h.db", cwd=desk)[0] == 0
 
 
