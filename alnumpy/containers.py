@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from .errors import ImageError
 
@@ -426,17 +426,15 @@ _TIFF_KEPT = {
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
-@dataclass
-class _Entry:
+class _Entry(NamedTuple):
     raw: bytes
     tag: int
     type: int
-    count: int
+    values: int  # how many
     field: bytes  # the value, or where it is
 
 
-@dataclass
-class _Directory:
+class _Directory(NamedTuple):
     offset: int
     length: int  # in bytes
     order: str
@@ -454,7 +452,7 @@ class _Directory:
     def orientation(self) -> int:
         """1 to 8, or 0 where it is missing or another value."""
         for entry in self.entries:
-            if entry.tag == 274 and entry.type in (1, 3, 4) and entry.count == 1:
+            if entry.tag == 274 and entry.type in (1, 3, 4) and entry.values == 1:
                 value = self.number(entry.field[: _TIFF_SIZES[entry.type]])
                 return value if 1 <= value <= 8 else 0
         return 0
@@ -469,7 +467,7 @@ class _Directory:
         for entry in self.entries:
             length = _TIFF_SIZES.get(entry.type, 0)
             if entry.tag == 330 and length:
-                size = length * min(entry.count, MAX_PAGES)
+                size = length * min(entry.values, MAX_PAGES)
                 data = entry.field if size <= len(entry.field) else _at(file, self.number(entry.field), size)
                 return [self.number(data[i : i + length]) for i in range(0, min(size, len(data)), length)]
         return []
@@ -485,7 +483,7 @@ class _Directory:
 
     def _lies_within(self, entry: _Entry, size: int) -> bool:
         """Whether the values of an entry are of a known type and in a file of that size."""
-        length = _TIFF_SIZES.get(entry.type, size + 1) * entry.count
+        length = _TIFF_SIZES.get(entry.type, size + 1) * entry.values
         return length <= len(entry.field) or self.number(entry.field) + length <= size
 
 
@@ -545,7 +543,7 @@ def _tiff(file: IO[bytes]) -> Container:
         picture.whole = picture.whole and directory.reaches(size)
         if number == 0:
             texts = (entry for entry in directory.entries if entry.tag == 700 and entry.type in (1, 2, 7))
-            xmp = next((_at(file, directory.number(e.field), min(e.count, MAX_INFLATED)) for e in texts), b"")
+            xmp = next((_at(file, directory.number(e.field), min(e.values, MAX_INFLATED)) for e in texts), b"")
             picture.orientation = directory.orientation() or orientation_of(xmp=xmp)
         if directory.entries:
             patches[directory.offset] = directory.cleaned(size)

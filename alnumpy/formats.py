@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from typing import NamedTuple
 
 import PIL
@@ -255,5 +255,7 @@ def decoders() -> str:
     """What decodes pictures here, with versions, to be recorded with a failure: another decoder may read the file."""
     parts = [f"alnumpy {__version__}", f"Pillow {PIL.__version__}"]
     if package := heif_package():
+        from importlib import metadata
+
         parts.append(f"{package.replace('_', '-')} {metadata.version(package)}")
     return ", ".join(parts)

@@ -567,6 +567,7 @@ def measure_cold(path: str, folder: str, rounds: int) -> list[Record]:
     }
     commands = {
         "alnumpy numpy": [*embed, "numpy"],
+        "alnumpy compiled": [*embed, "compiled"],
         "alnumpy numba": [*embed, "numba"],
         "ONNX Runtime": [sys.executable, "-c", scripts[onnx], onnx, *settings],
         "TorchScript": [sys.executable, "-c", scripts[torchscript], torchscript, *settings],

@@ -7,34 +7,35 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Iterable
+from importlib import import_module
 
 from .. import __version__
 from ..errors import AlnumpyError
-from . import convert, duplicates, embed, evaluate, gallery, search, serve, weights
-from .common import UsageError, warn
+from .common import Command, UsageError, warn
 
-COMMANDS = (
-    embed.EMBED,
-    gallery.INDEX,
-    search.SEARCH,
-    duplicates.DUPLICATES,
-    serve.SERVE,
-    gallery.REDUCE,
-    gallery.REMOVE,
-    gallery.MOVE,
-    gallery.LIST,
-    gallery.STATS,
-    evaluate.EVAL,
-    weights.INFO,
-    weights.VERIFY,
-    weights.MODELS,
-    convert.CONVERT,
-    weights.KERNELS,
-)
+MODULES = {  # which file of this folder holds each command; only that of the one that runs is imported
+    "embed": "embed",
+    "index": "gallery",
+    "search": "search",
+    "duplicates": "duplicates",
+    "serve": "serve",
+    "reduce": "gallery",
+    "remove": "gallery",
+    "move": "gallery",
+    "list": "gallery",
+    "stats": "gallery",
+    "eval": "evaluate",
+    "info": "weights",
+    "verify": "weights",
+    "models": "weights",
+    "convert": "convert",
+    "kernels": "weights",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line as an argument parser."""
+def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
+    """The command line, or that of some of the commands, as an argument parser."""
     parser = argparse.ArgumentParser(
         prog="alnumpy",
         usage="alnumpy COMMAND ... [OPTIONS]",
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"alnumpy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for name in names:
+        command: Command = getattr(import_module(f".{MODULES[name]}", __name__), name.upper())
         added = commands.add_parser(
             command.name,
             usage=f"alnumpy {command.name} {command.takes} [OPTIONS]".replace("  ", " "),
@@ -78,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     debug = False
     try:
         try:
-            args = build_parser().parse_args(argv)
+            words = sys.argv[1:] if argv is None else argv
+            named = next((word for word in words if not word.startswith("-")), "")
+            args = build_parser([named] if named in MODULES else MODULES).parse_args(words)
             debug = args.debug
             return args.run(args)
         finally:
