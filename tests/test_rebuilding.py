@@ -270,5 +270,5 @@ def test_by_the_command_line(path, folder, tmp_path, capsys, monkeypatch):
     assert main(["index", "--rebuild", "--weights", str(tmp_path / "own.h5"), "--db", str(path)]) == 0
     with Gallery(path) as opened:
         assert (opened.settings.weights, opened.settings.size) == (str(tmp_path / "own.h5"), 28)
-    for wrong in ([str(folder)], ["--watch"], ["--exclude", "x"], ["--no-hidden"]):
+    for wrong in ([str(folder)], ["--watch"], ["--exclude", "x"], ["--no-hidden"], ["--rehash"]):
         assert main(["index", "--rebuild", *wrong, "--db", str(path)]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,9 @@ from ..files import data_folder, replacing
 
 if TYPE_CHECKING:
     from ..settings import Settings
+
+
+DEFAULT, BETTER = "alnet-photo", "efficientnet-lite0"  # names of weights
 
 
 class Command(NamedTuple):
@@ -123,6 +127,18 @@ def default_gallery() -> str:
     if named := os.environ.get("ALNUMPY_DB"):
         return named
     return os.fspath(data_folder() / "gallery.db")
+
+
+def command_for(db: str, *words: str) -> str:
+    """A command for a gallery, to be copied into a shell."""
+    option = [] if db == default_gallery() else ["--db", db]
+    return shlex.join(["alnumpy", *words, *option])
+
+
+def name_network(db: str) -> None:
+    """One line on stderr about a new gallery whose network nobody chose."""
+    better = command_for(db, "index", "--weights", BETTER, "--rebuild")
+    warn(f"{db}: a new gallery with {DEFAULT}, the fastest network; {BETTER} finds more in photos: {better}")
 
 
 def warn(message: object) -> None:

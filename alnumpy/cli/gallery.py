@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,10 @@ from .common import (
     add_backend,
     add_gallery,
     add_max_pixels,
+    command_for,
     default_gallery,
     gallery_embedder,
+    name_network,
     positive_int,
     progress_line,
     side,
@@ -27,8 +28,6 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..ingest import Report
-
-DEFAULT, BETTER = "alnet-photo", "efficientnet-lite0"  # names of weights
 
 
 def index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,10 +174,7 @@ def run_index(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
         )
         if new:
-            better = command_for(args.db, "index", "--weights", BETTER, "--rebuild")
-            warn(
-                f"{args.db}: a new gallery with {DEFAULT}, the fastest network; {BETTER} finds more in photos: {better}"
-            )
+            name_network(args.db)
             new = False
         return gallery
 
@@ -209,8 +205,8 @@ def run_rebuild(args: argparse.Namespace) -> int:
     from ..rebuilding import rebuild
 
     kept = args.folders or args.exclude or args.include or args.hidden is not None or args.relative is not None
-    if kept or args.watch:
-        raise UsageError("--rebuild keeps the gallery's folders and rules: give it neither, nor --watch")
+    if kept or args.retry or args.rehash or args.watch:
+        raise UsageError("--rebuild reads all pictures and keeps folders and rules: it takes none, nor --watch")
     with Gallery(args.db) as made:
         old = made.settings
     embedder = gallery_embedder(args, old if args.weights is None else None, args.size)
@@ -260,12 +256,6 @@ def print_report(report: Report, args: argparse.Namespace) -> int:
             f"pictures {report.waited_seconds:.2f} s; decoding {report.decode_seconds:.2f} s of CPU, all threads"
         )
     return 1 if report.failed else 0
-
-
-def command_for(db: str, *words: str) -> str:
-    """A command for a gallery, to be copied into a shell."""
-    option = [] if db == default_gallery() else ["--db", db]
-    return shlex.join(["alnumpy", *words, *option])
 
 
 INDEX = Command(

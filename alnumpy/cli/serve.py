@@ -20,6 +20,7 @@ from .common import (
     add_max_pixels,
     default_gallery,
     gallery_embedder,
+    name_network,
     positive_int,
     warn,
 )
@@ -105,6 +106,8 @@ def run_serve(args: argparse.Namespace) -> int:
 
     if recorded is None and args.index:
         open_to_index().close()  # so that there is a gallery to read
+        if args.weights is None:
+            name_network(args.db)
     gallery = Gallery(args.db, embedder, max_pixels=args.max_pixels)
     token = "" if walls.is_local(args.host) else walls.read_token(data_folder())
     kept = cache_folder()
