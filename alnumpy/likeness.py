@@ -42,9 +42,9 @@ def threshold(settings: Settings, like: str) -> float | None:
     return distances[LEVELS.index(like) - 1]
 
 
-def explain(settings: Settings) -> str:
-    """What distances mean, in a line; empty where the gallery's network has not been measured."""
+def explain(settings: Settings, to: str = "query") -> str:
+    """What distances to a picture mean, in a line; empty where the gallery's network has not been measured."""
     if (distances := measured(settings)) is None:
         return ""
     near, similar = distances
-    return f"up to {near:g} a picture is nearly the same as the query, up to {similar:g} likely a version of it"
+    return f"up to {near:g} a picture is nearly the same as the {to}, up to {similar:g} likely a version of it"

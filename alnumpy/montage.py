@@ -164,13 +164,15 @@ def write_html(
     page: str = "",
     title: str = "Search results",
     first: str = "query",
+    meaning: str = "",
 ) -> None:
     """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file.
 
     Links are relative to ``page``, the path that the page will have, for pictures beside and below it: so the folder
     can be moved as a whole. Pictures of more than ``max_pixels`` are not shown. ``first``: the caption of the queries.
+    ``meaning``: what distances mean, as a part of a sentence.
     """
-    about = escape(ABOUT.format(f"the {first}"))
+    about = escape(ABOUT.format(f"the {first}") + (f" Here, {meaning}." if meaning else ""))
     file.write(PAGE.replace("{title}", escape(title)).replace("{text}", about).encode())
     for query, matches in searches:
         file.write(f"<section>\n<h2>{escape(printable(query))}</h2>\n".encode())

@@ -132,7 +132,7 @@ def respell(db: Database, relative: bool) -> None:
 
 
 def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
-    """Folders that are missing and whose files were all found elsewhere, by what was added since then.
+    """Folders that are missing and whose pictures were all found elsewhere, by what was added since then.
 
     Each with the folder where they are now, and their number.
     """
@@ -149,7 +149,8 @@ def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
                 pairs[pair].add(places.path(old))
     found = []
     for (source, target), paths in pairs.items():
-        ((count,),) = db.rows(f"SELECT COUNT(*) FROM pictures WHERE {BELOW}", places.below(source))
+        sql = f"SELECT COUNT(*) FROM pictures WHERE {BELOW} AND error IS NULL"  # what was unreadable is no help
+        ((count,),) = db.rows(sql, places.below(source))
         if count == len(paths):
             found.append((source, target, count))
     return sorted(found)

@@ -16,6 +16,7 @@ from PIL import Image
 from test_cli import run
 
 from alnumpy import groups, likeness
+from alnumpy.cli import common
 from alnumpy.database import Database
 from alnumpy.gallery import Gallery
 
@@ -110,6 +111,9 @@ def test_a_page_side_by_side(desk):
     page = (desk / "d.html").read_text()
     assert (page.count("<section>"), page.count("<img "), page.count('class="query"')) == (2, 6, 2)
     assert 'href="./p/copy.png"' in page
+    assert "is identical to the first. Point at a picture" in page
+    with Gallery(desk / "g.db") as gallery:
+        assert likeness.explain(gallery.settings, "first") in page
     assert run("duplicates", "--db", "g.db", "--html", "p/one.png", cwd=desk)[0] == 2
     assert run("duplicates", "--db", "g.db", "--html", "g.db", cwd=desk)[0] == 2
 
@@ -124,6 +128,15 @@ def test_networks_that_were_not_measured(desk):
         near, similar = likeness.measured(gallery.settings)
         assert 0 < near < similar
         assert f"up to {near:g}" in likeness.explain(gallery.settings)
+
+
+def test_what_distances_mean_is_told_on_a_terminal(capsys, monkeypatch):
+    common.tell_distances("up to 1 alike")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    common.tell_distances("")
+    common.tell_distances("up to 1 alike")
+    assert capsys.readouterr() == ("", "alnumpy: distances: up to 1 alike\n")
 
 
 @pytest.mark.parametrize("normalize", ["--no-normalize", "--normalize"])

@@ -143,6 +143,15 @@ def test_a_moved_folder_is_named_and_moved(desk):
     assert json.loads(run("stats", "--json", cwd=desk)[1])["folders"] == [f"{desk}/q"]
 
 
+def test_an_unreadable_file_does_not_hide_that_a_folder_was_moved(desk):
+    (desk / "p" / "bad.png").write_text("no picture")
+    run("index", "p", cwd=desk)
+    (desk / "p").rename(desk / "q")
+    err = run("index", "q", cwd=desk)[2]
+    assert f"all its 3 pictures are below {desk}/q now; to forget the old paths: alnumpy move {desk}/p {desk}/q" in err
+    assert run("move", "p", "q", cwd=desk)[1] == "4 moved\n"
+
+
 def test_move_reads_no_file(desk):
     run("index", "p", cwd=desk)
     shutil.rmtree(desk / "p")

@@ -146,6 +146,12 @@ def warn(message: object) -> None:
     print(f"alnumpy: {printable(message)}", file=sys.stderr)
 
 
+def tell_distances(meaning: str) -> None:
+    """On a terminal, what the distances mean that are printed next; nothing where that is not known."""
+    if meaning and sys.stderr.isatty():
+        warn(f"distances: {meaning}")
+
+
 def warn_of(fault: str, paths: Sequence[str]) -> bool:
     """One line about all pictures that have a fault, and whether there is one."""
     if paths:

@@ -8,7 +8,7 @@ import sys
 
 from .. import results
 from ..files import replacing
-from .common import Command, UsageError, add_gallery, add_max_pixels, distance, same_file, warn
+from .common import Command, UsageError, add_gallery, add_max_pixels, distance, same_file, tell_distances, warn
 
 
 def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +51,11 @@ def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_duplicates(args: argparse.Namespace) -> int:
     """``alnumpy duplicates``."""
+    from .. import likeness
     from ..gallery import Gallery
 
     with Gallery(args.db) as gallery:
+        meaning = likeness.explain(gallery.settings, "first")
         if args.html and os.path.isfile(args.html) and (args.html in gallery or same_file(args.html, args.db)):
             raise UsageError(f"{args.html} is the gallery, or one of its pictures")
         like = args.like if args.threshold is None else args.threshold
@@ -66,7 +68,7 @@ def run_duplicates(args: argparse.Namespace) -> int:
 
         with replacing(args.html) as file:
             found = [(group[0].path, group[1:]) for group in groups]
-            write_html(file, found, args.max_pixels, page=args.html, title="Duplicates", first="first")
+            write_html(file, found, args.max_pixels, page=args.html, title="Duplicates", first="first", meaning=meaning)
     # After the file, which a reader who had enough (| head -1) does not end.
     if args.json:
         print(results.groups_json(groups))
@@ -76,6 +78,7 @@ def run_duplicates(args: argparse.Namespace) -> int:
         others = (member.path for group in groups for member in group if not member.kept)
         sys.stdout.buffer.writelines(results.null_paths(others))
     else:
+        tell_distances(meaning if groups else "")
         for line in results.groups_text(groups):
             print(line)
     return 1 if damaged else 0

@@ -25,6 +25,7 @@ from .common import (
     positive_int,
     region,
     same_file,
+    tell_distances,
     warn,
 )
 
@@ -151,7 +152,7 @@ def run_search(args: argparse.Namespace) -> int:
         from ..montage import write_html
 
         with replacing(args.html) as file:
-            write_html(file, found, args.max_pixels, page=args.html)
+            write_html(file, found, args.max_pixels, page=args.html, meaning=likeness.explain(recorded))
     # After the files, which a reader who had enough (| head -1) does not end.
     if args.json:
         print(results.search_json(found, missing))
@@ -160,8 +161,7 @@ def run_search(args: argparse.Namespace) -> int:
     elif args.null:
         sys.stdout.buffer.writelines(results.null_paths(match.path for _, matches in found for match in matches))
     else:
-        if sys.stderr.isatty() and (meaning := likeness.explain(recorded)):
-            warn(f"distances: {meaning}")
+        tell_distances(likeness.explain(recorded))
         for query, matches in found:
             if len(found) > 1:
                 sys.stdout.flush()
