@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections import deque
@@ -77,6 +76,8 @@ _shared: WeakValueDictionary[bytes, Weights] = WeakValueDictionary()  # weights 
 
 def _share(weights: Weights) -> Weights:
     """The weights of this process that are equal to these, or these."""
+    import hashlib  # not at each start, for it takes OpenSSL along
+
     digest = hashlib.sha256(repr((weights.spec, weights.preprocessing, weights.source_sha256)).encode())
     for name, array in sorted(weights.parameters.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -142,6 +143,8 @@ class Embedder:
         parts = [self.spec.to_dict(), self.preprocessing.to_dict(), normalize, decode]
         text = json.dumps(parts, sort_keys=True)
         if text not in self._identities:
+            import hashlib
+
             digest = hashlib.sha256(text.encode())
             for name, array in sorted(self.weights.parameters.items()):
                 digest.update(name.encode())

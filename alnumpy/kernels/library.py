@@ -7,8 +7,6 @@ load instead, ALNUMPY_TARGET a level that is less than this CPU (as in ``target.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -121,16 +119,22 @@ def _has(feature: str) -> bool:
 
 def manifest() -> Any:
     """What the libraries were made from and with, and the SHA-256 of each."""
+    import json  # not at each start
+
     return json.loads((FOLDER / MANIFEST).read_text())
 
 
 def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
+    import hashlib
+
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sources_digest() -> str:
     """SHA-256 of the kernels' sources, as the manifest records it."""
+    import hashlib
+
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in OTHERS):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
