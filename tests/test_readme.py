@@ -1,4 +1,4 @@
-"""Every example of the README runs as it is written."""
+"""Every example of the README and of the pages in docs/ runs as it is written, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from PIL import Image
 from alnumpy import SPECS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+EXAMPLES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("GALLERY", "LIBRARY", "CONVERTING", "DUPLICATES"))]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def lines(page):
+    return re.findall(r"^\$ (.*)$", "".join(blocks(page, "console")), re.M)
 
 
 @pytest.fixture(scope="module")
@@ -30,45 +36,93 @@ def desk(tmp_path_factory):
     (folder / "pictures").mkdir()
     for name, digit in zip(("a.png", "b.png"), DIGITS, strict=False):
         shutil.copy(digit, folder / "pictures" / name)
+    shutil.copy(DIGITS[0], folder / "pictures" / "copy.png")
     Image.open(DIGITS[0]).resize((90, 60)).save(folder / "photo.jpg")
-    (folder / "tools").symlink_to(ROOT / "tools")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(desk):
+    """The reader's own model, as a module and as a checkpoint."""
     torch = pytest.importorskip("torch")
     from torch_network import from_arrays
 
     spec = SPECS["alnet"]
-    torch.save(from_arrays(spec, random_params(spec), classes=3).state_dict(), folder / "my_checkpoint.pt")
-    return folder
+    torch.save(from_arrays(spec, random_params(spec), classes=3).state_dict(), desk / "my_checkpoint.pt")
+    (desk / "my_project.py").write_text("import torch\nmodel = torch.nn.Flatten()\n")
+
+
+def run(command, desk, **options):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "XDG_DATA_HOME": str(desk / "data")}
+    return subprocess.run(command, cwd=desk, capture_output=True, text=True, check=False, env=environment, **options)
 
 
 def test_python_examples(desk):
-    code = "".join(blocks("python"))
-    result = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=False)
+    result = run([sys.executable, "-c", "".join(blocks(ROOT / "docs/LIBRARY.md", "python"))], desk)
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"^photo.jpg: \[.*\]\n.*\nnearest: [01]$", result.stdout, re.M)
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ (.*)$", "".join(blocks("console")), re.M))
-def test_console_examples(desk, line):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        line,
-        shell=True,
-        cwd=desk,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PATH": path, "XDG_DATA_HOME": str(desk / "data")},
-    )
+def test_the_example_for_against_writes_both_arrays(desk, model):
+    import numpy as np
+
+    result = run([sys.executable, "-c", "".join(blocks(ROOT / "docs/CONVERTING.md", "python"))], desk)
+    assert result.returncode == 0, result.stderr
+    with np.load(desk / "against.npz") as found:
+        assert found["input"].shape == (2, 3, 128, 128)
+        np.testing.assert_array_equal(found["embedding"], found["input"].reshape(2, -1))
+
+
+@pytest.mark.parametrize(("page", "line"), [(page.stem, line) for page in EXAMPLES for line in lines(page)])
+def test_console_examples(desk, page, line, request):
+    if re.search("my_(checkpoint|weights)", line):
+        request.getfixturevalue("model")
+    result = run(line, desk, shell=True)
     assert result.returncode == 0, result.stderr
     written = re.search(r"(?:--output|-o) (\S+)", line)
     assert (desk / written[1]).stat().st_size if written else result.stdout
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://doi.org/") or (ROOT / target).exists(), target
+def test_no_page_has_examples_that_are_not_run():
+    assert [page.stem for page in DOCS if page not in EXAMPLES and blocks(page, "console")] == []
 
 
-def test_the_picture_of_the_first_command_is_there():
-    assert len(blocks("sh")) == 2
-    assert (ROOT / blocks("sh")[0].split()[-1]).exists()
+def anchors(page):
+    """The names that links give to the headings of a page: lower case, hyphens for spaces, no other punctuation."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *DOCS], ids=lambda page: page.stem)
+def test_links_lead_to_a_file_or_a_heading(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+
+
+def test_the_first_commands_name_pictures_that_ship():
+    first, second = blocks(README, "sh")
+    paths = re.findall(r"tests/\S+", first)
+    assert len(paths) == 2
+    assert all((ROOT / path).exists() for path in paths)
+    assert "pytest" in second
+
+
+def test_the_readme_shows_what_its_search_prints(tmp_path):
+    first = blocks(README, "sh")[0].replace(".venv/bin/", "").replace(".venv/", f"{tmp_path}/")
+    first = first.replace("tests/data", str(ROOT / "tests/data"))
+    for line in first.splitlines()[1:]:
+        result = run([sys.executable, "-m", *line.split()], tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "results.html").stat().st_size
+    shown = next(text for text in blocks(README, "text") if text.startswith("0.0000"))
+    pattern = re.compile(r"^(\S+)\t\S*/(\S+?)(\tsame)?$", re.M)
+    for ours, theirs in zip(pattern.findall(result.stdout), pattern.findall(shown), strict=True):
+        assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=2e-3)
+        assert ours[1:] == theirs[1:]
