@@ -193,6 +193,8 @@ def test_wrong_bodies_are_named(client, monkeypatch):
         assert "base64" in post(client, "/search", wrong, 400, content_type="application/json")["error"]
     monkeypatch.setattr(asking, "MAX_UPLOAD", 10)
     assert "MB" in post(client, "/search", b"x" * 11, 413)["error"]
+    monkeypatch.setattr(asking, "MAX_TEXT", 5)
+    assert "MB" in post(client, "/search", b"x" * 6, 413, content_type="application/json")["error"]
 
 
 def test_an_unknown_id_is_not_found(client):

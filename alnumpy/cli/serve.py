@@ -118,18 +118,27 @@ def run_serve(args: argparse.Namespace) -> int:
         thumbnails.Thumbnails(cache, args.max_pixels),
         walls.Walls(args.host, token, f"alnumpy-{args.port}"),
         indexing.Indexing(open_to_index, args.index, args.watch, warn) if wanted else None,
-        lambda error: traceback.print_exception(error) if args.debug else warn(f"{type(error).__name__}: {error}"),
+        lambda error: surprise(error, args.debug),
     )
     server.quiet(warn)
     listening = server.Server(app.create_app(service), service.walls, args.port)
     link = listening.address() + (f"?token={token}" if token else "")
     if token:
+        warn("whoever has the link sees the pictures; it is not encrypted, so use it in a network that you trust")
         print(code(link))
     print(link, flush=True)
     if service.indexing is not None:
         service.indexing.start()
     listening.run()  # until Ctrl-C, which waits for nothing: what is not stored by then, the next index finds
     return 0
+
+
+def surprise(error: Exception, debug: bool) -> None:
+    """Tells of a fault of this program."""
+    if debug:
+        traceback.print_exception(error)
+    else:
+        warn(f"{type(error).__name__}: {error}; alnumpy --debug serve shows where")
 
 
 def code(text: str) -> str:

@@ -219,7 +219,7 @@ ROUTES = {
 def create_app(service: Service) -> Flask:
     """The application, for any WSGI server."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = asking.MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = asking.MAX_UPLOAD
     app.before_request(lambda: guard(service.walls))
     app.after_request(harden)
     app.register_error_handler(Ended, refuse)

@@ -16,8 +16,8 @@ from ..filters import is_date
 from ..likeness import LEVELS
 
 MAX_UPLOAD = 50_000_000  # bytes of a picture
+MAX_TEXT = 20_000_000  # bytes of one in base64, which takes several times as much memory
 TIMES = 20  # that a parameter may be given
-MAX_BODY = MAX_UPLOAD * 4 // 3 + 4096  # of a request: a picture in base64
 
 T = TypeVar("T")
 
@@ -135,7 +135,10 @@ def body() -> bytes:
     """The picture that a request brings: its bytes, or JSON with them in base64, which a template can write."""
     if request.mimetype == "multipart/form-data":
         end(415, "send the bytes of the picture as they are: curl --data-binary @photo.jpg")
+    most = MAX_TEXT if request.mimetype == "application/json" else MAX_UPLOAD
     data = request.get_data(cache=False)
+    if len(data) > most:
+        end(413, f"the body may have {most // 1_000_000} MB")
     if request.mimetype == "application/json":
         try:
             data = base64.b64decode(json.loads(data)["picture"].rpartition("base64,")[2])
@@ -143,6 +146,4 @@ def body() -> bytes:
             end(400, 'as JSON a picture is {"picture": "..."}, its bytes in base64')
     if not data:
         end(400, "send the bytes of a picture")
-    if len(data) > MAX_UPLOAD:
-        end(413, f"a picture may have {MAX_UPLOAD // 1_000_000} MB")
     return data

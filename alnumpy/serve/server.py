@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -25,14 +26,12 @@ from waitress.utilities import Error
 
 from ..errors import AlnumpyError
 from .app import HEADERS
-from .asking import MAX_BODY
+from .asking import MAX_UPLOAD
 from .walls import EVERY_ADDRESS, Walls
 
 THREADS = 32  # most of which wait, while a few decode: so that a thumbnail needs not wait for uploads
 CONNECTIONS = 200
-BODIES = (
-    4 * MAX_BODY
-)  # bytes of all requests that are being received or answered; they are on disk where they are large
+BODIES = 4 * MAX_UPLOAD  # bytes of all bodies that are being received or answered; the large ones are on disk
 HEADER = 32 * 1024  # bytes of all headers of a request
 IDLE = 30  # seconds that a connection may be silent
 PATIENCE = 120  # seconds that a request may take to arrive, and an answer to leave
@@ -152,11 +151,11 @@ class Server(TcpWSGIServer):
                 channel_timeout=IDLE,
                 cleanup_interval=5,
                 max_request_header_size=HEADER,
-                max_request_body_size=MAX_BODY,
+                max_request_body_size=MAX_UPLOAD + 1,  # from which on it refuses
                 ident="alnumpy",
                 server_name="alnumpy",
                 clear_untrusted_proxy_headers=True,
-                asyncore_use_poll=hasattr(__import__("select"), "poll"),
+                asyncore_use_poll=hasattr(select, "poll"),
             )
             super().__init__(application, adj=adjustments, map={})
         except (OSError, ValueError) as error:
@@ -179,15 +178,16 @@ class Server(TcpWSGIServer):
 
     def address(self) -> str:
         """The address that others reach it by."""
-        host = own_address() if self.walls.host in EVERY_ADDRESS else self.walls.host
+        host = own_address(self.family) if self.walls.host in EVERY_ADDRESS else self.walls.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.effective_port}/"
 
 
-def own_address() -> str:
+def own_address(family: int) -> str:
     """This computer's address in its network, or its name; nothing is sent to find it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    nobody = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation: RFC 3849, RFC 5737
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # no computer has this address (RFC 5737); the system chooses a way to it
+            probe.connect((nobody, 9))  # the system chooses a way to it, which begins at our address
         except OSError:
             return f"{socket.gethostname()}.local"
         return str(probe.getsockname()[0])

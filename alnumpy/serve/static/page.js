@@ -17,8 +17,9 @@ let wanted = STEP; // results asked for
 let turn = 0; // of the view that is shown, so that a late answer to an earlier one is dropped
 let picture = null; // the query: {width, height} of the whole picture
 
-function make(tag, properties = {}, ...children) {
+function make(tag, { label, ...properties } = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
+  if (label) element.setAttribute("aria-label", label);
   element.append(...children);
   return element;
 }
@@ -48,7 +49,7 @@ function address(changes, kept = [...parameters().keys()]) {
     next.delete(name);
     for (const one of [value].flat()) if (one) next.append(name, one);
   }
-  return next.size ? `/?${next}` : "/";
+  return String(next) ? `/?${next}` : "/";
 }
 
 function go(to, replace = false) {
@@ -99,13 +100,13 @@ function thumbnail(item) {
 function bar(item, largest) {
   const fill = make("span");
   fill.style.width = `${largest ? (100 * item.distance) / largest : 0}%`;
-  const line = make("p", { className: "distance" }, make("span", { className: "bar", ariaHidden: "true" }, fill));
+  const line = make("p", { className: "distance" }, make("span", { className: "bar" }, fill));
   line.append(make("span", { className: "number" }, item.distance.toFixed(3)));
   return line;
 }
 
 function tile(item, index) {
-  const enlarge = make("button", { type: "button", className: "enlarge", ariaLabel: `View ${name(item.path)} large` }, "⤢");
+  const enlarge = make("button", { type: "button", className: "enlarge", label: `View ${name(item.path)} large` }, "⤢");
   enlarge.addEventListener("click", () => view(index));
   const facts = make("div", { className: "facts" });
   if (item.distance !== undefined) {
@@ -116,7 +117,7 @@ function tile(item, index) {
   }
   facts.append(make("p", { title: item.path }, places(item.path)));
   facts.append(make("p", { className: "quiet" }, when(item.date)));
-  const link = make("a", { className: "go", href: like(item.id), ariaLabel: `Find pictures like ${name(item.path)}` });
+  const link = make("a", { className: "go", href: like(item.id), label: `Find pictures like ${name(item.path)}` });
   link.append(thumbnail(item));
   return make("li", { className: "tile" }, link, enlarge, facts);
 }
@@ -146,8 +147,9 @@ async function show() {
   $("drop").hidden = asked() || Boolean(duplicates);
   $("narrow").hidden = Boolean(duplicates);
   $("levels").hidden = !duplicates;
-  $("to-search").ariaCurrent = duplicates ? null : "page";
-  $("to-duplicates").ariaCurrent = duplicates ? "page" : null;
+  const [here, there] = duplicates ? ["to-duplicates", "to-search"] : ["to-search", "to-duplicates"];
+  $(here).setAttribute("aria-current", "page");
+  $(there).removeAttribute("aria-current");
   for (const field of $("filters").elements) {
     if (field.type === "checkbox") field.checked = now.get(field.name) === "1";
     else if (field.name) field.value = now.get(field.name) ?? "";
@@ -459,7 +461,7 @@ function addGroups(answer) {
 function groupElement(group, index) {
   const saved = group.filter((member) => !member.kept).reduce((sum, member) => sum + member.bytes, 0);
   const members = group.map((member, at) => {
-    const link = make("a", { className: "go", href: `/pictures/${member.id}`, ariaLabel: `Compare ${name(member.path)}` });
+    const link = make("a", { className: "go", href: `/pictures/${member.id}`, label: `Compare ${name(member.path)}` });
     link.append(thumbnail(member));
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -469,7 +471,7 @@ function groupElement(group, index) {
     return make("li", { className: "member" }, link, facts(member, group[0]));
   });
   const title = `${count(group.length, "picture")}, ${size(saved)} besides the first`;
-  return make("section", { className: "group", ariaLabel: name(group[0].path) }, make("h3", {}, title), make("ul", {}, ...members));
+  return make("section", { className: "group", label: name(group[0].path) }, make("h3", {}, title), make("ul", {}, ...members));
 }
 
 // Facts of a picture, and which of them differ from those of another.
