@@ -292,6 +292,15 @@ def test_pictures_are_shown_small_upright_and_without_metadata(client, library):
         assert b"secret" not in response.data
 
 
+def test_a_comment_is_not_passed_on():
+    data = io.BytesIO()
+    Image.new("P", (30, 20)).save(data, "GIF", comment=b"secret")
+    assert b"secret" in data.getvalue()
+    small = thumbnails.smaller(data, "a.gif", 10, 1000)
+    assert Image.open(io.BytesIO(small)).size == (10, 7)
+    assert b"secret" not in small
+
+
 def test_a_file_that_is_not_the_picture_any_more_is_not_shown(client, service, library, tmp_path):
     """Neither another picture, nor a link to a file of somebody else, nor a pipe, which would be waited for."""
     data = (library / "below" / "b.png").read_bytes()
@@ -311,6 +320,8 @@ def test_a_file_that_is_not_the_picture_any_more_is_not_shown(client, service, l
     assert client.get(f"/thumbnails/{sha(data)}").status_code == 200
     path.unlink()
     assert client.get(f"/thumbnails/{sha(data)}").status_code == 200  # which is kept
+    with thumbnails.opened(os.devnull, sha(b"")) as file:
+        assert file is None  # a device may have no end
     for address in (f"/thumbnails/{path}", "/thumbnails/../../etc/passwd", "/pictures/%2e%2e%2fgallery.db", "/page.py"):
         assert client.get(address).status_code == 404
 
