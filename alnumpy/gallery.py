@@ -306,12 +306,13 @@ class Gallery:
         in a trash folder come last. With ``reference``, only groups with a picture there. Of links to one file the
         first counts, and of identical files only those that are there.
 
-        Raises GalleryError where no distance has been measured for the gallery's network and settings.
+        Raises GalleryError where no distance has been measured for the gallery's network and settings, and where more
+        than ten million pairs of pictures are within the distance.
         """
         distance = likeness.threshold(self.settings, like) if isinstance(like, str) else like
         with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
             check_unchanged(db, self.settings)
-            near = {} if distance is None else pairs.near(Snapshot(db, self.settings), distance)
+            near = pairs.near(Snapshot(db, self.settings), distance) if distance is not None else lambda _: []
             return groups.duplicates(db, near, keep, [os.fspath(path) for path in scan.several(reference)])
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from .database import Database
@@ -50,18 +50,20 @@ class _Picture(NamedTuple):
 
 def duplicates(
     db: Database,
-    near: Mapping[bytes, Sequence[tuple[bytes, float]]],
+    near: Callable[[bytes], Sequence[tuple[bytes, float]]],
     keep: str = "pixels",
     reference: Sequence[str] = (),
 ) -> list[list[Member]]:
     """Groups of a picture and all that are near it, taken in the order of whom to keep, sorted by the first's path.
 
-    ``near``: for contents those within some distance, and how far: so no two of a group are farther apart than twice
+    ``near``: for a content those within some distance, and how far: so no two of a group are farther apart than twice
     that distance. First come pictures below ``reference`` folders, and groups without one are left out where there are
     such folders; then pictures with the most pixels, then bytes, then the oldest (``keep`` says which counts first);
     last those in a trash folder. Of links to one file the first counts, and of identical files only those that are
     there.
     """
+    if keep not in KEEP:
+        raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {keep!r}")
     copies: dict[bytes, list[_Picture]] = defaultdict(list)
     for picture in sorted(_pictures(db, reference), key=lambda picture: _order(picture, keep)):
         copies[picture.content].append(picture)  # contents by their first pictures
@@ -69,9 +71,11 @@ def duplicates(
     taken: set[bytes] = set()
     groups = []
     for content, pictures in copies.items():
-        if content in taken or (content not in near and len(pictures) == 1):
+        if content in taken:
             continue
-        others = sorted((rank[other], other, apart) for other, apart in near.get(content, ()) if other in rank)
+        others = sorted((rank[other], other, apart) for other, apart in near(content) if other in rank)
+        if not others and len(pictures) == 1:
+            continue
         distances = {content: 0.0} | {other: apart for _, other, apart in others if other not in taken}
         taken.update(distances)
         found = shown(db, (picture for member in distances for picture in copies[member]))

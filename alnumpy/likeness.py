@@ -31,6 +31,8 @@ def measured(settings: Settings) -> tuple[float, float] | None:
 
 def threshold(settings: Settings, like: str) -> float | None:
     """The distance of a level; None for identical files. Raises GalleryError where the network was not measured."""
+    if like not in LEVELS:
+        raise ValueError(f"like must be one of {', '.join(LEVELS)}, or a distance, not {like!r}")
     if like == "exact":
         return None
     if (distances := measured(settings)) is None:

@@ -6,20 +6,23 @@ that are left, and the rest are compared by whole rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from . import packed, sketch
+from .errors import GalleryError
 from .packed import LARGEST, ROUNDING, Packed
 from .sketch import Sketches
 from .snapshot import Snapshot
 
 Array = np.ndarray
+Near = Callable[[bytes], list[tuple[bytes, float]]]  # contents near one, and how far; by their hashes
 
 LEADING = 64  # components that are compared first
 TILE = 1024  # contents whose pairs with as many others are compared at once
 REFINED = 2048  # pairs of sketches compared at once
+MOST = 10_000_000  # pairs that are held: half a gigabyte
 FARTHEST = 3e38  # a squared distance that is below infinity
 
 
@@ -129,18 +132,30 @@ def _read(snapshot: Snapshot) -> Sketches:
     return together.some(np.argsort(together.codes[:, 0] * together.scales, kind="stable"))
 
 
-def near(snapshot: Snapshot, distance: float) -> dict[bytes, list[tuple[bytes, float]]]:
-    """For each content those within a distance, and how far; contents by their hashes."""
-    found = [
-        pair
-        for a, b, distances in pairs(snapshot, distance)
-        for pair in zip(a.tolist(), b.tolist(), distances.tolist(), strict=True)
-    ]
-    pictures = snapshot.pictures(np.unique(np.array([rowid for *both, _ in found for rowid in both], np.int64)))
-    near: dict[bytes, list[tuple[bytes, float]]] = {}
-    for i, j, apart in found:
-        if i in pictures and j in pictures:
-            (one, _), (other, _) = pictures[i], pictures[j]
-            near.setdefault(one, []).append((other, apart))
-            near.setdefault(other, []).append((one, apart))
-    return near
+def near(snapshot: Snapshot, distance: float) -> Near:
+    """For each content those within a distance, and how far. Raises GalleryError where they are too many to hold."""
+    found = []
+    count = 0
+    for part in pairs(snapshot, distance):
+        found.append(part)
+        count += len(part[0])
+        if count > MOST:
+            raise GalleryError(
+                f"{snapshot.db.path}: more than {MOST:,} pairs of pictures are within {distance:g} of each other; "
+                "take a smaller distance"
+            )
+    none = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    a, b, distances = map(np.concatenate, zip(none, *found, strict=True))
+    contents = {rowid: hash for rowid, (hash, _) in snapshot.pictures(np.concatenate([a, b])).items()}
+    rowids = {hash: rowid for rowid, hash in contents.items()}
+    order = np.argsort(np.concatenate([a, b]), kind="stable")
+    a, b, distances = np.concatenate([a, b])[order], np.concatenate([b, a])[order], np.tile(distances, 2)[order]
+
+    def of(content: bytes) -> list[tuple[bytes, float]]:
+        if (rowid := rowids.get(content)) is None:
+            return []
+        part = slice(*np.searchsorted(a, [rowid, rowid + 1]))
+        others = zip(b[part].tolist(), distances[part].tolist(), strict=True)
+        return [(contents[other], apart) for other, apart in others if other in contents]
+
+    return of

@@ -157,7 +157,7 @@ def test_no_group_is_wider_than_twice_the_distance(tmp_path):
             db.run("INSERT INTO contents (hash, width, height, embedding) VALUES (?, ?, 1, x'')", [name, 100 - i])
             db.run("INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '', 0)",
                    [name, name])  # fmt: skip
-        result = groups.duplicates(db, chain)
+        result = groups.duplicates(db, chain.__getitem__)
     assert [[(member.path, member.distance) for member in group] for group in result] == [
         [("/a", 0.0), ("/b", 1.0)], [("/c", 0.0), ("/d", 0.5)]
     ]  # fmt: skip

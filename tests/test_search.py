@@ -12,7 +12,7 @@ import pytest
 from galleries import SMALL, change, names, noise, small_weights
 from PIL import Image
 
-from alnumpy import Embedder, ImageError, filters, listing, packed
+from alnumpy import Embedder, GalleryError, ImageError, filters, listing, packed, pairs
 from alnumpy.gallery import Gallery, Match
 from alnumpy.packed import encode, row_length
 
@@ -146,6 +146,13 @@ def test_groups_are_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypa
         opened.index(tmp_path)
         vectors = np.stack([row.embedding for row in opened])
         distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(pairs, "MOST", 350)  # of 351
+            with pytest.raises(GalleryError, match="more than 350 pairs of pictures are within 1e\\+09 of each other"):
+                opened.groups(1e9)
+        for wrong in ({"like": "same"}, {"like": 0, "keep": "best"}):
+            with pytest.raises(ValueError, match="must be one of"):
+                opened.groups(**wrong)
         exact = opened.groups(0)
         assert [sorted(names(group)) for group in exact] == [[f"{i:02}.png", f"{i + 27}.png"] for i in range(3)]
         assert all(member.distance == 0 and member.same for group in exact for member in group)
