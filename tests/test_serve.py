@@ -269,7 +269,7 @@ def test_duplicates_are_those_of_the_gallery(client, service, library):
 
 
 def test_groups_that_cannot_be_found_say_why(service):
-    grouped = grouping.Grouping(service.gallery)
+    grouped = grouping.Grouping(service.gallery, service.tell)
     grouped.ask("near", False)  # of a network that was not measured
     while (answer := grouped.ask("near", False)).working:
         time.sleep(0.01)
@@ -508,6 +508,24 @@ def test_what_nobody_expected_is_told_in_one_place(service, monkeypatch):
     assert [type(error) for error in told] == [ZeroDivisionError]
 
 
+def test_what_nobody_expected_in_a_thread_is_told_and_ends_its_work():
+    class Broken:
+        def groups(self, like):
+            raise ZeroDivisionError(like)
+
+    told = []
+    grouped = grouping.Grouping(Broken(), told.append)
+    while grouped.ask("near", False).working:
+        time.sleep(0.01)
+    assert "see what alnumpy serve has printed" in grouped.ask("near", False).fault
+    index = indexing.Indexing(lambda: 1 / 0, [], None, pytest.fail, told.append)
+    index.start()
+    while index.state()["running"]:
+        time.sleep(0.01)
+    assert "see what alnumpy serve has printed" in index.state()["fault"]
+    assert [type(error) for error in told] == [ZeroDivisionError] * 2
+
+
 @pytest.mark.parametrize(("error", "status"), [(GalleryError("damaged"), 500), (MemoryError(), 503)])
 def test_faults_of_the_gallery_and_the_machine(client, service, monkeypatch, error, status):
     def fail():
@@ -529,7 +547,7 @@ def test_an_index_tells_how_far_it_is_and_its_pictures_appear(service, library, 
     def open_gallery():
         return Gallery(tmp_path / "gallery.db", embedder, "a", batch_size=2)
 
-    index = service.indexing = indexing.Indexing(open_gallery, [str(library)], None, told.append)
+    index = service.indexing = indexing.Indexing(open_gallery, [str(library)], None, told.append, told.append)
     record = index._set
 
     def slow(**fields):
@@ -561,7 +579,7 @@ def test_an_index_that_fails_says_so_once_and_goes_on(library, tmp_path, embedde
             raise GalleryError("another alnumpy is writing to it")
         return Gallery(tmp_path / "gallery.db", embedder, "a")
 
-    index = indexing.Indexing(open_gallery, [], 1, told.append)
+    index = indexing.Indexing(open_gallery, [], 1, told.append, told.append)
     monkeypatch.setattr(indexing.time, "sleep", lambda seconds: time.monotonic() if len(looks) < 4 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         index._run()

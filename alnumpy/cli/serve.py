@@ -112,13 +112,20 @@ def run_serve(args: argparse.Namespace) -> int:
     token = "" if walls.is_local(args.host) else walls.read_token(data_folder())
     kept = cache_folder()
     cache = thumbnails.Cache(kept and kept / thumbnails.CACHE_FILE, args.thumbnails * 1_000_000)
+
+    def surprised(error: Exception) -> None:
+        if args.debug:
+            traceback.print_exception(error)
+        else:
+            warn(f"{type(error).__name__}: {error}; alnumpy --debug serve shows where")
+
     service = app.Service(
         gallery,
         catalog.Catalog(gallery.path),
         thumbnails.Thumbnails(cache, args.max_pixels),
         walls.Walls(args.host, token, f"alnumpy-{args.port}"),
-        indexing.Indexing(open_to_index, args.index, args.watch, warn) if wanted else None,
-        lambda error: surprise(error, args.debug),
+        indexing.Indexing(open_to_index, args.index, args.watch, warn, surprised) if wanted else None,
+        surprised,
     )
     server.quiet(warn)
     listening = server.Server(app.create_app(service), service.walls, args.port)
@@ -131,14 +138,6 @@ def run_serve(args: argparse.Namespace) -> int:
         service.indexing.start()
     listening.run()  # until Ctrl-C, which waits for nothing: what is not stored by then, the next index finds
     return 0
-
-
-def surprise(error: Exception, debug: bool) -> None:
-    """Tells of a fault of this program."""
-    if debug:
-        traceback.print_exception(error)
-    else:
-        warn(f"{type(error).__name__}: {error}; alnumpy --debug serve shows where")
 
 
 def code(text: str) -> str:

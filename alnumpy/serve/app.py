@@ -65,7 +65,7 @@ class Service:
     decoding: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(DECODING))
 
     def __post_init__(self) -> None:
-        self.grouping = Grouping(self.gallery)
+        self.grouping = Grouping(self.gallery, self.tell)
 
     # Searching
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock, Thread
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ class Answer(NamedTuple):
 class Grouping:
     """Finds groups, one kind at a time, and keeps the last of each kind."""
 
-    def __init__(self, gallery: Gallery):
+    def __init__(self, gallery: Gallery, surprised: Callable[[Exception], None]):
         self._gallery = gallery
+        self._surprised = surprised  # told what nobody expected
         self._lock = Lock()
         self._found: dict[str | float, Answer] = {}
         self._working: str | float | None = None
@@ -43,6 +45,8 @@ class Grouping:
             answer = Answer(self._gallery.groups(like), False)
         except (AlnumpyError, MemoryError) as error:
             answer = Answer([], False, str(error) or "out of memory")
+        except Exception as error:
+            self._surprised(error)
         finally:
             with self._lock:
                 if len(self._found) > 20:  # kinds, as each distance is one

@@ -19,7 +19,7 @@ NICE = 10
 class Indexing:
     """Brings a gallery up to date with folders: once, or every so many seconds.
 
-    ``tell`` is called with each fault, once as long as it lasts.
+    ``tell`` is called with each fault, once as long as it lasts, and ``surprised`` with what nobody expected.
     """
 
     def __init__(
@@ -28,11 +28,13 @@ class Indexing:
         folders: list[str],
         seconds: int | None,
         tell: Callable[[object], None],
+        surprised: Callable[[Exception], None],
     ):
         self._open = open_gallery
         self._folders = folders  # none: those that were indexed before
         self._seconds = seconds
         self._tell = tell
+        self._surprised = surprised
         self._told: set[str] = set()
         self._lock = Lock()
         self._state: dict[str, Any] = {"running": False, "done": 0, "total": 0, "looks": 0, "failed": 0, "fault": None}
@@ -77,6 +79,10 @@ class Indexing:
         except (AlnumpyError, OSError, MemoryError) as error:  # as while another process writes
             faults = [str(error)]
             self._set(fault=str(error))
+        except Exception as error:
+            faults = []
+            self._set(fault="a fault of alnumpy; see what alnumpy serve has printed")
+            self._surprised(error)
         for fault in faults:
             if fault not in self._told:
                 self._tell(fault)
