@@ -12,14 +12,14 @@ LEVELS = ("exact", "near", "similar")
 # copies are that programs make (near: other formats, smaller, a little brighter) and that people make (similar: cropped
 # by a tenth, turned by 2 degrees, a fifth brighter). Printed by tools/measure_copies.py; docs/DUPLICATES.md has more.
 DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
-    ("alnet-photo", 48, False, False): (0.81, 1.1),
-    ("alnet-photo", 48, True, False): (0.4, 0.5),
-    ("alnet-photo", 48, False, True): (0.74, 0.99),
-    ("alnet-photo", 48, True, True): (0.35, 0.46),
-    ("efficientnet-lite0", 128, False, False): (16.0, 19.0),
-    ("efficientnet-lite0", 128, True, False): (0.48, 0.56),
-    ("efficientnet-lite0", 128, False, True): (14.0, 17.0),
-    ("efficientnet-lite0", 128, True, True): (0.45, 0.51),
+    ("alnet-photo", 48, False, False): (0.86, 1.2),
+    ("alnet-photo", 48, True, False): (0.4, 0.55),
+    ("alnet-photo", 48, False, True): (0.77, 1.1),
+    ("alnet-photo", 48, True, True): (0.36, 0.5),
+    ("efficientnet-lite0", 128, False, False): (12.0, 19.0),
+    ("efficientnet-lite0", 128, True, False): (0.38, 0.56),
+    ("efficientnet-lite0", 128, False, True): (11.0, 18.0),
+    ("efficientnet-lite0", 128, True, True): (0.35, 0.52),
 }
 
 

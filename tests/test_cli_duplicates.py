@@ -6,9 +6,13 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ from alnumpy import groups, likeness
 from alnumpy.cli import common
 from alnumpy.database import Database
 from alnumpy.gallery import Gallery
+
+ROOT = Path(__file__).parents[1]
 
 
 def photo(seed, size=(240, 160)):
@@ -170,3 +176,26 @@ def test_no_group_is_wider_than_twice_the_distance(tmp_path):
 )  # fmt: skip
 def test_trash_folders(path, trash):
     assert bool(groups.TRASH.search(path)) == trash
+
+
+def test_the_page_has_the_levels():
+    page = (ROOT / "docs" / "DUPLICATES.md").read_text()
+    for name, size in (("alnet-photo", 48), ("efficientnet-lite0", 128)):
+        cells = re.search(rf"^\| {name}, {size} pixels \| (.*) \|$", page, re.M)[1].split(" | ")
+        keys = [(name, size, normalize, flip) for flip in (False, True) for normalize in (False, True)]
+        assert [tuple(map(float, cell.split(", "))) for cell in cells] == [likeness.DISTANCES[key] for key in keys]
+
+
+def test_levels_are_measured(tmp_path):
+    """On few pictures, large enough that half of them counts: the numbers are the largest of the tables."""
+    for seed in range(3):
+        photo(seed, (160, 120)).save(tmp_path / f"{seed}.png")
+    command = [sys.executable, ROOT / "tools" / "measure_copies.py", tmp_path, "alnet-mnist", "--enlarged", "2"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    tables = re.findall(r"\*\*near, similar\*\* \| (.*) \|", out)
+    assert len(tables) == 3
+    assert re.findall(r"^\| (half the size.*?) \|", out, re.M) == ["half the size"] * 3
+    first = [tuple(map(float, table.split(" | ")[0].split(", "))) for table in tables]
+    near, similar = map(float, re.search(r"'alnet-mnist', 28, False, False\): \((.*), (.*)\)", out).groups())
+    assert (near, similar) == (max(near for near, _ in first), max(similar for _, similar in first))
+    assert 0 < near <= similar

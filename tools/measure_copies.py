@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Measures how far altered copies of pictures are from them, and other pictures, for each network and setting.
 
-python tools/measure_copies.py FOLDER [WEIGHTS ...] prints the table of docs/DUPLICATES.md and the numbers of
-alnumpy/likeness.py. FOLDER holds photographs that show different things.
+python tools/measure_copies.py FOLDER [WEIGHTS ...] prints the tables of docs/DUPLICATES.md and the numbers of
+alnumpy/likeness.py. FOLDER holds photographs that show different things. Pictures and copies are files, decoded as a
+gallery decodes them: as they are, and enlarged, when fast decoding has something to do.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,19 @@ from PIL import Image, ImageEnhance, ImageOps
 import alnumpy
 from alnumpy import images, postprocess, weights
 
-Change = Callable[[Image.Image], Image.Image]
+Change = Callable[[Image.Image], Image.Image | bytes]
+
+
+def saved(image: Image.Image, format: str = "JPEG", quality: int = 95) -> bytes:
+    """A picture as a lossy file."""
+    file = io.BytesIO()
+    image.save(file, format, quality=quality)
+    return file.getvalue()
 
 
 def encoded(format: str, quality: int) -> Change:
-    """Through a lossy file."""
-
-    def change(image: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        image.save(file, format, quality=quality)
-        return Image.open(file).convert("RGB")
-
-    return change
+    """Saved once more."""
+    return lambda image: saved(image, format, quality)
 
 
 def scaled(factor: float) -> Change:
@@ -79,63 +81,82 @@ CHANGES: list[tuple[str, str, Change]] = [
     ("", "grey", lambda image: ImageOps.grayscale(image).convert("RGB")),
 ]
 SHARE = 0.95  # of the copies that a level's distance must find
+SETTINGS = ("as it is", "normalised", "flipped", "normalised, flipped")
 
 
-def settings() -> Iterator[tuple[bool, bool]]:
-    """Whether embeddings are L2-normalised, and averaged with the mirrored picture's."""
-    yield from ((False, False), (True, False), (False, True), (True, True))
+def embeddings(embedder: alnumpy.Embedder, files: list[bytes], fast: bool) -> list[np.ndarray]:
+    """Embeddings (N, D) of picture files for each of SETTINGS, as a gallery makes them."""
+    draft = embedder.preprocessing.draft if fast else 0
+    x = np.stack([images.load(file, embedder.preprocessing, draft=draft)[0] for file in files])
+    plain, flipped = embedder.forward(x), postprocess.average_mirrored(embedder.forward, x)
+    return [plain, postprocess.l2_normalize(plain), flipped, postprocess.l2_normalize(flipped)]
 
 
-def embeddings(embedder: alnumpy.Embedder, pictures: list[Image.Image], normalize: bool, flip: bool) -> np.ndarray:
-    """Embeddings (N, D) of pictures, as a gallery with these settings has them."""
-    x = np.stack([images.preprocess(picture, embedder.preprocessing) for picture in pictures])
-    vectors = postprocess.average_mirrored(embedder.forward, x) if flip else embedder.forward(x)
-    return postprocess.l2_normalize(vectors) if normalize else vectors
+def measure(embedder: alnumpy.Embedder, originals: list[bytes], fast: bool) -> tuple[list[str], np.ndarray]:
+    """The rows of a table, and the levels (2, settings)."""
+    pictures = [images.read(file) for file in originals]
+    side = min(min(picture.size) for picture in pictures)
+    whole = embeddings(embedder, originals, fast)
+    rows = []
+    levels: dict[str, list[list[float]]] = {"near": [], "similar": []}
+    for level, title, change in CHANGES:
+        made = [change(picture) for picture in pictures]
+        copies = embeddings(embedder, [copy if isinstance(copy, bytes) else saved(copy) for copy in made], fast)
+        apart = [np.linalg.norm(a - b, axis=1) for a, b in zip(whole, copies, strict=True)]
+        far = [float(np.quantile(d, SHARE)) for d in apart]
+        counts = level and (
+            title != "half the size" or side // 2 >= embedder.preprocessing.draft
+        )  # else it lost too much
+        if counts:
+            levels[level].append(far)
+        cells = [f"{np.median(d):.3g} / {q:.3g}" for d, q in zip(apart, far, strict=True)]
+        rows.append(f"| {title}{'' if counts else ' *'} | {' | '.join(cells)} |")
+    found = np.array([np.max(levels["near"], 0), np.max([*levels["near"], *levels["similar"]], 0)])
+    nearest = []
+    for vectors in whole:
+        apart = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+        np.fill_diagonal(apart, np.inf)
+        nearest.append(apart.min(1))
+    cells = [f"{np.quantile(n, 0.05):.3g} / {np.median(n):.3g}" for n in nearest]
+    rows.append(f"| nearest other picture, 5% / median | {' | '.join(cells)} |")
+    shares = [[f"{np.mean(n <= limit):.1%}" for limit in limits] for n, limits in zip(nearest, found.T, strict=True)]
+    rows.append(f"| others within near, similar | {' | '.join(', '.join(share) for share in shares)} |")
+    return rows, found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="photographs of different things")
-    parser.add_argument("weights", nargs="*", default=[weights.default_path()], help="weights files")
+    parser.add_argument("weights", nargs="*", default=[weights.default_path()], help="names or files of weights")
     parser.add_argument("--pictures", type=int, default=300, help="how many, spread over the folder")
+    parser.add_argument("--enlarged", type=int, default=4, help="times (default: %(default)s)")
     args = parser.parse_args()
     found = images.find(args.folder, recursive=True)
     paths = found[:: max(1, len(found) // args.pictures)][: args.pictures]
-    pictures = [images.read(path) for path in paths]
-    short = sorted(min(picture.size) for picture in pictures)
-    print(f"{len(pictures)} pictures, short sides of {short[0]} to {short[-1]} pixels\n")
+    small = [Path(path).read_bytes() for path in paths]
+    pictures = [images.read(file) for file in small]
+    sides = sorted(min(picture.size) for picture in pictures)
+    large = [
+        saved(p.resize([args.enlarged * n for n in p.size], Image.Resampling.BICUBIC), quality=90) for p in pictures
+    ]
     numbers = {}
-    for file in args.weights:
-        embedder = alnumpy.load(file)
-        name, size = Path(file).stem, embedder.preprocessing.size
-        columns: list[list[str]] = []
-        for normalize, flip in settings():
-            originals = embeddings(embedder, pictures, normalize, flip)
-            apart = np.linalg.norm(originals[:, None] - originals[None], axis=2)
-            np.fill_diagonal(apart, np.inf)
-            nearest = apart.min(1)
-            far: dict[str, np.ndarray] = {}
-            levels: dict[str, list[float]] = {"near": [], "similar": []}
-            for level, title, change in CHANGES:
-                copies = embeddings(embedder, [change(picture) for picture in pictures], normalize, flip)
-                far[title] = np.linalg.norm(copies - originals, axis=1)
-                if level:
-                    levels[level].append(float(np.quantile(far[title], SHARE)))
-            near = float(f"{max(levels['near']):.2g}")
-            similar = float(f"{max(levels['similar']):.2g}")
-            numbers[name, size, normalize, flip] = near, similar
-            column = [f"{near:g}, {similar:g}"]
-            column += [f"{np.median(d):.3g} / {np.quantile(d, SHARE):.3g}" for d in far.values()]
-            column += [f"{np.quantile(nearest, 0.05):.3g} / {np.median(nearest):.3g}"]
-            column += [f"{np.mean(nearest <= near):.1%}, {np.mean(nearest <= similar):.1%}"]
-            columns.append(column)
-        titles = ["**near, similar**", *(title for _, title, _ in CHANGES), "nearest other picture, 5% / median"]
-        titles.append("others within near, similar")
-        print(f"### {name}, {size} pixels\n")
-        print("| | as it is | normalised | flipped | normalised, flipped |\n|---|---|---|---|---|")
-        for i, title in enumerate(titles):
-            print(f"| {title} | {' | '.join(column[i] for column in columns)} |")
-        print()
+    for named in args.weights:
+        embedder = alnumpy.load(named)
+        name, size = weights.locate(named).stem, embedder.preprocessing.size
+        levels = []
+        for what, files, fast in (
+            (f"as they are, short sides of {sides[0]} to {sides[-1]} pixels", small, True),
+            (f"enlarged {args.enlarged} times, decoded fast", large, True),
+            (f"enlarged {args.enlarged} times, decoded whole", large, False),
+        ):
+            rows, level = measure(embedder, files, fast)
+            levels.append(level)
+            print(f"#### {name}, {size} pixels, {len(files)} pictures {what}\n")
+            print(f"| | {' | '.join(SETTINGS)} |\n|---|---|---|---|---|")
+            print(f"| **near, similar** | {' | '.join(f'{near:.2g}, {similar:.2g}' for near, similar in level.T)} |")
+            print("\n".join(rows), end="\n\n", flush=True)
+        for i, (near, similar) in enumerate(np.max(levels, 0).T):
+            numbers[name, size, i % 2 == 1, i >= 2] = float(f"{near:.2g}"), float(f"{similar:.2g}")
     for key, value in numbers.items():
         print(f"    {key}: {value},")
 
