@@ -207,7 +207,7 @@ import alnumpy
 from alnumpy.gallery import Gallery
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
-with Gallery(sys.argv[1], alnumpy.load(backend="numpy", threads=2), "a") as gallery:
+with Gallery(sys.argv[1], alnumpy.load(backend="numpy", threads=2), "a", fast_decode=False) as gallery:
     gallery.index(sys.argv[2])
     base = peak()
     report = gallery.index(sys.argv[3])

@@ -93,8 +93,9 @@ def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
 
 
 def test_a_continued_run_keeps_its_backend(tmp_path, path, monkeypatch):
-    monkeypatch.setattr(Embedder, "_run_numba", Embedder._run_numpy)
-    monkeypatch.setattr(ingest, "find_spec", lambda name: True)
+    monkeypatch.setattr(Embedder, "_run_compiled", Embedder._run_numpy)
+    monkeypatch.setattr(Embedder, "_faster", lambda self: "")  # "auto" takes NumPy
+    monkeypatch.setattr(ingest, "available", lambda backend: True)
     for i in range(3):
         noise(tmp_path / f"{i}.png", i)
     embedder = Embedder(small_weights(), threads=1)

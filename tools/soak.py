@@ -30,7 +30,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -41,6 +40,7 @@ from PIL import Image
 
 import alnumpy
 from alnumpy import images, reference
+from alnumpy.embedder import available
 from alnumpy.errors import GalleryError
 from alnumpy.gallery import Gallery, Match
 
@@ -69,7 +69,7 @@ class Soak:
         self.contents: dict[Path, bytes] = {}  # what is on the disk
         self.broken: set[bytes] = set()  # contents that are no pictures
         self.embeddings: dict[bytes, np.ndarray] = {}  # by content, float32 (D,), of the plain network
-        self.embedder = alnumpy.load(backend="numba" if find_spec("numba") else "numpy")
+        self.embedder = alnumpy.load(normalize=True, backend="compiled" if available("compiled") else "numpy")
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
         self.samples: list[tuple[int, int, int]] = []  # after each round: bytes of memory, file handles, threads
@@ -142,7 +142,7 @@ class Soak:
         number = self.counts["pictures made"]
         self.counts["pictures made"] += 1
         small = np.random.default_rng(self.random.getrandbits(64)).integers(0, 256, (5, 5, 3), np.uint8)
-        side = self.random.randint(20, 90)
+        side = self.random.randint(20, 80)  # less than twice what the network takes: decoded whole
         file = io.BytesIO()
         Image.fromarray(small).resize((side, side + number % 7)).save(file, self.random.choice(["PNG", "JPEG"]))
         content = file.getvalue()
@@ -179,7 +179,8 @@ class Soak:
         for content in set(self.contents.values()) - self.broken:
             if content not in known:
                 x = images.preprocess(Image.open(io.BytesIO(content)).convert("RGB"), weights.preprocessing)
-                known[content] = reference.forward(weights.spec, weights.parameters, x[None])[0]
+                embedding = reference.forward(weights.spec, weights.parameters, x[None])[0]
+                known[content] = embedding / np.linalg.norm(embedding)  # as the default weights ask for
             self.embeddings[content] = known[content]
         return {p: self.embeddings[content] for p, content in self.contents.items() if content not in self.broken}
 
