@@ -2,7 +2,9 @@
 """Compare alnumpy with the runtimes that one would use instead: same weights, same input, side by side in one run.
 
     python tools/benchmark.py --json benchmark.json --plot benchmark.png
+    python tools/benchmark.py --only latency --networks mobilenet-v2 efficientnet-lite0 --sizes 96 128
 
+A network is a file of weights, the name of one (see alnumpy models), or a preset, whose weights are drawn.
 Parts, of which --only picks some:
 
     latency    one picture at a time, by size; the fraction of the machine's ceiling that alnumpy reaches
@@ -41,6 +43,8 @@ import numpy as np
 import alnumpy
 from alnumpy import reference, weights
 from alnumpy.counts import costs
+from alnumpy.errors import WeightsError
+from alnumpy.images import Preprocessing
 from alnumpy.layers import (
     BN,
     IMAGE,
@@ -55,8 +59,9 @@ from alnumpy.layers import (
     Slice,
     SqueezeExcite,
     evaluate,
+    parameters,
 )
-from alnumpy.networks import Spec
+from alnumpy.networks import SPECS, Spec
 
 PARTS = ("latency", "batch", "cold", "installed", "profile")
 TOLERANCE = 1e-4  # relative error of a runtime's embeddings against torch's, norm over norm
@@ -69,15 +74,33 @@ Record = dict[str, Any]
 class Network(NamedTuple):
     """What all runtimes compute."""
 
-    path: str
     spec: Spec
     params: Mapping[str, np.ndarray]
 
 
-def read_network(path: str) -> Network:
-    """The network of a weights file."""
-    loaded = weights.read(path)
-    return Network(path, loaded.spec, loaded.parameters)
+def read_network(name: str) -> Network:
+    """The network of a weights file, of weights by name, or a preset with drawn weights."""
+    try:
+        loaded = weights.read(weights.locate(name or None))
+    except WeightsError:
+        if name not in SPECS:
+            raise
+        return Network(SPECS[name], drawn(SPECS[name]))
+    return Network(loaded.spec, loaded.parameters)
+
+
+def drawn(spec: Spec) -> dict[str, np.ndarray]:
+    """Random arrays for a network, whose activations neither vanish nor grow."""
+    rng, params = np.random.default_rng(0), {}
+    for name, shape in parameters(spec.layers()).items():
+        if len(shape) > 1:
+            array = rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
+        elif name.endswith(("running_var", "bn.weight")):
+            array = rng.uniform(0.9, 1.1, shape)
+        else:
+            array = rng.normal(0, 0.1, shape)
+        params[name] = array.astype(np.float32)
+    return params
 
 
 # --- the same network for other runtimes ----------------------------------------------------------------------------
@@ -206,8 +229,31 @@ def onnx_model(network: Network, shape: tuple[int, ...]) -> bytes:
 
 
 def alnumpy_run(backend: str, network: Network, x: np.ndarray, threads: int) -> Run:
-    embedder = alnumpy.load(network.path, backend=backend, threads=threads)
+    how = Preprocessing(x.shape[2], (0.5,) * 3, (0.5,) * 3)
+    loaded = weights.Weights(network.spec, how, network.params, x[:1], x[:1, 0, 0], "")
+    embedder = alnumpy.Embedder(loaded, backend=backend, threads=threads)
     return lambda: embedder.forward(x)
+
+
+def level_run(level: str, network: Network, x: np.ndarray, threads: int) -> Run:
+    """The packaged kernels as a lesser CPU of the family would run them."""
+    from alnumpy import kernels
+    from alnumpy.kernels import library
+    from alnumpy.lower import lower
+
+    path = library.choose().path
+    if path is None:
+        raise ValueError(library.choose().reason)
+    before = os.environ.get("ALNUMPY_TARGET")
+    try:
+        os.environ["ALNUMPY_TARGET"] = level
+        kernels._runners[level] = library.load(path)[0]
+    finally:
+        os.environ.pop("ALNUMPY_TARGET")
+        if before:
+            os.environ["ALNUMPY_TARGET"] = before
+    program = lower(network.spec, network.params)
+    return lambda: kernels.run(program, x, threads, level)
 
 
 def torch_run(prepare: Callable[..., Any], network: Network, x: np.ndarray, threads: int) -> Run:
@@ -308,7 +354,9 @@ def ncnn_run(network: Network, x: np.ndarray, threads: int) -> Run:
 
 
 RUNTIMES: dict[str, Callable[[Network, np.ndarray, int], Run]] = {
-    "alnumpy numba": partial(alnumpy_run, "numba"),
+    "alnumpy compiled": partial(alnumpy_run, "compiled"),
+    "alnumpy x86-64-v3": partial(level_run, "x86-64-v3"),
+    "alnumpy x86-64": partial(level_run, "x86-64"),
     "alnumpy numpy": partial(alnumpy_run, "numpy"),
     "torch eager": partial(torch_run, lambda network, _, threads: torch_model(network, threads)),
     "TorchScript": partial(torch_run, torchscript_model),
@@ -398,17 +446,17 @@ def spread(seconds: Sequence[float]) -> Record:
 
 
 def measure(
-    cases: Sequence[tuple[int, int]], names: Sequence[str], path: str, threads: int, rounds: int
+    cases: Sequence[tuple[int, int]], names: Sequence[str], which: str, threads: int, rounds: int
 ) -> list[Record]:
     """A record for each (batch, size) of ``cases`` and runtime: times in ms, or ``failed`` with the reason."""
-    network = read_network(path)
+    network = read_network(which)
     records: list[Record] = []
     for batch, size in cases:
         x = np.random.default_rng(size).standard_normal((batch, 3, size, size), np.float32)
         good, failed = set_up(names, network, x, threads)
         samples = interleave(good, rounds)
         for name in names:
-            record: Record = {"runtime": name, "size": size, "batch": batch, "threads": threads}
+            record: Record = {"network": which, "runtime": name, "size": size, "batch": batch, "threads": threads}
             if name in failed:
                 record["failed"] = failed[name]
             else:
@@ -541,7 +589,7 @@ def run_process(command: Sequence[str]) -> tuple[float, float, bytes]:
     return seconds, peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024), result.stdout
 
 
-def measure_cold(path: str, folder: str, rounds: int) -> list[Record]:
+def measure_cold(which: str, folder: str, rounds: int) -> list[Record]:
     """A record for each way to embed one picture as a process of its own: ms and peak memory, or ``failed``.
 
     The picture and the other runtimes' models are written to ``folder``.
@@ -551,6 +599,7 @@ def measure_cold(path: str, folder: str, rounds: int) -> list[Record]:
 
     from alnumpy.images import preprocess, read
 
+    path = str(weights.locate(which))
     network, how = read_network(path), weights.read(path).preprocessing
     picture, torchscript, onnx = f"{folder}/picture.png", f"{folder}/alnet.pt", f"{folder}/alnet.onnx"
     y, x = np.mgrid[0:480, 0:480]
@@ -668,13 +717,13 @@ def profile_numpy(network: Network, size: int, rounds: int) -> list[Record]:
     return profile_records("numpy", size, list(times), np.array(list(times.values())).T, work)
 
 
-def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
+def profile_compiled(network: Network, size: int, rounds: int) -> list[Record]:
     """Time and work of each step of the compiled program, run one by one. What a call costs by itself is taken off."""
     from alnumpy import kernels
     from alnumpy.kernels.abi import Op
     from alnumpy.lower import lower
 
-    program, run_program = lower(network.spec, network.params), kernels.loaded("numba")
+    program, run_program = lower(network.spec, network.params), kernels.loaded("compiled")
     layout = program.layout((size, size))
     arena, y = layout.new_arena(), np.empty(network.spec.embedding, np.float32)
     x = np.random.default_rng(size).standard_normal((3, size, size), np.float32)
@@ -695,9 +744,9 @@ def profile_numba(network: Network, size: int, rounds: int) -> list[Record]:
     names = [f"{label} {Op(op).name.lower()}".strip() for label, op in zip(labels, layout.steps[:, 0], strict=True)]
     # The last step of a node is the one that multiplies.
     flops = [work[label] if label != after else 0 for label, after in zip(labels, [*labels[1:], None], strict=True)]
-    records = profile_records("numba", size, names, times, flops)
+    records = profile_records("compiled", size, names, times, flops)
     whole = {"median_ms": everything * 1e3, "share": None, "gflops": sum(flops) / everything / 1e9}
-    return [*records, {"backend": "numba", "size": size, "operator": "all in one call", **whole}]
+    return [*records, {"backend": "compiled", "size": size, "operator": "all in one call", **whole}]
 
 
 def profile_records(backend: str, size: int, names: list[str], times: np.ndarray, flops: list[int]) -> list[Record]:
@@ -716,16 +765,16 @@ def profile_records(backend: str, size: int, names: list[str], times: np.ndarray
     ]
 
 
-def measure_profile(sizes: Sequence[int], path: str, rounds: int) -> list[Record]:
+def measure_profile(sizes: Sequence[int], which: str, rounds: int) -> list[Record]:
     """Records of both backends at each size; where one cannot be profiled, ``failed``."""
-    network, records = read_network(path), list[Record]()
+    network, records = read_network(which), list[Record]()
     for size in sizes:
-        for backend, profile in (("numpy", profile_numpy), ("numba", profile_numba)):
+        for backend, profile in (("numpy", profile_numpy), ("compiled", profile_compiled)):
             try:
                 records += profile(network, size, 5 * rounds)
             except Exception as error:
                 records.append({"backend": backend, "size": size, "failed": reason(error)})
-    return records
+    return [{"network": which, **record} for record in records]
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -774,7 +823,7 @@ def ratios(records: Iterable[Record], backend: str) -> dict[tuple[int, int, int]
 
 def show_ratios(records: Sequence[Record]) -> None:
     """One line a backend: the ratios to the best peer and their geometric mean."""
-    for backend in ("numba", "numpy"):
+    for backend in ("compiled", "numpy"):
         if found := ratios(records, backend):
             parts = []
             for (size, batch, threads), (ratio, peer) in found.items():
@@ -782,6 +831,21 @@ def show_ratios(records: Sequence[Record]) -> None:
                 parts.append(f"{ratio:.2f} at {case} ({peer})")
             mean = math.exp(sum(math.log(ratio) for ratio, _ in found.values()) / len(found))
             print(f"alnumpy {backend} over the best peer: {', '.join(parts)}; geometric mean {mean:.2f}")
+
+
+def show_summary(records: Sequence[Record]) -> None:
+    """Of several networks, how many times faster the compiled kernels are than the best peer."""
+    rows, every = [], []
+    sizes = list(dict.fromkeys(record["size"] for record in records))
+    for network in dict.fromkeys(record["network"] for record in records):
+        found = ratios([record for record in records if record["network"] == network], "compiled")
+        by_size = {size: f"{ratio:.2f} ({peer})" for (size, _, _), (ratio, peer) in found.items()}
+        every += [ratio for ratio, _ in found.values()]
+        rows.append([network, *(by_size.get(size, "-") for size in sizes)])
+    show("alnumpy compiled over the best peer", [["", *map(str, sizes)], *rows])
+    if every:
+        mean = math.exp(sum(map(math.log, every)) / len(every))
+        print(f"geometric mean {mean:.2f}, least {min(every):.2f}")
 
 
 def show_cores(records: Sequence[Record]) -> None:
@@ -792,12 +856,16 @@ def show_cores(records: Sequence[Record]) -> None:
         print(f"cores in use where {threads} may be: {few:.2f} ({least}) to {many:.2f} ({most})")
 
 
-def show_latency(records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
+def show_latency(network: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
     """Times by size, ratios, and the fraction of the ceiling."""
     threads = f"{ceiling['threads']} thread{'s'[: ceiling['threads'] > 1]}"
     cell = "{median_ms:.2f} [{p10_ms:.2f}-{p90_ms:.2f}]"
     rows = grid(records, "size", lambda r: cell.format(**r))
-    show(f"latency of one picture by its side in pixels, ms: median [10%-90%], {threads}", rows, failures(records))
+    show(
+        f"{network}: latency of one picture by its side in pixels, ms: median [10%-90%], {threads}",
+        rows,
+        failures(records),
+    )
     show_cores(records)
     show_ratios(records)
     print(
@@ -815,7 +883,7 @@ def show_latency(records: Sequence[Record], ceiling: Record, spec: Spec) -> None
     show("convolution FLOPs / time, as fraction of the ceiling", rows)
 
 
-def show_batch(records: Sequence[Record], batch: int) -> None:
+def show_batch(network: str, records: Sequence[Record], batch: int) -> None:
     """Pictures a second by size and threads, scaling and ratios."""
 
     def label(record: Record) -> str:
@@ -823,7 +891,7 @@ def show_batch(records: Sequence[Record], batch: int) -> None:
 
     labelled = [record | {"case": label(record)} for record in sorted(records, key=lambda r: (r["size"], r["threads"]))]
     rows = grid(labelled, "case", lambda r: f"{1e3 * batch / r['median_ms']:.1f}")
-    show(f"batches of {batch}, pictures a second, medians", rows, failures(records))
+    show(f"{network}: batches of {batch}, pictures a second, medians", rows, failures(records))
     few, most = min(r["threads"] for r in records), max(r["threads"] for r in records)
     if few != most:
         times = {(r["runtime"], r["size"], r["threads"]): r["median_ms"] for r in records if "failed" not in r}
@@ -855,7 +923,7 @@ def show_installed(records: Sequence[Record]) -> None:
     show("installed size with dependencies, without bytecode", rows, failures(records))
 
 
-def show_profile(records: Sequence[Record]) -> None:
+def show_profile(network: str, records: Sequence[Record]) -> None:
     """Operators of each backend at each size."""
     for backend, size in dict.fromkeys((r["backend"], r["size"]) for r in records):
         chosen = [r for r in records if (r["backend"], r["size"]) == (backend, size)]
@@ -868,7 +936,7 @@ def show_profile(records: Sequence[Record]) -> None:
             share = "" if r["share"] is None else f"{r['share']:.1%}"
             rows.append([r["operator"], f"{r['median_ms']:.3f}", share, rate])
         total = sum(r["median_ms"] for r in chosen if r["share"] is not None)
-        show(f"operators of alnumpy {backend} at {size}x{size} one by one, {total:.2f} ms in all", rows)
+        show(f"{network}: operators of alnumpy {backend} at {size}x{size} one by one, {total:.2f} ms in all", rows)
 
 
 def plot(file: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
@@ -918,7 +986,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--weights", default=str(weights.default_path()), help="weights file (default: the shipped one)"
+        "--networks", nargs="+", default=[weights.default_path().stem], help="weights or presets (default: %(default)s)"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 32, 64, 128, 160], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=30, help="of latency; others take fewer (default: %(default)s)")
@@ -941,13 +1009,12 @@ def main() -> None:
     if args.quick:
         batch, batch_sizes, args.sizes, rounds, few = 4, [28], [28], 2, 1
     names = [name for name in RUNTIMES if args.torch_compile or name != "torch.compile"]
-    spec, first = read_network(args.weights).spec, args.threads[0]
+    specs, first = {name: read_network(name).spec for name in args.networks}, args.threads[0]
 
     result: dict[str, Any] = {
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
         "load_before": os.getloadavg()[0],
         "versions": versions(),
-        "weights": os.path.basename(args.weights),
     }
     print(f"{cpu_name()}, {os.cpu_count()} CPUs, {platform.platform()}, load {result['load_before']:.2f}")
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
@@ -957,27 +1024,38 @@ def main() -> None:
         cases = [(1, size) for size in args.sizes]
         latency_names = [name for name in names if name != "OpenVINO async"]
         ceiling = in_fresh_process(first, measure_ceiling, first, 0.2 if args.quick else 2)
-        result["ceiling"] = ceiling
-        result["latency"] = in_fresh_process(first, measure, cases, latency_names, args.weights, first, rounds)
-        show_latency(result["latency"], ceiling, spec)
+        result["ceiling"], result["latency"] = ceiling, []
+        for network, spec in specs.items():
+            records = in_fresh_process(first, measure, cases, latency_names, network, first, rounds)
+            result["latency"] += records
+            show_latency(network, records, ceiling, spec)
+        if len(specs) > 1:
+            show_summary(result["latency"])
         if args.plot:
-            plot(args.plot, result["latency"], ceiling, spec)
+            own = [record for record in result["latency"] if record["network"] == args.networks[0]]
+            plot(args.plot, own, ceiling, specs[args.networks[0]])
     if "batch" in parts:
         result["batch"] = []
         cases = [(batch, size) for size in batch_sizes]
-        for threads in args.threads:
-            result["batch"] += in_fresh_process(threads, measure, cases, names, args.weights, threads, few)
-        show_batch(result["batch"], batch)
+        for network in specs:
+            records = []
+            for threads in args.threads:
+                records += in_fresh_process(threads, measure, cases, names, network, threads, few)
+            result["batch"] += records
+            show_batch(network, records, batch)
     if "cold" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            result["cold"] = in_fresh_process(1, measure_cold, args.weights, folder, few)
+            result["cold"] = in_fresh_process(1, measure_cold, args.networks[0], folder, few)
         show_cold(result["cold"])
     if "installed" in parts:
         result["installed"] = measure_installed()
         show_installed(result["installed"])
     if "profile" in parts:
-        result["profile"] = in_fresh_process(1, measure_profile, args.sizes, args.weights, rounds)
-        show_profile(result["profile"])
+        result["profile"] = []
+        for network in specs:
+            records = in_fresh_process(1, measure_profile, args.sizes, network, rounds)
+            result["profile"] += records
+            show_profile(network, records)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))
 
