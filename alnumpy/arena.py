@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,8 +58,18 @@ class Buffer:
     def __init__(self, size: int) -> None:
         self.size = round_up(size, LINE)
 
+    def __add__(self, floats: int) -> Part:
+        return Part(self, floats)
 
-Argument = int | Buffer
+
+class Part(NamedTuple):
+    """Where a buffer is used from: so many floats behind its beginning."""
+
+    buffer: Buffer
+    floats: int
+
+
+Argument = int | Buffer | Part
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,9 @@ class Steps:
         life: dict[Buffer, tuple[int, int]] = {}
         for i, row in enumerate(self.rows):
             for item in row:
-                if isinstance(item, Buffer):
-                    life[item] = life.get(item, (i, i))[0], i
+                if not isinstance(item, int):
+                    buffer = item if isinstance(item, Buffer) else item.buffer
+                    life[buffer] = life.get(buffer, (i, i))[0], i
         starts: dict[Buffer, int] = {}
         for buffer in sorted(life, key=lambda b: -b.size):
             first, last = life[buffer]
@@ -117,6 +129,13 @@ class Steps:
             starts[buffer] = start
         steps = np.zeros((len(self.rows), COLUMNS), np.int64)
         for i, row in enumerate(self.rows):
-            steps[i, : len(row)] = [starts[item] if isinstance(item, Buffer) else item for item in row]
+            for column, item in enumerate(row):
+                match item:
+                    case Buffer():
+                        steps[i, column] = starts[item]
+                    case Part(buffer, floats):
+                        steps[i, column] = starts[buffer] + floats
+                    case _:
+                        steps[i, column] = item
         end = max(start + buffer.size for buffer, start in starts.items())
         return Layout(steps, self.labels, end + GUARD, starts, life)

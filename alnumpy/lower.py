@@ -170,9 +170,14 @@ def plane_size(height: int, width: int) -> int:
     return (height * round_up(width, LINE) // LINE | 1) * LINE
 
 
-def image_size(size: Size) -> int:
-    """Floats of a picture with a border of zeros."""
-    return 3 * (size[0] + 2) * (LINE + round_up(size[1], LINE)) + LINE
+def image_row(width: int) -> int:
+    """Floats of a row of one colour of a picture with a border of zeros."""
+    return LINE + round_up(width, LINE)
+
+
+def image_size(size: Size, border: int) -> int:
+    """Floats of a picture with a border of zeros, so many rows above and below."""
+    return 3 * (size[0] + 2 * border) * image_row(size[1]) + LINE
 
 
 def map_size(size: Size) -> int:
@@ -200,6 +205,21 @@ def symmetric(layer: Conv) -> bool:
 def shuffled(channels: int, groups: int) -> Array:
     """For each channel after the shuffle, the channel that it was before."""
     return np.arange(channels).reshape(groups, -1).T.ravel()
+
+
+def equal_runs(channels: Array) -> tuple[Array, int, dict[str, int]] | None:
+    """Channels that stand in runs of one length at one distance: their order, where the first is, and the runs.
+
+    None where they do not, or where runs are so short that a kernel's loop over them would not pay.
+    """
+    order = np.argsort(channels)
+    places = channels[order]
+    starts = places[np.flatnonzero(np.diff(places, prepend=-2) != 1)]
+    run, distance = len(places) // len(starts), int(starts[1] - starts[0]) if len(starts) > 1 else 0
+    expected = np.add.outer(starts[0] + distance * np.arange(len(starts)), np.arange(run)).ravel()
+    if not np.array_equal(expected, places) or (run < PACK and len(starts) > 1):
+        return None
+    return order, int(starts[0]), {"run": run, "runs": len(starts), "x_run": distance}
 
 
 def pack_stem(weight: Array, bias: Array) -> Array:
@@ -245,8 +265,8 @@ class Stem:
     def emit(self, steps: Steps, x: Map) -> Map:
         (height, width), channels = x.size, self.layer.channels
         plane, rows = plane_size(height, width), round_up(channels, STEM_ROWS)
-        padded, y, totals = Buffer(image_size(x.size)), Buffer(rows * plane), Buffer(2 * LINE * rows)
-        steps.add(Op.PAD_IMAGE, y=padded, height=height, width=width)
+        padded, y, totals = Buffer(image_size(x.size, 1)), Buffer(rows * plane), Buffer(2 * LINE * rows)
+        steps.add(Op.PAD_IMAGE, y=padded, height=height, width=width, border=1)
         steps.add(
             Op.STEM, x=padded, y=y, w=self.w, height=height, width=width, channels=channels, plane=plane, totals=totals
         )
@@ -352,13 +372,16 @@ class Pointwise:
 
 
 class Dense:
-    """1x1 convolution of a channels-last map whose channels stand in order, plus another map where there is one."""
+    """1x1 convolution of a channels-last map whose channels stand in equal runs, plus another map if there is one."""
 
     def __init__(self, folded: tuple[Array, Array], source: Place, activation: str, pack: Pack) -> None:
-        """``folded``: weight (O, C, 1, 1) and bias (O,). ``source`` is in order; the other map, compact."""
+        """``folded``: weight (O, C, 1, 1) and bias (O,). The other map is compact."""
         weight, bias = folded
+        runs = equal_runs(source.channels)
+        assert runs
+        order, self.start, self.runs = runs
         self.x_stride, self.inputs, self.activation = source.width, weight.shape[1], activation
-        self.w = pack.weights.add(pack_dense(weight[:, :, 0, 0], bias))
+        self.w = pack.weights.add(pack_dense(weight[:, order, 0, 0], bias))
         self.place = grouped(len(bias), 1)
 
     def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
@@ -367,32 +390,32 @@ class Dense:
         chunk = max(1, CHUNK // kept // TILE_PIXELS) * TILE_PIXELS
         y = Buffer(pixels * y_stride)
         steps.add(
-            Op.DENSE, x=x.buffer, y=y, other=other.buffer if other else NONE, w=self.w, pixels=pixels,
-            x_stride=self.x_stride, y_stride=y_stride, inputs=self.inputs, chunk=chunk, activation=activation,
+            Op.DENSE, x=x.buffer + self.start, y=y, other=other.buffer if other else NONE, w=self.w, pixels=pixels,
+            x_stride=self.x_stride, y_stride=y_stride, **self.runs, chunk=chunk, activation=activation,
         )  # fmt: skip
         return Map(y, x.size)
 
 
-class Patches:
-    """Any dense convolution of the picture, channels last: for each pixel what its taps see, then their products."""
+class ImageConvolution:
+    """Any dense convolution of the picture, channels last."""
 
     def __init__(self, layer: Conv, pack: Pack) -> None:
-        self.layer, inputs = layer, layer.cin * layer.kernel**2
-        self.record = round_up(inputs - layer.kernel + PACK, PACK)  # room for the last row's vector
         weight, bias = pack.fold(layer)
-        taps = Place(np.arange(inputs), self.record)
-        self.product = Dense((weight.reshape(-1, inputs, 1, 1), bias), taps, layer.activation, pack)
-        self.place = self.product.place
+        rows = weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1)  # as the padded picture has them
+        self.layer, self.w, self.place = layer, pack.weights.add(pack_dense(rows, bias)), grouped(layer.channels, 1)
 
     def emit(self, steps: Steps, x: Map) -> Map:
-        layer, (new_height, new_width) = self.layer, self.layer.size(x.size)
-        (top, _), (left, _) = layer.pads(x.size)
-        y = Buffer(new_height * new_width * self.record)
+        layer, (height, width), (new_height, new_width) = self.layer, x.size, self.layer.size(x.size)
+        (top, bottom), (left, _) = layer.pads(x.size)
+        border, row, y_stride = max(top, bottom), image_row(width), self.place.width
+        padded, y = Buffer(image_size(x.size, border)), Buffer(new_height * new_width * y_stride)
+        steps.add(Op.PAD_IMAGE, y=padded, height=height, width=width, border=border)
         steps.add(
-            Op.PATCHES, y=y, height=x.size[0], width=x.size[1], new_height=new_height, new_width=new_width,
-            taps=layer.kernel, stride=layer.stride, top=top, left=left, record=self.record,
+            Op.IMAGE_CONVOLUTION, x=padded + (3 * (border - top) * row + LINE - left), y=y, w=self.w,
+            new_height=new_height, new_width=new_width, x_row=3 * row, stride=layer.stride, run=layer.kernel,
+            runs=3 * layer.kernel, x_run=row, y_stride=y_stride, activation=ACTIVATIONS[layer.activation],
         )  # fmt: skip
-        return self.product.emit(steps, Map(y, (new_height, new_width)))
+        return Map(y, (new_height, new_width))
 
 
 class Depthwise:
@@ -692,10 +715,10 @@ class Walk:
             case Conv(inputs=("image",), kernel=3, stride=1, activation="relu", groups=1):
                 unit = Stem(layer, pack)
             case Conv(inputs=("image",), groups=1):
-                unit = Patches(layer, pack)
+                unit = ImageConvolution(layer, pack)
             case _ if IMAGE in inputs:
                 return 0
-            case Conv(kernel=1, stride=1, groups=1) if self.channels_last(x).in_order:
+            case Conv(kernel=1, stride=1, groups=1) if equal_runs(self.channels_last(x).channels):
                 unit = Dense(pack.fold(layer), places[x], layer.activation, pack)
             case Conv(kernel=1, stride=1):
                 unit = Pointwise(layer, self.channels_last(x), pack)

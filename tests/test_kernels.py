@@ -285,12 +285,35 @@ def test_dense(
     layer = conv(inputs, outputs, "" if residual else activation)
     params = arrays_of([layer], rng)
     bench, source = Bench(params), Place(np.arange(inputs), inputs + 5)
+    if inputs >= 16 and inputs % 2 == 0:  # two runs, in any order, as after a shuffle
+        slots = np.arange(2)[:, None] * (inputs + 7) + np.arange(3, inputs // 2 + 3)
+        source = Place(rng.permutation(slots.ravel()), 2 * inputs + 9)
     unit = lower.Dense(bench.pack.fold(layer), source, activation, bench.pack)
     maps = [bench.channels_last(x, source), *[bench.channels_last(other, unit.place)] * residual]
     y = unit.emit(bench.steps, *maps)
     bench.run()
     theirs = plain_conv(x, layer, params)
     assert_same(bench.read_map(y, unit.place), plain_activation(theirs + other, activation) if residual else theirs)
+
+
+@pytest.mark.parametrize(
+    ("channels", "start", "runs"),
+    [
+        ([2, 0, 1], 0, {"run": 3, "runs": 1, "x_run": 0}),
+        ([5, 6], 5, {"run": 2, "runs": 1, "x_run": 0}),
+        ([*range(20, 28), *range(4, 12)], 4, {"run": 8, "runs": 2, "x_run": 16}),
+        ([0, 2], None, None),  # runs too short
+        ([*range(9), *range(20, 28)], None, None),  # not of one length
+        ([*range(8), *range(20, 28), *range(41, 49)], None, None),  # not at one distance
+    ],
+)
+def test_equal_runs(channels: list[int], start: int | None, runs: dict[str, int] | None) -> None:
+    found = lower.equal_runs(np.array(channels))
+    if runs is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (list(np.array(channels)[found[0]]), *found[1:]) == (sorted(channels), start, runs)
 
 
 @given(
@@ -317,7 +340,7 @@ def test_depthwise(
     SIDES, SIDES, st.integers(1, 20), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2, 3]),
     st.sampled_from(PADDINGS), ACTIVATION, SPECIALS, st.integers(0, 99),
 )  # fmt: skip
-def test_patches(
+def test_image_convolution(
     height: int, width: int, channels: int, kernel: int, stride: int, padding: str, activation: str, special: str,
     seed: int,
 ) -> None:  # fmt: skip
@@ -327,7 +350,7 @@ def test_patches(
     layer = conv(3, channels, activation, kernel=kernel, stride=stride, padding=padding)
     params = arrays_of([layer], rng)
     bench = Bench(params)
-    unit = lower.Patches(layer, bench.pack)
+    unit = lower.ImageConvolution(layer, bench.pack)
     y = unit.emit(bench.steps, Map(Buffer(0), (height, width)))
     bench.run(x)
     assert_same(bench.read_map(y, unit.place), plain_conv(x, layer, params))
@@ -469,7 +492,7 @@ def test_arguments_are_those_of_the_kernels() -> None:
 
 def test_a_step_with_other_arguments_is_refused() -> None:
     steps = arena.Steps()
-    with pytest.raises(TypeError, match="PAD_IMAGE: missing or unknown arguments: height, heigth"):
+    with pytest.raises(TypeError, match="PAD_IMAGE: missing or unknown arguments: border, height, heigth"):
         steps.add(Op.PAD_IMAGE, y=Buffer(1), heigth=1, width=1)
     assert not steps.rows
 

@@ -34,7 +34,7 @@ class Op(IntEnum):
         op._value_, op.arguments = code, tuple(arguments.split())
         return op
 
-    PAD_IMAGE = 0, "y height width"
+    PAD_IMAGE = 0, "y height width border"
     STEM = 1, "x y w height width channels plane totals"
     PLANAR_BLOCK = (
         2,
@@ -52,13 +52,13 @@ class Op(IntEnum):
     CHANNEL_ATTENTION = 11, "means hidden y w1 table1 w2 table2 width channels hidden_channels"
     SPATIAL_ATTENTION = 12, "maps y w height width"
     EMBEDDING = 13, "x height width channels size channel spatial y"
-    PATCHES = 14, "y height width new_height new_width taps stride top left record"
+    IMAGE_CONVOLUTION = 14, "x y w new_height new_width x_row stride run runs x_run y_stride activation"
     COPY = 15, "x y table pixels x_stride y_stride start channels"
     ADD_MAPS = 16, "x other y count activation"
     ACTIVATE = 17, "x count code"
     MAX_POOL = 18, "x y height width new_height new_width channels"
     MEAN_POOL = 19, "x y height width new_height new_width channels"
-    DENSE = 21, "x y other w pixels x_stride y_stride inputs chunk activation"
+    DENSE = 21, "x y other w pixels x_stride y_stride run runs x_run chunk activation"
     SQUEEZE_EXCITE = 20, "means hidden y w1 table1 w2 table2 width hidden_channels channels activation gate"
 
 

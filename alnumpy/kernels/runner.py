@@ -5,9 +5,9 @@ from .activation import activate
 from .block import planar_block
 from .cbam import channel_attention, planar_pool, pool, scale, spatial_attention, to_channels_last
 from .common import kernel
-from .dense import dense
+from .dense import dense, image_convolution
 from .depthwise import depthwise
-from .elementwise import add_maps, copy, patches
+from .elementwise import add_maps, copy
 from .pointwise import pointwise
 from .pool import embedding, means, planar_means
 from .pool3x3 import max_pool, mean_pool
@@ -27,7 +27,7 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
             op = load_int(steps, at)
             at += 1
             if op == Op.PAD_IMAGE:
-                pad_image(image, arena, *load_ints(steps, at, 3))
+                pad_image(image, arena, *load_ints(steps, at, 4))
             elif op == Op.STEM:
                 stem(arena, weights, *load_ints(steps, at, 8))
             elif op == Op.PLANAR_BLOCK:
@@ -54,8 +54,8 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
                 spatial_attention(arena, weights, *load_ints(steps, at, 5))
             elif op == Op.EMBEDDING:
                 embedding(arena, result, *load_ints(steps, at, 8))
-            elif op == Op.PATCHES:
-                patches(image, arena, *load_ints(steps, at, 10))
+            elif op == Op.IMAGE_CONVOLUTION:
+                image_convolution(arena, weights, *load_ints(steps, at, 12))
             elif op == Op.COPY:
                 copy(arena, tables, *load_ints(steps, at, 8))
             elif op == Op.ADD_MAPS:
@@ -67,6 +67,6 @@ def run_program(images, image_size, count, output, output_size, weights, tables,
             elif op == Op.MEAN_POOL:
                 mean_pool(arena, *load_ints(steps, at, 7))
             elif op == Op.DENSE:
-                dense(arena, weights, *load_ints(steps, at, 10))
+                dense(arena, weights, *load_ints(steps, at, 12))
             elif op == Op.SQUEEZE_EXCITE:
                 squeeze_excite(arena, weights, tables, *load_ints(steps, at, 12))

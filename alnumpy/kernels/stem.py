@@ -10,17 +10,17 @@ BAND = 8  # rows: a band of a tile's channels is still in cache when its sums ar
 
 
 @kernel
-def pad_image(images, arena, y, height, width):
-    """(3, H, W) -> (3, H + 2, LINE + row), zero around the picture; a row's left border is the padding before it."""
+def pad_image(images, arena, y, height, width, border):
+    """(3, H, W) -> (H + 2 * border, 3, LINE + row), zero around the picture; a row's left border is its padding."""
     row = LINE + round_up(width, LINE)
     zero = splat(0.0, LANES)
-    for i in range(0, COLORS * (height + 2) * row + LINE, LANES):
+    for i in range(0, COLORS * (height + 2 * border) * row + LINE, LANES):
         store(arena, y + i, zero)
     whole = width // LANES * LANES
     for c in range(COLORS):
         for i in range(height):
             source = (c * height + i) * width
-            target = y + (c * (height + 2) + i + 1) * row + LINE
+            target = y + ((i + border) * COLORS + c) * row + LINE
             for j in range(0, whole, LANES):
                 store(arena, target + j, load(images, source + j, LANES))
             for j in range(whole, width):
@@ -29,14 +29,14 @@ def pad_image(images, arena, y, height, width):
 
 def make_tile(cols):
     @inline
-    def tile(arena, x, row, image_plane, y, plane, weights, w, zero, infinity):
+    def tile(arena, x, row, y, plane, weights, w, zero, infinity):
         """STEM_ROWS channels of ``cols`` adjacent vectors; ``x`` is the upper left input of the first."""
         sums = broadcast_tile(weights, w, 1, STEM_ROWS, cols, LANES)
         w += STEM_ROWS
         for c in range(COLORS):
             for ky in range(3):
                 for kx in range(3):
-                    at = x + c * image_plane + ky * row + kx
+                    at = x + (ky * COLORS + c) * row + kx
                     sums = outer(sums, weights, w, 1, arena, at, STEM_ROWS, cols)
                     w += STEM_ROWS
         store_tile(arena, y, plane, clamp(sums, zero, infinity), cols)
@@ -52,7 +52,6 @@ def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
     """The padded image -> planar (channels, H, row), ReLU, with the sum and maximum of each channel."""
     y_row = round_up(width, LINE)
     row = LINE + y_row
-    image_plane = (height + 2) * row
     zero, infinity = splat(0.0, LANES), splat(INFINITY, LANES)
     weights_of_tile = STEM_ROWS * (1 + 9 * COLORS)
     clear_totals(arena, totals, round_up(channels, STEM_ROWS))
@@ -61,13 +60,13 @@ def stem(arena, weights, x, y, w, height, width, channels, plane, totals):
         for c in range(0, channels, STEM_ROWS):
             tile_w = w + c // STEM_ROWS * weights_of_tile
             for i in range(first, last):
-                source = x + i * row + LINE - 1
+                source = x + i * COLORS * row + LINE - 1
                 target = y + c * plane + i * y_row
                 j = 0
                 while j + LANES < width:
-                    tile_8x2(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                    tile_8x2(arena, source + j, row, target + j, plane, weights, tile_w, zero, infinity)
                     j += 2 * LANES
                 if j < width:
-                    tile_8x1(arena, source + j, row, image_plane, target + j, plane, weights, tile_w, zero, infinity)
+                    tile_8x1(arena, source + j, row, target + j, plane, weights, tile_w, zero, infinity)
             rows = y + c * plane + first * y_row
             add_to_totals(arena, rows, plane, STEM_ROWS, last - first, width, totals + c * 2 * LINE)
