@@ -581,8 +581,11 @@ def test_an_index_that_fails_says_so_once_and_goes_on(library, tmp_path, embedde
 
     index = indexing.Indexing(open_gallery, [], 1, told.append, told.append)
     monkeypatch.setattr(indexing.time, "sleep", lambda seconds: time.monotonic() if len(looks) < 4 else 1 / 0)
+    lowered = []
+    monkeypatch.setattr(indexing.os, "nice", lowered.append, raising=False)  # here it would lower the tests' own thread
     with pytest.raises(ZeroDivisionError):
         index._run()
+    assert lowered == [indexing.NICE] * (sys.platform == "linux")
     assert told == ["another alnumpy is writing to it"]
     assert index.state()["fault"] is None
     assert index.state()["looks"] == 4
