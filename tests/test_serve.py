@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from contextlib import closing
