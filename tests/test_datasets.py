@@ -106,10 +106,20 @@ def test_centre_square_is_scaled_as_the_device_does(store):
     np.testing.assert_allclose(images[0].transpose(2, 0, 1) / 255, device, atol=1e-6)
 
 
-def test_unreadable_pictures_are_named(store):
-    members = class_files() | {f"train/scene/sea/bad{i}.jpg": b"nothing" for i in range(7)}
-    with pytest.raises(ValueError, match=r"data.*: 7 of 16 pic.*train/scene/sea/bad0.jpg: .*bad4.jpg.*and 2 more"):
-        datasets.load_class_folders(store(members), "train", 8)
+def test_unreadable_pictures_are_named_and_left_out(store):
+    good, labels, names = datasets.load_class_folders(store(class_files()), "train", 8)
+    members = class_files() | {f"train/object/dog/bad{i}.jpg": b"nothing" for i in range(7)}
+    named = r"data.*: 7 of 16 pictures cannot be read and are left out: train/object/dog/bad0.jpg: .*bad4.*and 2 more"
+    with pytest.warns(UserWarning, match=named):
+        images, found, classes = datasets.load_class_folders(store(members), "train", 8)
+    assert np.array_equal(images, good)
+    assert (found.tolist(), classes) == (labels.tolist(), names)
+
+
+def test_pictures_of_any_folder_without_labels(store):
+    members = {"10.png": encoded("red"), "a/b/9.png": encoded("lime"), "2.png": encoded("blue"), "notes.txt": b"no"}
+    images = datasets.load_folder(store(members), 4)
+    assert images[:, 0, 0].tolist() == [[0, 0, 255], [255, 0, 0], [0, 255, 0]]  # 2, 10, a/b/9
 
 
 def test_what_is_no_regular_file_is_named(tmp_path):
@@ -120,7 +130,7 @@ def test_what_is_no_regular_file_is_named(tmp_path):
 
 
 def test_formats_are_those_of_the_device(store):
-    with pytest.raises(ValueError, match=r"1 of 1 pictures .* a/x.png: not a picture that can be read \(JPEG"):
+    with pytest.raises(ValueError, match=r"no picture can be read: a/x.png: not a picture that can be read \(JPEG"):
         datasets.load_class_folders(store({"a/x.png": encoded("red", format="PPM")}), "", 8)
 
 
@@ -263,7 +273,7 @@ def test_sun397(store):
     [
         ({"Training_01.txt": b"/a/abbey/sun_z.jpg"}, r"a/abbey/sun_z.jpg of Training_01.txt is not there"),
         ({"Training_01.txt": b"/a/abby/sun_a.jpg"}, r"Training_01.txt: /a/abby/sun_a.jpg is in no folder"),
-        ({"Training_01.txt": b"/a/abbey/sun_unlisted.jpg"}, r"1 of 1 pictures .* /a/abbey/sun_unlisted.jpg: "),
+        ({"Training_01.txt": b"/a/abbey/sun_unlisted.jpg"}, r"no picture can be read: /a/abbey/sun_unlisted.jpg: "),
     ],
 )
 def test_sun397_names_what_does_not_fit(store, change, message):
@@ -342,7 +352,7 @@ def test_landmarks_as_classes_by_name(store):
     members |= {f"jpg/magdalen_{i:06}.jpg": encoded((0, 200, 0), format="JPEG") for i in range(3)}
     members |= {"all_souls_1_query.txt": b"oxc1_all_souls_000000 0 0 5 5", "jpg/magdalen_000001.jpg": b"damaged"}
     source = store(members)
-    with pytest.warns(UserWarning, match=r"magdalen_000001.jpg: .*; left out"):
+    with pytest.warns(UserWarning, match=r"left out: jpg/magdalen_000001.jpg: "):
         images, labels, names = datasets.landmark_classes(source, "train", 4)
     assert names == ["all_souls", "magdalen"]
     assert labels.tolist() == [0] * 6 + [1]  # the fifth and the tenth are held out, the ninth is damaged

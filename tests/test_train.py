@@ -14,6 +14,8 @@ pytest.importorskip("tqdm")
 
 import alnumpy  # noqa: E402
 import convert_weights  # noqa: E402
+import teaching  # noqa: E402
+import torch_network  # noqa: E402
 import train  # noqa: E402
 from torch_network import Network  # noqa: E402
 
@@ -93,11 +95,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monk
     real = train.Trainer.step
     steps = []
 
-    def stop_in_the_second_epoch(trainer, x, labels):
+    def stop_in_the_second_epoch(trainer, x, labels, targets):
         steps.append(x)
         if len(steps) == 6:  # 128 pictures in batches of 32: four steps an epoch
             raise KeyboardInterrupt
-        return real(trainer, x, labels)
+        return real(trainer, x, labels, targets)
 
     with monkeypatch.context() as patched:
         patched.setattr(train.Trainer, "step", stop_in_the_second_epoch)
@@ -153,6 +155,156 @@ def test_several_sources_have_their_own_classes(pictures, tmp_path):
     assert both.classes == ["ground", "sky", *"0123456789"]
     assert both.labels[:128].unique().tolist() == [0, 1]
     assert both.labels[128:].tolist() == [2, 3, 4]
+
+    some = train.gather([pictures, digits], "train", SIZE, leave_out=["s*", "[1-9]"])
+    assert some.classes == ["ground", "0"]
+    assert some.labels.tolist() == [0] * 64 + [1]
+    assert torch.equal(some.images, torch.cat([both.images[:64], both.images[128:129]]))
+
+
+def test_a_finished_run_is_lengthened(pictures, tmp_path, monkeypatch):
+    run(monkeypatch, *arguments(pictures, tmp_path, epochs=2, lr=0.1))
+    run(monkeypatch, *arguments(pictures, tmp_path, epochs=4, lr=0.1), "--resume")
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = [(row["epoch"], row["lr"]) for row in csv.DictReader(file)]
+    assert rows[:2] == [("1", "0.1"), ("2", "0.01")]
+    assert rows[3] == ("4", "0.001")  # at three quarters of four epochs
+
+
+def test_out_is_named_by_the_data(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, "mine")
+    run(monkeypatch, "mine", "--size", 16, "--epochs", 1, "--batch-size", 32, "--threads", 1, "--spec", "lnet")
+    assert (tmp_path / "runs" / "mine" / "best.pt").exists()
+
+
+def test_unreadable_pictures_do_not_end_a_run(pictures, tmp_path, monkeypatch, capsys):
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data" / "train" / "sky" / "bad.png").write_bytes(b"nothing")
+    run(monkeypatch, *arguments(tmp_path / "data", tmp_path / "out", spec="lnet", epochs=1))
+    assert "train/sky/bad.png: not a picture" in capsys.readouterr().err
+    assert (tmp_path / "out" / "best.pt").exists()
+
+
+# --- a teacher ------------------------------------------------------------------------------------------------------
+
+
+def taught(pictures, out, *more, **options):
+    given = {"epochs": 2, "teacher": "alnet-photo", "recipe": "modern", "batch-size": 32} | options
+    return [*arguments(pictures, out, **given)[1:], *more]
+
+
+def test_a_student_comes_nearer_to_its_teacher(pictures, tmp_path, monkeypatch):
+    folder = tmp_path / "photos" / "2024"
+    folder.mkdir(parents=True)
+    for i, path in enumerate(sorted((pictures / "train").rglob("*.png"))):
+        shutil.copy(path, folder / f"{i}.png")
+    given = taught(pictures, tmp_path / "out", "--unlabelled", tmp_path / "photos", spec="lnet", epochs=6)
+    run(monkeypatch, *given)
+    with open(tmp_path / "out" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["agreement"]) > max(50, float(rows[0]["agreement"]))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    (stored,) = sorted(tmp_path.glob("alnet-photo-*.npy"), key=lambda path: -path.stat().st_size)[:1]
+    embeddings = np.load(stored)
+    assert embeddings.shape == (116, 1280)  # each tenth is held out
+    names = [path for i, path in enumerate(sorted(folder.iterdir(), key=lambda path: int(path.stem))) if i % 10 != 9]
+    wanted = alnumpy.load("alnet-photo", normalize=True).embed(names)
+    assert np.allclose(embeddings, wanted, atol=1e-3)  # float16
+
+    best = torch.load(tmp_path / "out" / "best.pt", weights_only=True)
+    assert not any(name.startswith(("teacher", "head")) for name in best["state_dict"])
+    assert convert_weights.main([str(tmp_path / "out" / "best.pt"), "-o", str(tmp_path / "net.h5")]) == 0
+    assert alnumpy.load(tmp_path / "net.h5").spec == alnumpy.SPECS["lnet"]
+
+    def never(*_):
+        raise AssertionError("the teacher's embeddings are there")
+
+    monkeypatch.setattr(alnumpy.Embedder, "embed", never)
+    run(monkeypatch, *taught(pictures, tmp_path / "again", "--unlabelled", tmp_path / "photos", spec="lnet"))
+
+
+def test_labels_and_a_teacher_together(pictures, tmp_path, monkeypatch):
+    sizes = ["--mix", "--size", "8", "12", "16", "--unscaled", "0.5", "--crop", "0.7"]
+    given = taught(pictures, tmp_path, *sizes, spec="lnet", **{"label-weight": 0.5})
+    run(monkeypatch, pictures, *given, "--unlabelled", pictures)
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert best["state_dict"]["head.weight"].shape == (2, 1280)
+    assert best["preprocessing"]["size"] == 8
+    data = train.gather([pictures], "train", SIZE, [pictures])
+    assert (data.labels == -1).sum() == 130  # of 144 pictures in both splits, each tenth but the last four is held out
+
+
+def test_frozen_layers_stay_as_they_are(pictures, tmp_path, monkeypatch):
+    run(monkeypatch, pictures, *taught(pictures, tmp_path, init="alnet-photo"), "--freeze", "block2")
+    trained = torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"]
+    same = {
+        name: np.array_equal(array, trained[name].numpy())
+        for name, array in alnumpy.weights.read(alnumpy.weights.locate("alnet-photo")).parameters.items()
+    }
+    assert all(value for name, value in same.items() if name.startswith(("stem", "block1.", "block2.")))
+    assert not any(
+        value for name, value in same.items() if name.endswith("conv.weight") and name[:6] in ("block4", "block7")
+    )
+
+
+@pytest.mark.parametrize(("last", "side"), [("stem", 9), ("block2", 24), ("block5", 33)])
+def test_the_front_is_what_torch_computes(last, side):
+    params = alnumpy.weights.read(alnumpy.weights.locate("alnet-photo")).parameters
+    model = torch_network.from_arrays(alnumpy.SPECS["alnet"], params)
+    front, back = teaching.split(model.layers, last)
+    x = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = model.embed(x)
+        model.layers = front
+        wanted = torch_network.evaluate(front, x, lambda layer, *inputs: model.get_submodule(layer.name)(*inputs))
+        got = teaching.Front(front, params)(x, 1)
+        assert torch.allclose(got, wanted, atol=1e-4)
+        model.layers = back
+        assert torch.allclose(model.embed(got), whole, atol=1e-3)
+
+
+def test_least_squares_finds_a_linear_layer():
+    generator = torch.Generator().manual_seed(0)
+    given, layer = torch.randn(400, 5, generator=generator) + 3, torch.nn.Linear(5, 7)
+    weight, bias = teaching.least_squares(given, layer(given).detach())
+    assert torch.allclose(weight, layer.weight, atol=0.02)
+    assert torch.allclose(given @ weight.T + bias, layer(given), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--teacher", "nobody"], "nobody: no weights have this name"),
+        (["--freeze", "block2"], "--freeze needs --init"),
+        (["--freeze", "block9", "--init", "alnet-photo"], "--freeze block9: not one of the layers"),
+        (["--mix", "--epochs", "1", "1", "--size", "8", "16"], "--epochs 2: one number for all"),
+    ],
+)
+def test_teaching_that_cannot_be_is_refused(pictures, tmp_path, monkeypatch, wrong, message):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, pictures, *taught(pictures, tmp_path), *wrong)
+
+
+@pytest.mark.parametrize("wrong", [[], ["--label-weight", "1"], ["--unlabelled", "folder"]])
+def test_what_needs_a_teacher_says_so(tmp_path, monkeypatch, wrong):
+    with pytest.raises(SystemExit, match="--teacher"):
+        run(monkeypatch, *wrong, "--out", tmp_path)
+
+
+def test_mixed_sizes_have_as_many_pixels_each(pictures, tmp_path, monkeypatch):
+    seen = []
+    real = train.Trainer.step
+
+    def note(trainer, x, labels, targets):
+        seen.append(x.shape[2])
+        return real(trainer, x, labels, targets)
+
+    monkeypatch.setattr(train.Trainer, "step", note)
+    given = {"spec": "lnet", "epochs": 20, "batch-size": 8, "load-size": 16, "lr": 1e-3}
+    run(monkeypatch, *arguments(pictures, tmp_path, **given), "--mix", "--size", "8", "16")
+    assert len(seen) == 320
+    assert 8 * 8 * seen.count(8) == pytest.approx(16 * 16 * seen.count(16), rel=0.5)
 
 
 def test_the_moving_average_starts_fast_and_ends_slow():
@@ -253,6 +405,10 @@ def test_augmentation_keeps_within_what_was_asked():
     assert abs(np.corrcoef(width, height)[0, 1]) < 0.3  # each side by a draw of its own
     assert torch.allclose(stretched, stretched.flip(1, 2), atol=1e-5)  # about the middle
 
+    whole = train.Augmentation(8, 0, 0, 0, 0.5, False, unscaled=1.0)(images, generator)
+    assert set(whole.flatten().tolist()) <= {0.0, 255.0}  # cut, not scaled
+    assert 0 < (whole[:, 0] == 255).sum() < 40  # the pixel is in some of the squares
+
     cropped = train.Augmentation(8, 0, 0, 0, 0.5, False)(images, generator)
     assert cropped.shape == (40, 3, 8, 8)
 
@@ -294,7 +450,7 @@ def test_a_run_is_neither_replaced_nor_continued_as_another(pictures, tmp_path, 
     before = (tmp_path / "best.pt").read_bytes()
     for wrong, message in (
         ([], "last.pt is there: --resume"),
-        (["--resume", "--epochs", "2"], "last.pt: its run has another --epochs"),
+        (["--resume", "--size", "20", "--load-size", "16"], "last.pt: its run was at other sizes"),
         (["--resume", "--seed", "1"], "last.pt: its run has another --seed"),
         (["--resume", "--recipe", "modern"], "last.pt: its run has another --recipe"),
         (["--resume", "--load-size", "20"], "last.pt: its run has another --load-size"),

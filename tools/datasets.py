@@ -33,6 +33,10 @@ Reader = Callable[[], bytes]
 Box = tuple[float, float, float, float]
 
 
+class LeftOut(UserWarning):
+    """Pictures that cannot be read are left out."""
+
+
 class Landmarks(NamedTuple):
     """Oxford5k or Paris6k: the data base, and the queries, which are boxes in some of its pictures."""
 
@@ -185,14 +189,24 @@ def load_pictures(
     return pixels, failed
 
 
-def _load_all(found: dict[str, Reader], names: Sequence[str], size: int, threads: int) -> np.ndarray:
-    """``load_pictures`` where each must be readable. Raises ValueError, which names those that are not."""
+def load_readable(
+    source: str | Path, found: dict[str, Reader], names: Sequence[str], size: int, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """``load_pictures`` without those that cannot be read: a warning names them.
+
+    Returns the pictures and which of the names they are. Raises ValueError where no picture can be read.
+    """
     pixels, failed = load_pictures(found, names, size, threads)
+    good = np.array([i for i, name in enumerate(names) if name not in failed], np.int64)
+    first = "; ".join(f"{name}: {failed[name]}" for name in sorted(failed, key=natural)[:NAMED])
+    more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    if failed and not len(good):
+        raise ValueError(f"{source}: no picture can be read: {first}{more}")
     if failed:
-        first = "; ".join(f"{name}: {failed[name]}" for name in sorted(failed, key=natural)[:NAMED])
-        more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        raise ValueError(f"{len(failed)} of {len(names)} pictures cannot be read: {first}{more}")
-    return pixels
+        counted = f"{len(failed)} of {len(names)} pictures cannot be read and are left out"
+        warnings.warn(f"{source}: {counted}: {first}{more}", LeftOut, stacklevel=3)
+        pixels = pixels[good]
+    return pixels, good
 
 
 def class_folders(source: str | Path, split: str) -> tuple[dict[str, Reader], np.ndarray, list[str]]:
@@ -233,14 +247,25 @@ def load_class_folders(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The pictures of ``class_folders`` as uint8 RGB (N, size, size, 3), labels and class names.
 
-    The short side becomes ``size`` pixels, the centre is cropped. Raises what ``class_folders`` does, and ValueError
-    where a picture cannot be read.
+    The short side becomes ``size`` pixels, the centre is cropped. Pictures that cannot be read are left out with a
+    warning. Raises what ``class_folders`` does, and ValueError where no picture can be read.
     """
     pictures, labels, class_names = class_folders(source, split)
-    try:
-        return _load_all(pictures, list(pictures), size, threads), labels, class_names
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    pixels, good = load_readable(source, pictures, list(pictures), size, threads)
+    return pixels, labels[good], class_names
+
+
+def load_folder(source: str | Path, size: int, threads: int = 0) -> np.ndarray:
+    """All pictures of a folder or a zip at any depth, ordered by name, without labels: uint8 RGB (N, size, size, 3).
+
+    Pictures that cannot be read are left out with a warning. Raises FileNotFoundError, or ValueError where no picture
+    can be read.
+    """
+    found = files(source)
+    names = sorted((name for name in found if images.is_picture(name)), key=natural)
+    if not names:
+        raise ValueError(f"{source}: no pictures")
+    return load_readable(source, found, names, size, threads)[0]
 
 
 def svhn(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -273,7 +298,8 @@ def sun397(
     ``source``: folder or zip of the pictures, a/abbey/sun_*.jpg and so on. ``lists``: folder or zip that holds
     ClassName.txt and the lists Training_01.txt and Testing_01.txt to Training_10.txt and Testing_10.txt. ``split`` is
     "train" or "test", ``partition`` 1 to 10. The classes are in the order of ClassName.txt, named as "abbey" or
-    "apartment_building/outdoor". Raises FileNotFoundError, or ValueError, which names the picture or the list.
+    "apartment_building/outdoor". Pictures that cannot be read are left out with a warning. Raises FileNotFoundError, or
+    ValueError, which names the picture or the list.
     """
     texts = {PurePosixPath(name).name: read for name, read in files(lists).items()}
     list_name = f"{SUN397_LISTS[split]}_{partition:02}.txt"
@@ -290,10 +316,8 @@ def sun397(
         if name not in found:
             raise ValueError(f"{source}: {name[1:]} of {list_name} is not there")
     labels = np.array([index[str(PurePosixPath(name).parent)] for name in names], np.int64)
-    try:
-        return _load_all(found, names, size, threads), labels, [folder.split("/", 2)[2] for folder in folders]
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    pixels, good = load_readable(source, found, names, size, threads)
+    return pixels, labels[good], [folder.split("/", 2)[2] for folder in folders]
 
 
 def landmark_files(source: str | Path) -> tuple[dict[str, str], dict[str, Reader], list[LandmarkQuery]]:
@@ -358,9 +382,6 @@ def landmark_classes(
     labels = [re.sub(r"_?\d+$", "", PurePosixPath(name).stem) for name in pictures]
     class_names = sorted(set(labels))
     chosen = [i for i in range(len(pictures)) if (i % 5 == 4) == (split == "test")]
-    pixels, failed = load_pictures(found, [pictures[i] for i in chosen], size, threads)
-    for name, reason in failed.items():
-        warnings.warn(f"{source}: {name}: {reason}; left out", stacklevel=2)
-    good = [row for row, i in enumerate(chosen) if pictures[i] not in failed]
+    pixels, good = load_readable(source, found, [pictures[i] for i in chosen], size, threads)
     index = np.array([class_names.index(labels[chosen[row]]) for row in good], np.int64)
-    return pixels[good], index, class_names
+    return pixels, index, class_names

@@ -132,8 +132,8 @@ class Network(nn.Module):
 
     def __init__(self, spec: Spec, classes: int = 0):
         super().__init__()
-        self.spec = spec
-        for layer in spec.layers():  # "block1.expand" becomes self.block1.expand, so that names are the layers'
+        self.spec, self.layers = spec, spec.layers()
+        for layer in self.layers:  # "block1.expand" becomes self.block1.expand, so that names are the layers'
             parent: nn.Module = self
             *folders, leaf = layer.name.split(".")
             for folder in folders:
@@ -143,9 +143,12 @@ class Network(nn.Module):
             parent.add_module(leaf, module(layer))
         self.head = nn.Linear(spec.embedding, classes) if classes else nn.Identity()
 
+    def embed(self, x: Tensor) -> Tensor:
+        y = evaluate(self.layers, x, lambda layer, *inputs: self.get_submodule(layer.name)(*inputs))
+        return y.flatten(1)
+
     def forward(self, x: Tensor) -> Tensor:
-        y = evaluate(self.spec.layers(), x, lambda layer, *inputs: self.get_submodule(layer.name)(*inputs))
-        return self.head(y.flatten(1))
+        return self.head(self.embed(x))
 
 
 def from_arrays(spec: Spec, params: Mapping[str, np.ndarray], classes: int = 0) -> Network:

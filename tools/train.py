@@ -1,20 +1,29 @@
 #!/usr/bin/env python3
-"""Train ALNet or an ablation as a classifier, keeping the weights with the best accuracy.
+"""Train a network as a classifier, or to give what a better network gives, keeping the best weights.
 
     python tools/train.py mnist/ --epochs 8 --shift 2 --out runs/mnist
     python tools/train.py objects64.zip scenes64.zip --recipe modern --size 32 64 --epochs 20 5 --crop 0.6 --flip
+    python tools/train.py objects64.zip --unlabelled photos/ --teacher efficientnet-lite0 --init alnet-photo \
+        --recipe modern --lr 0.01 --mix --size 48 64 96 128 --freeze block2 --crop 0.7 --flip --load-size 64
 
 A source is the folder of MNIST's four idx files or of SVHN's two .mat files; SUN397 with its partition lists (those of
 partition 1 are used); Oxford5k or Paris6k with their ground truth (every fifth picture is held out); or a folder or a
 zip of class folders, below train/ and test/ (or val/), or without these, when every tenth picture of a class, at least
-one, is held out. Several are trained on together, each with its own classes.
+one, is held out. Several are trained on together, each with its own classes. Pictures that cannot be read are named
+and left out.
+
+With --teacher the network learns the directions of the embeddings of better weights: a linear layer, dropped
+afterwards, makes the teacher's normalised and centred embedding of the whole picture from the network's of what it
+sees of it, and 1 - cosine is the loss. What the teacher gives is computed once and kept beside OUT. Labels need not be
+there (--unlabelled); --label-weight adds the classifier's loss.
 
 Recipe "paper" is section 4.3: SGD, learning rate 0.1, momentum 0.9, weight decay 1e-4, the rate lowered in steps.
 Recipe "modern" is Muon for the matrices and AdamW for the rest, a rate that rises for a tenth of the steps and then
 falls as a cosine, label smoothing, an exponential moving average of the weights and, on a GPU, mixed precision.
 
-Writes OUT/best.pt (the weights with the highest accuracy), OUT/last.pt (to go on from with --resume), OUT/log.csv and
-OUT/curve.png. Needs the extra: pip install 'alnumpy[train]'.
+Writes OUT/best.pt (the weights with the highest accuracy on held-out pictures or, with a teacher, the highest mean
+cosine with its embeddings, in percent), OUT/last.pt (to go on from with --resume; --epochs may be others then),
+OUT/log.csv and OUT/curve.png. Needs the extra: pip install 'alnumpy[train]'.
 """
 
 from __future__ import annotations
@@ -26,9 +35,11 @@ import os
 import pickle
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +49,17 @@ try:
     import torch
     import torch.nn.functional as F
     from torch import Tensor, nn
-    from torch.optim.swa_utils import AveragedModel, update_bn
+    from torch.optim.swa_utils import AveragedModel
     from tqdm import tqdm
 except ModuleNotFoundError as missing:
     sys.exit(f"train.py: {missing.name} is not installed; training needs: pip install 'alnumpy[train]'")
 
+import alnumpy
+import teaching
 from alnumpy import weights
 from alnumpy.errors import AlnumpyError
-from alnumpy.networks import SPECS
-from datasets import files, landmark_classes, load_class_folders, mnist, sun397, svhn
+from alnumpy.networks import SPECS, Spec
+from datasets import LeftOut, files, landmark_classes, load_class_folders, load_folder, mnist, sun397, svhn
 from torch_network import Network
 
 MODERN_LR = 0.02  # of Muon
@@ -54,11 +67,14 @@ ADAM_SHARE = 0.2  # of it for what AdamW trains
 EMA_DECAY = 0.999
 EVALUATION_BATCH = 500
 STATISTICS_BATCHES = 100  # of which batch norm's statistics of the averaged weights are taken
+FITTED = 10_000  # pictures by which the layer from the network to its teacher begins
+COMPARED = 2_000  # held-out pictures whose embeddings are compared with the teacher's after each epoch
+UNLABELLED = -1
 
 
 @dataclass
 class Data:
-    """Pictures (N, 3, S, S) uint8 in channels-last memory, labels (N,) int64, and the names of the classes."""
+    """Pictures (N, 3, S, S) uint8 in channels-last memory, labels (N,) int64 or -1, and the names of the classes."""
 
     images: Tensor
     labels: Tensor
@@ -88,17 +104,33 @@ def load(source: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray, l
     return load_class_folders(source, "val" if split == "test" and "test" not in folders else split, size)
 
 
-def gather(sources: list[Path], split: str, size: int) -> Data:
-    """Several data sets as one: the classes of each source follow those of the source before."""
+def gather(
+    sources: Sequence[Path], split: str, size: int, unlabelled: Sequence[Path] = (), leave_out: Sequence[str] = ()
+) -> Data:
+    """Several data sets as one: the classes of each source follow those of the source before.
+
+    Of the ``unlabelled`` every tenth picture is held out. Classes whose names fit one of ``leave_out`` are in no split.
+    """
     images: list[Tensor] = []
     labels: list[Tensor] = []
     classes: list[str] = []
-    for source in sources:
-        pictures, targets, names = load(source, split, size)
+
+    def add(pictures: np.ndarray, targets: np.ndarray) -> None:
         stored = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         images.append(stored if stored.shape[2] == size else resized(stored, size).round().byte())
-        labels.append(torch.from_numpy(targets) + len(classes))
-        classes += names
+        labels.append(torch.from_numpy(targets))
+
+    for source in sources:
+        pictures, targets, names = load(source, split, size)
+        kept = np.array([not any(fnmatchcase(name, pattern) for pattern in leave_out) for name in names])
+        number = np.cumsum(kept) - 1 + len(classes)
+        chosen = kept[targets]
+        add(*((pictures, number[targets]) if chosen.all() else (pictures[chosen], number[targets[chosen]])))
+        classes += [name for name, stays in zip(names, kept, strict=True) if stays]
+    for source in unlabelled:
+        pictures = load_folder(source, size)
+        chosen = (np.arange(len(pictures)) % 10 == 9) == (split == "test")
+        add(pictures[chosen], np.full(chosen.sum(), UNLABELLED, np.int64))
     return Data(torch.cat(images), torch.cat(labels), classes)
 
 
@@ -130,6 +162,7 @@ class Augmentation:
     stretch: float  # most share by which each side becomes longer or shorter, black moving in
     crop: float  # least side of the random square, as a share of the picture's
     flip: bool
+    unscaled: float = 0.0  # share of the batches of squares that have the network's size, where pictures are as large
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 (N, 3, S, S) -> float32 (N, 3, size, size) in 0..255."""
@@ -147,7 +180,10 @@ class Augmentation:
             maps = torch.stack([x * cos, -x * sin, zero, y * sin, y * cos, zero], 1).view(n, 2, 3)
             grid = F.affine_grid(maps, list(images.shape), align_corners=False)
             images = F.grid_sample(images.float(), grid, align_corners=False)
-        if self.crop < 1:
+        fits = self.unscaled and self.size <= stored
+        if fits and float(torch.rand((), generator=generator)) < self.unscaled:
+            images = cut(images, draw(stored - self.size), draw(stored - self.size), self.size)
+        elif self.crop < 1:
             side = int(torch.randint(round(self.crop * stored), stored + 1, (), generator=generator))
             images = cut(images, draw(stored - side), draw(stored - side), side)
         if self.flip:
@@ -261,46 +297,87 @@ def compiled(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]
     return torch.compile(model, dynamic=False)
 
 
+class Student(Network):
+    """A network while it learns: it gives scores of classes and, where it has a teacher, what that would give.
+
+    The layers up to ``frozen``, if any, are not computed: the input is what they give.
+    """
+
+    def __init__(self, spec: Spec, classes: int, targets: int = 0, frozen: str = ""):
+        super().__init__(spec, classes)
+        self.teacher = nn.Linear(spec.embedding, targets) if targets else None
+        if frozen:
+            front, self.layers = teaching.split(self.layers, frozen)
+            for layer in front:
+                self.get_submodule(layer.name).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        y = self.embed(x)
+        return self.head(y), self.teacher(y) if self.teacher else None
+
+
+@torch.no_grad()
+def settle(model: Network, inputs: Iterable[Tensor]) -> None:
+    """Takes batch norm's statistics anew, of ``inputs``: for averaged weights, to which no others belong."""
+    modules = [model.get_submodule(layer.name) for layer in model.layers]
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    model.train()
+    for x in inputs:
+        model.embed(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 class Trainer:
     """A network, its optimisers and their schedule: all that a checkpoint to resume from has to hold."""
 
-    def __init__(self, args: argparse.Namespace, classes: int, steps: int, device: torch.device):
-        self.device, self.modern = device, args.recipe == "modern"
+    def __init__(self, args: argparse.Namespace, classes: int, steps: int, device: torch.device, targets: int = 0):
+        self.device, self.modern, self.label_weight = device, args.recipe == "modern", args.label_weight
         self.spec = SPECS[args.spec]
-        model = Network(self.spec, classes)
+        model = Student(self.spec, classes if self.label_weight else 0, targets, args.freeze)
         if args.init:
-            start = weights.read(args.init)
+            file = weights.locate(args.init)
+            start = weights.read(file)
             if start.spec != self.spec:
-                raise ValueError(f"{args.init}: its network is not {args.spec}")
+                raise ValueError(f"{file}: its network is not {args.spec}")
             arrays = {name: torch.from_numpy(np.array(array)) for name, array in start.parameters.items()}
             model.load_state_dict(arrays, strict=False)
+        self.front = None
+        if args.freeze:
+            layers, _ = teaching.split(self.spec.layers(), args.freeze)
+            self.front = teaching.Front(layers, {name: array.numpy() for name, array in model.state_dict().items()})
+        self.threads = args.threads
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers: list[torch.optim.Optimizer]
-        self.schedulers: list[torch.optim.lr_scheduler.LRScheduler]
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        falls: Callable[[int], float]
         if self.modern:
             matrices = [
                 (module.weight, getattr(module, "groups", 1))
                 for module in self.model.modules()
-                if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not self.model.head
+                if isinstance(module, (nn.Conv2d, nn.Linear))
+                and module not in (self.model.head, self.model.teacher)
+                and module.weight.requires_grad
             ]
             taken = {id(weight) for weight, _ in matrices}
-            rest = [parameter for parameter in self.model.parameters() if id(parameter) not in taken]
+            rest = [parameter for parameter in learning if id(parameter) not in taken]
             self.optimizers = [
                 Muon(matrices, args.lr, momentum=0.95, weight_decay=0.02),
                 torch.optim.AdamW(rest, args.lr * ADAM_SHARE, betas=(0.9, 0.99), weight_decay=0.0),
             ]
-            self.schedulers = [
-                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step, steps))
-                for optimizer in self.optimizers
-            ]
+            falls = lambda step: rise_and_fall(step, steps)  # noqa: E731
         else:
-            optimizer = torch.optim.SGD(self.model.parameters(), args.lr, momentum=0.9, weight_decay=1e-4)
+            self.optimizers = [torch.optim.SGD(learning, args.lr, momentum=0.9, weight_decay=1e-4)]
             # The paper does not name the steps: ten times at a half and at three quarters of the epochs.
-            milestones = [steps // 2, steps * 3 // 4]
-            self.optimizers = [optimizer]
-            self.schedulers = [torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.1)]
+            falls = lambda step: 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))  # noqa: E731
+        # A schedule's state has no steps, so that a run that is resumed with more epochs follows the longer one.
+        self.schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, falls) for optimizer in self.optimizers]
         self.average = AveragedModel(self.model, multi_avg_fn=moving_average) if self.modern else None
-        self.run: Callable[[Tensor], Tensor] = compiled(self.model, device) if args.compile else self.model
+        self.run: Callable[[Tensor], Any] = compiled(self.model, device) if args.compile else self.model
         self.smoothing = 0.1 if self.modern else 0.0
 
     def parts(self) -> dict[str, Any]:
@@ -309,10 +386,37 @@ class Trainer:
         parts |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
         return parts | {f"scheduler{i}": scheduler for i, scheduler in enumerate(self.schedulers)}
 
-    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+    def seen(self, x: Tensor) -> Tensor:
+        """What the trained layers read of the network's input, channels last in memory."""
+        if self.front:
+            x = self.front(x.cpu(), self.threads).to(self.device)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Gives the layer to the teacher the weights that are best for these inputs and targets: a start at no cost."""
+        assert self.model.teacher
+        self.model.eval()
+        given, wanted = zip(*((self.model.embed(x), targets) for x, targets in batches), strict=True)
+        weight, bias = teaching.least_squares(torch.cat(given).cpu(), torch.cat(wanted).cpu())
+        self.model.teacher.weight.copy_(weight)
+        self.model.teacher.bias.copy_(bias)
+
+    def loss(self, x: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        scores, taught = self.run(x)
+        total = torch.zeros((), device=self.device)
+        if targets is not None:
+            total = 1 - F.cosine_similarity(taught, targets).mean()
+        if self.label_weight:
+            count = (labels != UNLABELLED).sum().clamp_min(1)
+            each = F.cross_entropy(scores, labels, None, None, UNLABELLED, None, "sum", self.smoothing)
+            total = total + self.label_weight * each / count
+        return total
+
+    def step(self, x: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         mixed = self.modern and self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
-            loss = F.cross_entropy(self.run(x), labels, label_smoothing=self.smoothing)
+            loss = self.loss(x, labels, targets)
         self.model.zero_grad()
         loss.backward()
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
@@ -322,12 +426,13 @@ class Trainer:
             self.average.update_parameters(self.model)
         return loss.detach()
 
-    def network(self, inputs: Iterable[Tensor]) -> torch.nn.Module:
+    def network(self, inputs: Iterable[Tensor]) -> Student:
         """What to evaluate and to keep. The averaged weights need batch norm's statistics of their own: ``inputs``."""
         if not self.average:
             return self.model
-        update_bn(inputs, self.average)
-        return self.average.module
+        averaged: Student = self.average.module  # type: ignore[assignment]
+        settle(averaged, inputs)
+        return averaged
 
 
 class Normalise:
@@ -341,14 +446,24 @@ class Normalise:
 
 
 @torch.inference_mode()
-def accuracy(model: torch.nn.Module, data: Data, size: int, normalise: Normalise, device: torch.device) -> float:
-    """Share of the pictures whose highest score is their label, in percent."""
+def accuracy(model: Student, data: Data, inputs: Callable[[Tensor], Tensor]) -> float:
+    """Share of the pictures that have a label whose highest score is this label, in percent."""
     model.eval()
-    right = 0
+    right = torch.zeros((), dtype=torch.int64)
     for images, labels in zip(data.images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH), strict=True):
-        scores = model(normalise(resized(images.to(device), size)))
-        right += int((scores.argmax(1) == labels.to(device)).sum())
-    return 100 * right / len(data.labels)
+        right += (model(inputs(images))[0].argmax(1).cpu() == labels).sum()
+    return 100 * float(right) / int((data.labels != UNLABELLED).sum())
+
+
+@torch.inference_mode()
+def agreement(model: Student, images: Tensor, targets: Tensor, inputs: Callable[[Tensor], Tensor]) -> float:
+    """Mean cosine of what the student makes of pictures and the teacher's embeddings, in percent."""
+    model.eval()
+    cosines = [
+        F.cosine_similarity(model(inputs(part))[1], wanted.to(part.device)).cpu()
+        for part, wanted in zip(images.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True)
+    ]
+    return 100 * float(torch.cat(cosines).mean())
 
 
 def save(path: Path, checkpoint: dict) -> None:
@@ -378,8 +493,8 @@ def load_last(path: Path, settings: dict[str, Any], device: torch.device) -> dic
     return last
 
 
-def report(rows: list[dict[str, Any]], out: Path) -> None:
-    """The log by epoch as OUT/log.csv, and its loss and accuracy as OUT/curve.png."""
+def report(rows: list[dict[str, Any]], measure: str, out: Path) -> None:
+    """The log by epoch as OUT/log.csv, and its loss and the measure as OUT/curve.png."""
     from matplotlib.figure import Figure
 
     with open(out / "log.csv", "w", newline="") as file:
@@ -392,8 +507,8 @@ def report(rows: list[dict[str, Any]], out: Path) -> None:
     left.plot(epochs, [row["train_loss"] for row in rows], color="tab:orange", marker=".")
     left.set(xlabel="epoch", ylabel="training loss (orange)")
     right = left.twinx()
-    right.plot(epochs, [row["accuracy"] for row in rows], color="tab:blue", marker=".")
-    right.set_ylabel("accuracy on held-out pictures, % (blue)")
+    right.plot(epochs, [row[measure] for row in rows], color="tab:blue", marker=".")
+    right.set_ylabel(f"{measure} on held-out pictures, % (blue)")
     figure.savefig(out / "curve.png", dpi=120)
 
 
@@ -416,11 +531,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110),
     )
     add = parser.add_argument
-    add("sources", type=Path, nargs="+", metavar="SOURCE", help="data sets to train on together")
+    add("sources", type=Path, nargs="*", metavar="SOURCE", help="data sets to train on together")
+    unlabelled = "folders or zips of pictures to learn from the teacher, whatever their folders; a tenth is held out"
+    add("--unlabelled", type=Path, nargs="+", default=[], metavar="FOLDER", help=unlabelled)
+    left_out = "classes not to learn from, as 'object/*2'"
+    add("--leave-out", nargs="+", default=[], metavar="PATTERN", help=left_out)
+    add("--teacher", metavar="WEIGHTS", help="name or file of weights whose embeddings are to be learned")
+    share = "of the classifier's loss beside the teacher's (default: 0, no classifier)"
+    add("--label-weight", type=within(float, 0, 1e3), help=share)
+    add("--freeze", default="", metavar="LAYER", help="leave the layers up to this one, as block2, as --init has them")
     add("--spec", choices=SPECS, default="alnet", help="which network (default: %(default)s)")
     add("--recipe", choices=("paper", "modern"), default="paper", help="see above (default: %(default)s)")
     sides = "side of the network's input in pixels; several to train at one after the other (default: 28)"
     add("--size", type=within(int, 8, 1024), nargs="+", default=[28], help=sides)
+    mix = "draw the size of each batch from all of --size, so that each has as many pixels; the first is evaluated"
+    add("--mix", action="store_true", help=mix)
     add(
         "--epochs", type=within(int, 1), nargs="+", default=[8], help="passes over the data at each --size (default: 8)"
     )
@@ -430,6 +555,7 @@ def parser() -> argparse.ArgumentParser:
         help="side at which pictures are kept in memory (default: last --size)",
     )
     add("--lr", type=within(float, 1e-12, 1e3), help=f"highest learning rate (default: 0.1; modern: {MODERN_LR})")
+    add("--per-epoch", type=within(int, 2), help="pictures in an epoch, drawn anew for each (default: all)")
     add("--batch-size", type=within(int, 2), default=128, help="pictures a step (default: %(default)s)")
     shift = "random shift, in pixels of --load-size (default: none, as the paper)"
     add("--shift", type=within(int, 0, 64), default=0, help=shift)
@@ -439,16 +565,18 @@ def parser() -> argparse.ArgumentParser:
     add("--stretch", type=within(float, 0, 0.9), default=0.0, help=stretch)
     crop = "random square of at least this share of the side (default: none)"
     add("--crop", type=within(float, 0.1, 1), default=1.0, help=crop)
+    unscaled = "share of the batches of squares of the network's size, not scaled, where pictures are that large"
+    add("--unscaled", type=within(float, 0, 1), default=0.0, help=unscaled)
     add("--flip", action="store_true", help="mirror half of the pictures")
     add("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    add("--init", type=Path, metavar="WEIGHTS.h5", help="start from these weights, with a new classifier")
+    add("--init", metavar="WEIGHTS", help="name or file of weights to start from, with a new classifier")
     devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
     add("--device", choices=devices, default=devices[0], help="(default here: %(default)s)")
     threads = torch.get_num_threads()
     add("--threads", type=within(int, 1, 1024), default=threads, help="CPU threads (default: %(default)s)")
     add("--compile", action="store_true", help="torch.compile: a minute to start, then less time a step")
-    add("--out", type=Path, default=Path("runs/mnist"), help="folder to write to (default: %(default)s)")
-    add("--resume", action="store_true", help="go on from OUT/last.pt")
+    add("--out", type=Path, help="folder to write to (default: runs/ and the names of the data)")
+    add("--resume", action="store_true", help="go on from OUT/last.pt, to the end of --epochs")
     return parser
 
 
@@ -456,57 +584,100 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    if len(args.size) != len(args.epochs):
-        raise ValueError(f"--size has {len(args.size)} numbers and --epochs {len(args.epochs)}: they go together")
+    if not args.sources and not args.unlabelled:
+        raise ValueError("nothing to learn from: name a SOURCE, or --unlabelled with --teacher")
+    if not args.teacher and (args.unlabelled or args.label_weight is not None or not args.sources):
+        raise ValueError("--unlabelled and --label-weight need a --teacher")
+    if len(args.epochs) != (1 if args.mix else len(args.size)):
+        each = "one number for all" if args.mix else "they go together"
+        raise ValueError(f"--size has {len(args.size)} numbers and --epochs {len(args.epochs)}: {each}")
+    if args.freeze and not args.init:
+        raise ValueError("--freeze needs --init: the weights that stay")
+    if args.label_weight is None:
+        args.label_weight = 0.0 if args.teacher else 1.0
     args.lr = args.lr or (MODERN_LR if args.recipe == "modern" else 0.1)
-    args.load_size = args.load_size or args.size[-1]
+    args.load_size = args.load_size or (max(args.size) if args.mix else args.size[-1])
+    args.out = args.out or Path("runs", "-".join(source.stem for source in [*args.sources, *args.unlabelled]))
     checkpoint = args.out / "last.pt"
     if checkpoint.exists() and not args.resume:
         raise ValueError(f"{checkpoint} is there: --resume goes on with that run, another --out begins a new one")
 
-    training, held_out = (gather(args.sources, split, args.load_size) for split in ("train", "test"))
+    training, held_out = (
+        gather(args.sources, split, args.load_size, args.unlabelled, args.leave_out) for split in ("train", "test")
+    )
     if training.classes != held_out.classes:
         some = ", ".join(sorted(set(training.classes) ^ set(held_out.classes))[:5])
         raise ValueError(f"training and test pictures are not of the same classes; in one of them only: {some}")
-    if not len(held_out.labels):
+    if not (len(held_out.labels) if args.teacher else (held_out.labels != UNLABELLED).any()):
         raise ValueError("there is no held-out picture to measure the accuracy on")
-    steps = len(training.labels) // args.batch_size
+    count = min(len(training.labels), args.per_epoch or len(training.labels))
+    steps = count // args.batch_size
     if not steps:
-        raise ValueError(f"--batch-size {args.batch_size} is more than the {len(training.labels)} training pictures")
+        raise ValueError(f"--batch-size {args.batch_size} is more than the {count} training pictures")
     mean, std = mean_and_std(training.images)
     if 0 in std:
         raise ValueError("all training pictures have one and the same value in a colour channel")
+    if args.init and args.freeze:  # what stays as it is must see what it has always seen
+        kept = weights.read(weights.locate(args.init)).preprocessing
+        mean, std = list(kept.mean), list(kept.std)
     normalise = Normalise(mean, std, device)
-    trainer = Trainer(args, len(training.classes), steps * sum(args.epochs), device)
+    targets, compared = None, held_out.images
+    if args.teacher:
+        file = weights.locate(args.teacher)
+        teacher = alnumpy.load(file, threads=args.threads)
+        chosen = torch.randperm(len(held_out.labels), generator=torch.Generator().manual_seed(0))[:COMPARED]
+        compared = held_out.images[chosen]
+        found = [teaching.embeddings(teacher, x, args.out.parent, file.stem) for x in (training.images, compared)]
+        targets, centre = found[0], found[0].float().mean(0)
+    trainer = Trainer(args, len(training.classes), steps * sum(args.epochs), device, len(centre) if args.teacher else 0)
 
-    kept = (
+    kept_names = (
         "spec",
         "recipe",
-        "size",
-        "epochs",
+        "mix",
         "load_size",
         "lr",
         "batch_size",
+        "per_epoch",
         "shift",
         "rotate",
         "stretch",
         "crop",
+        "unscaled",
         "flip",
         "seed",
+        "label_weight",
+        "leave_out",
+        "freeze",
     )
-    settings = {f"--{name.replace('_', '-')}": getattr(args, name) for name in kept}
-    settings |= {"--init": str(args.init), "data": [mean, std, len(training.labels), training.classes]}
+    settings = {f"--{name.replace('_', '-')}": getattr(args, name) for name in kept_names}
+    settings |= {"--init": str(args.init), "--teacher": str(args.teacher)}
+    settings |= {"data": [mean, std, len(training.labels), training.classes]}
+    sizes = [size for size, epochs in zip(args.size, args.epochs, strict=False) for _ in range(epochs)]
+    measure = "agreement" if args.teacher else "accuracy"
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+
+    def wanted(index: Tensor) -> Tensor | None:
+        return None if targets is None else (targets[index].float() - centre).to(device)
+
+    def whole(images: Tensor) -> Tensor:
+        return trainer.seen(normalise(resized(images.to(device), args.size[0] if args.mix else size)))
+
     if args.resume:
         last = load_last(checkpoint, settings, device)
         rows = last["log"]
+        done = [row["size"] for row in rows][: len(sizes)]
+        if done != sizes[: len(done)]:
+            raise ValueError(f"{checkpoint}: its run was at other sizes; --size and --epochs must begin as its own did")
         for name, part in trainer.parts().items():
             part.load_state_dict(last[name])
+    elif targets is not None:
+        size = args.size[0]
+        fitted = torch.randperm(len(targets), generator=torch.Generator().manual_seed(args.seed))[:FITTED]
+        trainer.fit((whole(training.images[i]), wanted(i)) for i in fitted.split(EVALUATION_BATCH))
 
-    sizes = [size for size, epochs in zip(args.size, args.epochs, strict=True) for _ in range(epochs)]
     for epoch, size in list(enumerate(sizes, 1))[len(rows) :]:
-        augment = Augmentation(size, args.shift, args.rotate, args.stretch, args.crop, args.flip)
         generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
         begin, lr = time.monotonic(), trainer.schedulers[0].get_last_lr()[0]
         total = torch.zeros((), device=device)
@@ -514,40 +685,53 @@ def train(args: argparse.Namespace) -> None:
         order = torch.randperm(len(training.labels), generator=generator)
         batches = order[: steps * args.batch_size].split(args.batch_size)
 
-        def inputs(index: Tensor, augment: Augmentation = augment, generator: torch.Generator = generator) -> Tensor:
-            return normalise(augment(training.images[index].to(device), generator))
+        def inputs(index: Tensor, size: int = size, generator: torch.Generator = generator) -> Tensor:
+            if args.mix:
+                shares = torch.tensor([1.0 / side**2 for side in args.size])
+                size = args.size[int(torch.multinomial(shares, 1, generator=generator))]
+            augment = Augmentation(size, args.shift, args.rotate, args.stretch, args.crop, args.flip, args.unscaled)
+            return trainer.seen(normalise(augment(training.images[index].to(device), generator)))
 
         for index in tqdm(batches, desc=f"epoch {epoch}", disable=None):
-            total += trainer.step(inputs(index), training.labels[index].to(device))
+            total += trainer.step(inputs(index), training.labels[index].to(device), wanted(index))
         loss = float(total) / steps
         if not math.isfinite(loss):
             raise ValueError(f"the loss is not finite in epoch {epoch}: a lower --lr may help")
         model = trainer.network(inputs(index) for index in batches[:STATISTICS_BATCHES])
-        reached = accuracy(model, held_out, size, normalise, device)
-        print(f"epoch {epoch}: {size} pixels, lr {lr:g}, loss {loss:.4f}, accuracy {reached:.2f}%", flush=True)
-        if not rows or reached > max(row["accuracy"] for row in rows):
+        if args.teacher:
+            reached = agreement(model, compared, found[1].float() - centre, whole)
+        else:
+            reached = accuracy(model, held_out, whole)
+        print(f"epoch {epoch}: {size} pixels, lr {lr:g}, loss {loss:.4f}, {measure} {reached:.2f}%", flush=True)
+        if not rows or reached > max(row[measure] for row in rows):
             best = {
-                "state_dict": model.state_dict(),
+                "state_dict": {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")},
                 "epoch": epoch,
-                "accuracy": reached,
+                measure: reached,
                 "spec": trainer.spec.to_dict(),
                 "preprocessing": {"size": size, "mean": mean, "std": std},
                 "classes": training.classes,
             }
             save(args.out / "best.pt", best)
         seconds = round(time.monotonic() - begin)
-        rows.append(
-            {"epoch": epoch, "size": size, "lr": lr, "train_loss": loss, "accuracy": reached, "seconds": seconds}
-        )
+        rows.append({"epoch": epoch, "size": size, "lr": lr, "train_loss": loss, measure: reached, "seconds": seconds})
         state = {name: part.state_dict() for name, part in trainer.parts().items()}
         save(checkpoint, state | {"settings": settings, "log": rows})
-        report(rows, args.out)
+        report(rows, measure, args.out)
+
+
+def told(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a line of its own."""
+    print(f"train.py: {message}", file=sys.stderr)
 
 
 def main() -> None:
     args = parser().parse_args()
     try:
-        train(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", LeftOut)
+            warnings.showwarning = told
+            train(args)
     except (OSError, ValueError, EOFError, AlnumpyError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
