@@ -47,19 +47,43 @@ def make_tiles(rows, cols):
     return tiles
 
 
-tiles_many_x1, tiles_few_x1, tiles_1x1 = make_tiles(ROWS, 1), make_tiles(FEW, 1), make_tiles(1, 1)
-tiles_many_x2, tiles_few_x2, tiles_1x2 = make_tiles(ROWS, COLS), make_tiles(FEW, COLS), make_tiles(1, COLS)
+def make_columns(cols):
+    many, few, one = make_tiles(ROWS, cols), make_tiles(FEW, cols), make_tiles(1, cols)
+
+    @kernel
+    def columns(
+        arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, count, half, low, high
+    ):  # fmt: skip
+        """``count`` pixels by ``cols`` vectors of outputs: as many large tiles as there can be."""
+        for_many = quotient(count, ROWS)
+        done = for_many * ROWS
+        for_few = quotient(count - done, FEW)
+        many(
+            arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, for_many, half, low, high
+        )  # fmt: skip
+        x += done * x_stride
+        y += done * y_stride
+        other += done * y_stride if other >= 0 else 0
+        few(arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, for_few, half, low, high)
+        done += for_few * FEW
+        x += for_few * FEW * x_stride
+        y += for_few * FEW * y_stride
+        other += for_few * FEW * y_stride if other >= 0 else 0
+        one(
+            arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, count - done, half, low,
+            high,
+        )  # fmt: skip
+
+    return columns
+
+
+columns_x1, columns_x2 = make_columns(1), make_columns(COLS)
 
 
 @kernel
 def all_outputs(arena, weights, x, x_stride, run, runs, x_run, y, y_stride, other, w, count, activation):
     """``count`` pixels, ``x_stride`` floats apart, times all panels of weights."""
     low, high = limits(activation)
-    many = quotient(count, ROWS)
-    few = quotient(count - many * ROWS, FEW)
-    ones = count - many * ROWS - few * FEW
-    x_few, y_few = x + many * ROWS * x_stride, many * ROWS * y_stride
-    x_one, y_one = x_few + few * FEW * x_stride, y_few + few * FEW * y_stride
     for start in range(0, y_stride, PANEL):
         panel = PANEL if y_stride - start > LINE else LINE
         for column in range(0, panel, COLS * LINE):
@@ -68,33 +92,16 @@ def all_outputs(arena, weights, x, x_stride, run, runs, x_run, y, y_stride, othe
                 break
             bias, products_at = w + column, w + panel + column
             to, plus = y + here, other + here if other >= 0 else other
-            plus_few, plus_one = (plus + y_few, plus + y_one) if other >= 0 else (other, other)
             half = y_stride - here < COLS * LINE and (y_stride - here) % LINE != 0
             if COLS == 2 and panel == PANEL:
-                tiles_many_x2(
-                    arena, x, x_stride, run, runs, x_run, to, y_stride, plus, weights, bias, products_at, panel, many,
+                columns_x2(
+                    arena, x, x_stride, run, runs, x_run, to, y_stride, plus, weights, bias, products_at, panel, count,
                     half, low, high,
-                )  # fmt: skip
-                tiles_few_x2(
-                    arena, x_few, x_stride, run, runs, x_run, to + y_few, y_stride, plus_few, weights, bias,
-                    products_at, panel, few, half, low, high,
-                )  # fmt: skip
-                tiles_1x2(
-                    arena, x_one, x_stride, run, runs, x_run, to + y_one, y_stride, plus_one, weights, bias,
-                    products_at, panel, ones, half, low, high,
                 )  # fmt: skip
             else:
-                tiles_many_x1(
-                    arena, x, x_stride, run, runs, x_run, to, y_stride, plus, weights, bias, products_at, panel, many,
+                columns_x1(
+                    arena, x, x_stride, run, runs, x_run, to, y_stride, plus, weights, bias, products_at, panel, count,
                     half, low, high,
-                )  # fmt: skip
-                tiles_few_x1(
-                    arena, x_few, x_stride, run, runs, x_run, to + y_few, y_stride, plus_few, weights, bias,
-                    products_at, panel, few, half, low, high,
-                )  # fmt: skip
-                tiles_1x1(
-                    arena, x_one, x_stride, run, runs, x_run, to + y_one, y_stride, plus_one, weights, bias,
-                    products_at, panel, ones, half, low, high,
                 )  # fmt: skip
         w += panel * (1 + runs * run)
     if activation >= SILU:
