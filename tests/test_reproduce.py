@@ -234,9 +234,11 @@ def test_nothing_is_measured_for_a_page_that_cannot_be_filled(collections, tmp_p
         reproduce.main()
 
 
-def test_networks(tmp_path, monkeypatch):
-    digits, random = tmp_path / "digits", np.random.default_rng(0)
-    digits.mkdir()
+@pytest.fixture
+def digits(tmp_path):
+    """Files as MNIST's: 128 training and 20 test pictures."""
+    folder, random = tmp_path / "digits", np.random.default_rng(0)
+    folder.mkdir()
     for prefix, count in ("train", 128), ("t10k", 20):
         labels = random.integers(0, 10, count, np.uint8)
         for name, content in (
@@ -244,18 +246,79 @@ def test_networks(tmp_path, monkeypatch):
             ("labels-idx1", labels),
         ):
             header = bytes([0, 0, 8, content.ndim]) + np.array(content.shape, ">u4").tobytes()
-            (digits / f"{prefix}-{name}-ubyte").write_bytes(header + content.tobytes())
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + content.tobytes())
     (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
-    monkeypatch.setattr(reproduce, "ABLATIONS", {"lnet": reproduce.ABLATIONS["lnet"]})
-    monkeypatch.setitem(reproduce.RECIPES, "MNIST", "--size 28 --epochs 1")
-    arguments = ["networks", "MNIST", digits, "--runs", tmp_path / "runs"]
+    return folder
+
+
+def reproduced(monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
     reproduce.main()
+    return json.loads((tmp_path / "results.json").read_text())["MNIST"]
 
-    measured = json.loads((tmp_path / "results.json").read_text())["MNIST"]
+
+def test_ablations(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "ABLATIONS", {"lnet": reproduce.ABLATIONS["lnet"]})
+    monkeypatch.setitem(reproduce.RECIPES, "MNIST", "--size 28 --epochs 1")
+    measured = reproduced(monkeypatch, tmp_path, "ablations", "MNIST", digits, "--runs", tmp_path / "runs")
     images, labels, _ = reproduce.train.load(digits, "test", 28)
     vectors = alnumpy.load(tmp_path / "runs" / "MNIST" / "lnet" / "weights.h5", backend="numpy").embed(list(images))
     expected = evaluate(vectors, labels, vectors, labels, np.arange(20))
     assert measured["networks"]["lnet"]["full_map"] == pytest.approx(expected.full_map, abs=1e-3)  # ties may turn
     assert measured["pictures"] == 20
     assert f"{100 * measured['networks']['lnet']['full_map']:.2f}" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_papers_networks(digits, tmp_path, monkeypatch):
+    arguments = ["networks", "MNIST", digits, "--runs", tmp_path / "runs", "--epochs", "1", "--only", "ALNet"]
+    first = reproduced(monkeypatch, tmp_path, *arguments)["six"]
+    assert list(first["networks"]) == ["ALNet"]
+    made = alnumpy.weights.read(tmp_path / "runs" / "MNIST" / "six-modern-alnet" / "weights.h5")
+    assert made.spec.to_dict() == alnumpy.SPECS["alnet"].to_dict() | {"stem": 24}  # as the paper counted it
+
+    trained = []
+    real = reproduce.trained
+
+    def note(options, *rest):
+        trained.append(options)
+        return real(options, *rest)
+
+    monkeypatch.setattr(reproduce, "trained", note)
+    both = reproduced(monkeypatch, tmp_path, *arguments, reproduce.PAPERS_RECIPE)["six"]
+    assert [options for options in trained if "--recipe paper --size 28 --epochs 1" in options] == trained
+    assert len(trained) == 1  # the other one is kept
+    assert both["networks"]["ALNet"] == first["networks"]["ALNet"]
+    row = both["networks"][reproduce.PAPERS_RECIPE]
+    assert 0 < row["milliseconds"] < 100
+    page = (tmp_path / "RESULTS.md").read_text()
+    shares = f"{100 * row['full_map']:.2f} |  | {100 * row['ap5_hits']:.2f} |"
+    assert f"| ALNet, the paper's recipe |  | 5.41 |  | 0.77 |  |  |  | {shares}" in page
+    assert (tmp_path / "networks-mnist.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_shipped_weights_are_measured_without_training(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "trained", lambda *_: 1 / 0)
+    arguments = ["networks", "MNIST", str(digits), "--measure-only"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *arguments])
+    reproduce.main()
+    printed = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    images, labels, _ = reproduce.train.load(digits, "test", 28)
+    vectors = alnumpy.load("alnet-mnist", backend="numpy").embed(list(images))
+    expected = evaluate(vectors, labels, vectors, labels, np.arange(20))
+    assert float(printed["full_map"]) == pytest.approx(100 * expected.full_map, abs=0.1)
+    assert (printed["MFLOPs"], printed["M parameters"], printed["MB"]) == ("5.78", "0.77", "3.15")
+
+
+def test_kinds(collections, tmp_path, monkeypatch):
+    (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
+    arguments = ["kinds", collections / "classes", "--split", "test", "--only", "*e*", "--sizes", "32"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
+    reproduce.main()
+    (row,) = json.loads((tmp_path / "results.json").read_text())["kinds"]["alnet-photo"]["rows"]
+    assert row["pictures"] == 12
+    files = sorted((collections / "classes" / "test").glob("*e*/*.png"))
+    vectors = alnumpy.load("alnet-photo", 32, normalize=True).embed(files)
+    labels = np.unique([path.parent.name for path in files], return_inverse=True)[1]
+    expected = evaluate(vectors, labels, vectors, labels, np.arange(12))
+    assert row["full_map"] == pytest.approx(expected.full_map, abs=1e-6)
+    assert f"| alnet-photo | classes, *e* | 32 | {expected.precision1:.3f} |" in (tmp_path / "RESULTS.md").read_text()

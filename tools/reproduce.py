@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Regenerate the figures of docs/RESULTS.md: docs/results.json, and the tables between the page's markers.
 
-    python tools/reproduce.py networks MNIST mnist/             # trains four networks: hours on a CPU
+    python tools/reproduce.py networks MNIST mnist/             # trains the paper's six networks: hours on a CPU
+    python tools/reproduce.py networks MNIST mnist/ --measure-only   # the weights that ship, in a minute
+    python tools/reproduce.py ablations MNIST mnist/            # trains ALNet and three without its parts: hours, too
     python tools/reproduce.py photos --classes sun397-15.zip --landmarks paris-279.zip
+    python tools/reproduce.py kinds objects64.zip --split train --only 'object/*2'   # of classes left out
     python tools/reproduce.py formats alnet-photo sun397-15.zip # what float16 and int8 cost
     python tools/reproduce.py decoding --classes sun397-15.zip --landmarks paris-279.zip   # whole, and fast
     python tools/reproduce.py sizes                             # of saved models
@@ -21,9 +24,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +117,10 @@ RECIPES = {  # of tools/train.py
     "Oxbuild5k": LANDMARKS,
     "Paris6k": LANDMARKS,
 }
+# Of the six networks of tables 2 to 6, all by one recipe; and ALNet once by the paper's.
+SIX = "--size 28 --epochs {epochs} --shift 2 --rotate 10 --stretch 0.1"
+EPOCHS = 2
+TIMED = 40  # runs of which the fastest counts
 DATA_SIZES = {"MNIST": 28, "SVHN": 32, "SUN397": 128, "Oxbuild5k": 160, "Paris6k": 160}
 CLASSES = {"MNIST": 10, "SVHN": 10, "SUN397": 397, "Oxbuild5k": 17, "Paris6k": 12}
 NETWORKS = {
@@ -123,12 +132,16 @@ NETWORKS = {
     "ALNet": "alnet",
 }
 ABLATIONS = {  # table 7, "mAP@1" on the five data sets
+    "mobilenet-v2": ("MobileNetV2", 83.91, 78.60, 33.60, 18.03, 22.57),
     "lnet": ("LNet", 81.28, 49.47, 30.29, 18.77, 18.94),
     "lnet-cs": ("LNet+CS", 92.76, 74.70, 31.29, 18.79, 20.75),
     "lnet-cbam": ("LNet+CBAM", 86.41, 61.59, 29.90, 19.44, 22.69),
     "alnet": ("ALNet", 96.61, 82.66, 33.67, 19.91, 24.87),
 }
 
+
+PAPERS_RECIPE = "ALNet, the paper's recipe"  # a row beside the six
+SHIPPED = {"MNIST": "alnet-mnist"}  # weights
 
 Vectors = list[np.ndarray]  # of the pictures of classes, of the queries of landmarks, of the landmarks
 
@@ -190,27 +203,103 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest()
 
 
-def measure_networks(data: str, source: Path, runs: Path, speed: list[str]) -> dict[str, Any]:
-    """Trains ALNet and its ablations by one recipe and measures each on the test pictures."""
-    size = DATA_SIZES[data]
-    pictures, labels, _ = train.load(source, "test", size)
+def trained(options: str, source: Path, out: Path, speed: list[str]) -> Path:
+    """Trains a network by ``tools/train.py``, or goes on where it was stopped. Returns its weights file."""
+    resume = ["--resume"] if (out / "last.pt").exists() else []
+    command = [str(TOOLS / "train.py"), str(source), *options.split(), "--out", str(out), *resume, *speed]
+    subprocess.run([sys.executable, *command], check=True)
+    file = out / "weights.h5"
+    convert = [str(TOOLS / "convert_weights.py"), str(out / "best.pt"), "-o", str(file)]
+    subprocess.run([sys.executable, *convert], check=True)
+    return file
+
+
+def retrieved(file: Path, size: int, pictures: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Each test picture against the rest, by the embeddings of a weights file as they are, and normalised."""
+    vectors = alnumpy.load(file, size).embed(list(pictures))  # the best epoch may have had another size
+    scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
+    return {**scores._asdict(), "full_map_l2": normalised.full_map, "weights": fingerprint(file)}
+
+
+def milliseconds(file: Path, size: int) -> float:
+    """What one picture takes in one thread, at best."""
+    embedder, taken = alnumpy.load(file, size, threads=1), []
+    picture = np.zeros((1, 3, size, size), np.float32)
+    for _ in range(TIMED):
+        begin = time.perf_counter()
+        embedder.forward(picture)
+        taken.append(time.perf_counter() - begin)
+    return 1000 * min(taken)
+
+
+def measure_ablations(data: str, source: Path, runs: Path, speed: list[str]) -> dict[str, Any]:
+    """Trains ALNet, MobileNetV2 and the ablations by one recipe and measures each on the test pictures."""
+    pictures, labels, _ = train.load(source, "test", DATA_SIZES[data])
     rows = {}
     recipe = f"--recipe modern --seed 0 {RECIPES[data]}"
     for spec in ABLATIONS:
         out = runs / data / spec
-        resume = ["--resume"] if (out / "last.pt").exists() else []
-        command = [str(TOOLS / "train.py"), str(source), "--spec", spec, *recipe.split(), "--out", str(out)]
-        command += [*resume, *speed]
-        subprocess.run([sys.executable, *command], check=True)
-        convert = [str(TOOLS / "convert_weights.py"), str(out / "best.pt"), "-o", str(out / "weights.h5")]
-        subprocess.run([sys.executable, *convert], check=True)
-        # The best epoch may have had another size.
-        vectors = alnumpy.load(out / "weights.h5", size).embed(list(pictures))
-        scores, normalised = (against_the_rest(v, labels) for v in (vectors, postprocess.l2_normalize(vectors)))
+        file = trained(f"--spec {spec} {recipe}", source, out, speed)
         accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
-        rows[spec] = {"accuracy": accuracy, **scores._asdict(), "full_map_l2": normalised.full_map}
-        rows[spec]["weights"] = fingerprint(out / "weights.h5")
+        rows[spec] = {"accuracy": accuracy, **retrieved(file, DATA_SIZES[data], pictures, labels)}
     return {"recipe": recipe, "pictures": len(labels), "networks": rows}
+
+
+def measure_six(
+    data: str, source: Path, runs: Path, speed: list[str], epochs: int, only: Sequence[str], found: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Trains the six networks of a data set as the paper had them, by one recipe, and ALNet by the paper's.
+
+    Yields all that is known after each. What was ``found`` before by the same recipes is kept.
+    """
+    size = DATA_SIZES[data]
+    pictures, labels, _ = train.load(source, "test", size)
+    options = SIX.format(epochs=epochs)
+    recipes = {"modern": f"--recipe modern {options}", "paper": f"--recipe paper --size {size} --epochs {epochs}"}
+    same = found.get("recipes") == recipes
+    rows = dict(found["networks"]) if same else {}
+    for name in [*NETWORKS, PAPERS_RECIPE]:
+        if name in rows or (only and name not in only):
+            continue
+        system, recipe = (name, "modern") if name in NETWORKS else ("ALNet", "paper")
+        spec, _ = counted(system, data)
+        out = runs / data / f"six-{recipe}-{NETWORKS[system]}"
+        begin = time.monotonic()
+        given = f"--spec {NETWORKS[system]} --stem {spec.layers()[0].channels} --seed 0 {recipes[recipe]}"
+        file = trained(given, source, out, speed)
+        minutes = (time.monotonic() - begin) / 60
+        accuracy = torch.load(out / "best.pt", weights_only=True)["accuracy"]
+        rows[name] = {"accuracy": accuracy, **retrieved(file, size, pictures, labels), "minutes": minutes}
+        rows[name] |= {"milliseconds": milliseconds(file, size)}
+        print(f"{name}: {rows[name]}", flush=True)
+        yield {"recipes": recipes, "epochs": epochs, "pictures": len(labels), "networks": rows}
+
+
+def measure_shipped(data: str, source: Path) -> None:
+    """Prints what the shipped weights find, and what they cost, without training."""
+    file = weights.locate(SHIPPED[data])
+    size, spec = weights.read(file).preprocessing.size, weights.read(file).spec
+    pictures, labels, _ = train.load(source, "test", size)
+    scores = retrieved(file, size, pictures, labels)
+    flops, parameters = counts(spec, size)
+    for key in ("full_map", "full_map_l2", "ap5_hits", "ap5", "precision1"):
+        print(f"{key} {percent(scores[key])}")
+    print(f"MFLOPs {flops}\nM parameters {parameters}\nMB {file.stat().st_size / 1e6:.2f}")
+    print(f"milliseconds {milliseconds(file, size):.2f}")
+
+
+def measure_kinds(file: Path, sizes: Sequence[int], source: Path, split: str, only: str) -> dict[str, Any]:
+    """Retrieval among the pictures of some classes, by directions."""
+    found, labels, names = class_folders(source, split)
+    chosen = np.array([fnmatchcase(names[label], only) for label in labels])
+    pictures = [read for read, stays in zip(found.values(), chosen, strict=True) if stays]
+    rows = []
+    for size in sizes:
+        good, vectors, _ = embed(alnumpy.load(file, size), pictures)
+        scores = against_the_rest(postprocess.l2_normalize(vectors), labels[chosen][good])
+        rows.append({"size": size, "pictures": len(good), **scores._asdict()})
+        print(f"{file.stem} at {size}: P@1 {scores.precision1:.3f} mAP {scores.full_map:.3f}")
+    return {"weights": fingerprint(file), "data": source.name.removesuffix(".zip"), "only": only, "rows": rows}
 
 
 def both(name: str, vectors: Vectors, labels: np.ndarray, places: Places, **row: Any) -> tuple[dict, dict]:
@@ -476,15 +565,68 @@ def cells(flops: float, parameters: float, _: float, map1: float, map5: float) -
     return [f"{flops:.1f}" if flops >= 1000 else f"{flops:.2f}", f"{parameters:.2f}", f"{map1:.2f}", f"{map5:.2f}"]
 
 
+def side_by_side(results: dict[str, Any], data: str) -> str:
+    """One of the paper's tables 2 to 6: what is printed there, and what was counted and measured here."""
+    six = results.get(data, {}).get("six", {}).get("networks", {})
+    sizes = results.get("sizes", {}).get("megabytes", {}).get(data, {})
+    header = ["", "MFLOPs", "ours", "M parameters", "ours", "MB", "ours", '"mAP@1"', "ours", '"mAP@5"', "ours"]
+    rows = []
+    for name, numbers in PAPER[data].items():
+        paper, own = cells(*numbers), six.get(name)
+        flops, parameters = recount(name, data)
+        megabytes = f"{sizes[name]:.2f}" if name in sizes else "not run"
+        row = [name, paper[0], f"{flops:.2f}", paper[1], f"{parameters:.2f}", f"{numbers[2]}", megabytes]
+        rows.append([*row, paper[2], *measured(own, "full_map"), paper[3], *measured(own, "ap5_hits")])
+    for text, found in (
+        (PAPERS_RECIPE, six.get(PAPERS_RECIPE)),
+        ("ALNet, as alnumpy has it", results.get(data, {}).get("networks", {}).get("alnet")),
+    ):
+        spec = counted("ALNet", data)[0] if text == PAPERS_RECIPE else SPECS["alnet"]
+        flops_, parameters_ = counts(spec, DATA_SIZES[data])
+        rows.append([text, "", flops_, "", parameters_, "", "", "", *measured(found, "full_map"), ""])
+        rows[-1] += measured(found, "ap5_hits")
+    return table(header, rows)
+
+
+def measured(row: dict[str, Any] | None, *keys: str) -> list[str]:
+    """Some of the shares that were measured, in percent."""
+    return [percent(row[key]) if row else "not run" for key in keys]
+
+
+def draw(results: dict[str, Any], data: str, path: Path) -> None:
+    """The six networks as in the paper's figure 3: what they reach, and what they cost, theirs and ours.
+
+    The accuracies are in the paper's figure only, so that its "mAP@1" stands for them.
+    """
+    from matplotlib.figure import Figure
+
+    six, sizes = results[data]["six"]["networks"], results.get("sizes", {}).get("megabytes", {}).get(data, {})
+    panels: list[tuple[str, list[float], list[float]]] = [
+        ('"mAP@1" (paper), accuracy (ours), %', [], []),
+        ("FLOPs, million", [], []),
+        ("parameters, million", [], []),
+        ("model size, MB", [], []),
+    ]
+    for name, (flops, parameters, size, map1, _) in PAPER[data].items():
+        own = six[name]["accuracy"] if name in six else 0.0
+        ours = [own, *recount(name, data), sizes.get(name, 0.0)]
+        for panel, theirs, mine in zip(panels, (map1, flops, parameters, size), ours, strict=True):
+            panel[1].append(theirs)
+            panel[2].append(mine)
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    for axes, (title, theirs_, mine_) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        at = np.arange(len(theirs_))
+        axes.bar(at - 0.2, theirs_, 0.4, label="paper", color="tab:gray")
+        axes.bar(at + 0.2, mine_, 0.4, label="alnumpy", color="tab:blue")
+        axes.set_xticks(at, list(PAPER[data]), rotation=20)
+        axes.set_title(title)
+        axes.legend()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """The page's tables by the names of their markers."""
-    pages = {}
-    for data, systems in PAPER.items():
-        rows = [[name, *cells(*numbers)] for name, numbers in systems.items()]
-        measured = results.get(data, {}).get("networks", {}).get("alnet")
-        own = [percent(measured["full_map"]), percent(measured["ap5_hits"])] if measured else ["not run", "not run"]
-        rows.append(["**ALNet, alnumpy**", *counts(SPECS["alnet"], DATA_SIZES[data]), *own])
-        pages[data.lower()] = table(["", "MFLOPs", "M parameters", '"mAP@1"', '"mAP@5"'], rows)
+    pages = {data.lower(): side_by_side(results, data) for data in PAPER}
     pages["counts"] = recounts(results)
     pages["blocks"] = table(["block", "parameters", "ALBlock", "R1", "FLOPs", "ALBlock", "R2"], list(blocks(32)))
     rows, details = [], []
@@ -502,9 +644,37 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     recipes = [
         f"\n\n{data}, {results[data]['pictures']:,} test pictures: `tools/train.py {results[data]['recipe']}`."
         for data in PAPER
-        if data in results
+        if "recipe" in results.get(data, {})
     ]
     pages["networks"] = table(header, details) + "".join(recipes)
+    pages["six"] = table(
+        ["", "", "accuracy", "full mAP", "full mAP, L2", "AP@5 of hits", "AP@5", "P@1", "ms", "minutes of training"],
+        [
+            [
+                *(data, name, f"{own['accuracy']:.2f}"),
+                *measured(own, "full_map", "full_map_l2", "ap5_hits", "ap5", "precision1"),
+                *(f"{own['milliseconds']:.2f}", f"{own['minutes']:.0f}"),
+            ]
+            for data in PAPER
+            for name, own in results.get(data, {}).get("six", {}).get("networks", {}).items()
+        ],
+    ) + "".join(
+        f"\n\n{data}, {six['pictures']:,} test pictures: `tools/train.py {six['recipes']['modern']}`, and the paper's "
+        f"recipe: `{six['recipes']['paper']}`."
+        for data in PAPER
+        if (six := results.get(data, {}).get("six"))
+    )
+    pages["kinds"] = table(
+        ["", "pictures of", "pixels", "P@1", "P@5", "full mAP"],
+        [
+            [
+                *(name, f"{part['data']}, {part['only']}", str(row["size"])),
+                *(f"{row[key]:.3f}" for key in ("precision1", "precision5", "full_map")),
+            ]
+            for name, part in results.get("kinds", {}).items()
+            for row in part["rows"]
+        ],
+    )
     photos = results.get("photos", {})
     parts = {"": photos["baselines"], **photos["networks"]} if photos else {}
     pages["classes"] = table(
@@ -571,12 +741,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md and results.json (default: docs)")
     parts = parser.add_subparsers(dest="part", required=True)
-    part = parts.add_parser("networks", help="train ALNet and its ablations on a data set, and measure each")
-    part.add_argument("data", choices=RECIPES, help="which one: sets the recipe")
-    part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
-    part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
-    part.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; goes on if stopped")
+    for name, choices, about in (
+        ("networks", ["MNIST"], "train the paper's six networks on a data set, and measure each"),
+        ("ablations", list(RECIPES), "train ALNet and its ablations on a data set, and measure each"),
+    ):
+        part = parts.add_parser(name, help=about)
+        part.add_argument("data", choices=choices, help="which one: sets the recipe")
+        part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
+        threads = torch.get_num_threads()
+        part.add_argument("--threads", type=int, default=threads, help="CPU threads (default: %(default)s)")
+        part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
+        runs = Path("runs/reproduce")
+        part.add_argument("--runs", type=Path, default=runs, help="where to train; goes on if stopped")
+        if name == "networks":
+            only = "measure the weights that ship, without training"
+            part.add_argument("--measure-only", action="store_true", help=only)
+            part.add_argument("--epochs", type=int, default=EPOCHS, help="of each network (default: %(default)s)")
+            part.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="some of them, by their rows")
+    part = parts.add_parser("kinds", help="measure networks on some classes, by directions")
+    part.add_argument("data", type=Path, help="folder or zip with class folders")
+    part.add_argument("--split", default="train", help="its folder (default: %(default)s)")
+    part.add_argument("--only", default="*", metavar="PATTERN", help="classes (default: all)")
+    part.add_argument("--weights", nargs="+", default=["alnet-photo"], help="names or files (default: alnet-photo)")
+    part.add_argument("--sizes", type=int, nargs="+", default=[48, 64], help="of the input (default: 48 64)")
     part = parts.add_parser("photos", help="measure networks on pictures they were not trained on")
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
@@ -600,9 +787,25 @@ def main() -> None:
     try:
         results = json.loads(stored.read_text()) if stored.exists() else {}
         fill(page.read_text(), tables(results))  # so that nothing is measured in vain
-        if args.part == "networks":
+        if args.part == "networks" and args.measure_only:
+            measure_shipped(args.data, args.source)
+            return
+        if args.part in ("networks", "ablations"):
             speed = ["--threads", str(args.threads)] + ["--compile"] * args.compile
-            results[args.data] = measure_networks(args.data, args.source, args.runs, speed)
+            own = results.setdefault(args.data, {})
+        if args.part == "networks":
+            before = own.get("six", {})
+            found = measure_six(args.data, args.source, args.runs, speed, args.epochs, args.only, before)
+            for own["six"] in found:
+                stored.write_text(json.dumps(results, indent=1) + "\n")
+            draw(results, args.data, args.docs / f"networks-{args.data.lower()}.png")
+        if args.part == "ablations":
+            own |= measure_ablations(args.data, args.source, args.runs, speed)
+        if args.part == "kinds":
+            for named in args.weights:
+                file = weights.locate(named)
+                row = measure_kinds(file, args.sizes, args.data, args.split, args.only)
+                results.setdefault("kinds", {})[file.stem] = row
         if args.part == "sizes":
             results["sizes"] = measure_sizes()
         if args.part == "decoding":

@@ -338,6 +338,8 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, classes: int, steps: int, device: torch.device, targets: int = 0):
         self.device, self.modern, self.label_weight = device, args.recipe == "modern", args.label_weight
         self.spec = SPECS[args.spec]
+        if args.stem:
+            self.spec = Spec.from_dict(self.spec.to_dict() | {"stem": args.stem})
         model = Student(self.spec, classes if self.label_weight else 0, targets, args.freeze)
         if args.init:
             file = weights.locate(args.init)
@@ -541,6 +543,7 @@ def parser() -> argparse.ArgumentParser:
     add("--label-weight", type=within(float, 0, 1e3), help=share)
     add("--freeze", default="", metavar="LAYER", help="leave the layers up to this one, as block2, as --init has them")
     add("--spec", choices=SPECS, default="alnet", help="which network (default: %(default)s)")
+    add("--stem", type=within(int, 1, 1024), help="channels of its first convolution (default: the network's own)")
     add("--recipe", choices=("paper", "modern"), default="paper", help="see above (default: %(default)s)")
     sides = "side of the network's input in pixels; several to train at one after the other (default: 28)"
     add("--size", type=within(int, 8, 1024), nargs="+", default=[28], help=sides)
@@ -633,6 +636,7 @@ def train(args: argparse.Namespace) -> None:
 
     kept_names = (
         "spec",
+        "stem",
         "recipe",
         "mix",
         "load_size",
