@@ -15,6 +15,7 @@ from conftest import random_params
 
 import benchmark
 from alnumpy import reference, weights
+from alnumpy.lower import lower
 from alnumpy.networks import SPECS, ALNet, Spec
 from benchmark import Network
 
@@ -142,6 +143,23 @@ def test_network_flops():
     assert benchmark.network_flops(spec, 128) == 16 * benchmark.network_flops(spec, 32) == 2 * 71_335_936
 
 
+def test_node_bytes():
+    """The picture and the first map; an expansion, its weights and batch norm; a depthwise convolution."""
+    spec = SPECS["mobilenet-v2"]
+    moved = benchmark.node_bytes(spec, 32, lower(spec, random_params(spec)).nodes)
+    assert moved["stem"] == 4 * (3 * 32 * 32 + 32 * 16 * 16 + 32 * 27 + 4 * 32)
+    assert moved["block2.expand"] == 4 * (16 * 16 * 16 + 96 * 16 * 16 + 96 * 16 + 4 * 96)
+    assert moved["block2.depthwise"] == 4 * (96 * 16 * 16 + 96 * 8 * 8 + 96 * 9 + 4 * 96)
+
+
+def test_roofline():
+    ceiling = {"gflops": 100.0, "cache_gbytes": 50.0}
+    bound_by_work = {"median_ms": 2.0, "gflops": 80.0, "bytes": 10_000_000}
+    assert benchmark.roofline(bound_by_work, ceiling) == "80%"
+    assert benchmark.roofline(bound_by_work | {"bytes": 90_000_000}, ceiling) == "90%"
+    assert benchmark.roofline({"median_ms": 2.0, "gflops": None, "bytes": None}, ceiling) == ""
+
+
 def test_process_is_measured_by_itself():
     """A large parent must not count as the child's memory, and a failing child must tell why."""
     ballast = np.ones(40_000_000 // 4, np.float32)
@@ -170,6 +188,7 @@ def test_ceiling_is_plausible():
     ceiling = benchmark.measure_ceiling(1, 0.05)
     assert 0.5 < ceiling["sgemm"] < 10_000
     assert 0.1 < ceiling["copy_gbytes"] < 10_000
+    assert 0.1 < ceiling["cache_gbytes"] < 10_000
     assert 0.5 < ceiling["gflops"] < 10_000
     cores = os.cpu_count() or 1  # all of which BLAS may use here; by how much it is slower depends on its kernels
     assert ceiling["gflops"] * cores > 0.1 * ceiling["sgemm"]

@@ -61,6 +61,7 @@ from alnumpy.layers import (
     evaluate,
     parameters,
 )
+from alnumpy.lower import Node
 from alnumpy.networks import SPECS, Spec
 
 PARTS = ("latency", "batch", "cold", "installed", "profile")
@@ -513,6 +514,9 @@ def measure_ceiling(threads: int, seconds: float) -> Record:
         sources, targets = ([np.ones(2**25, np.float32) for _ in range(threads)] for _ in range(2))  # 128 MB each
         elapsed = best_time(lambda: list(pool.map(np.copyto, targets, sources)), seconds)
         result["copy_gbytes"] = threads * 2 * sources[0].nbytes / elapsed / 1e9
+        small = 2**20  # floats: 4 MB, for the third level cache
+        elapsed = best_time(lambda: np.copyto(targets[0][:small], sources[0][:small]), seconds)
+        result["cache_gbytes"] = 8 * small / elapsed / 1e9
     return result
 
 
@@ -528,6 +532,22 @@ def conv_flops(spec: Spec, size: int) -> dict[str, int]:
 def network_flops(spec: Spec, size: int) -> int:
     """The sum of ``conv_flops``."""
     return sum(conv_flops(spec, size).values())
+
+
+def node_bytes(spec: Spec, size: int, nodes: Sequence[Node]) -> dict[str, int]:
+    """By a node's label: bytes of the maps and weights that it cannot but read and write once."""
+    floats = {IMAGE: 3 * size**2}
+    floats |= {
+        cost.layer.name: cost.layer.channels * math.prod(cost.size) for cost in costs(spec.layers(), (size, size))
+    }
+    return {
+        node.label: 4 * (
+            sum(floats[name] for name in (*node.inputs, node.layers[-1].name))
+            + sum(math.prod(shape) for layer in node.layers for shape in layer.shapes().values())
+        )
+        for node in nodes
+        if node.layers and all(name in floats for name in node.inputs)
+    }  # fmt: skip
 
 
 def in_fresh_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -745,6 +765,9 @@ def profile_compiled(network: Network, size: int, rounds: int) -> list[Record]:
     # The last step of a node is the one that multiplies.
     flops = [work[label] if label != after else 0 for label, after in zip(labels, [*labels[1:], None], strict=True)]
     records = profile_records("compiled", size, names, times, flops)
+    moved = node_bytes(network.spec, size, program.nodes)
+    for record, label, multiplies in zip(records, labels, flops, strict=True):
+        record["bytes"] = moved.get(label) if multiplies else None
     whole = {"median_ms": everything * 1e3, "share": None, "gflops": sum(flops) / everything / 1e9}
     return [*records, {"backend": "compiled", "size": size, "operator": "all in one call", **whole}]
 
@@ -870,7 +893,8 @@ def show_latency(network: str, records: Sequence[Record], ceiling: Record, spec:
     show_ratios(records)
     print(
         f"ceiling of {threads}: {ceiling['gflops']:.0f} GFLOP/s of float32 FMA, {ceiling['sgemm']:.0f} of a "
-        f"matrix product (1024x1024), {ceiling['copy_gbytes']:.1f} GB/s read and written by copying"
+        f"matrix product (1024x1024), {ceiling['copy_gbytes']:.1f} GB/s read and written by copying, "
+        f"{ceiling['cache_gbytes']:.0f} in the cache"
     )
     if "failed" in ceiling:
         print(ceiling["failed"])
@@ -923,18 +947,26 @@ def show_installed(records: Sequence[Record]) -> None:
     show("installed size with dependencies, without bytecode", rows, failures(records))
 
 
-def show_profile(network: str, records: Sequence[Record]) -> None:
+def roofline(record: Record, ceiling: Record) -> str:
+    """The least time that the core's rate and its cache's allow, over the time of an operator."""
+    if not record["gflops"] or not record.get("bytes"):
+        return ""
+    work = record["gflops"] * record["median_ms"] / ceiling["gflops"]
+    return f"{max(work, 1e-6 * record['bytes'] / ceiling['cache_gbytes']) / record['median_ms']:.0%}"
+
+
+def show_profile(network: str, records: Sequence[Record], ceiling: Record) -> None:
     """Operators of each backend at each size."""
     for backend, size in dict.fromkeys((r["backend"], r["size"]) for r in records):
         chosen = [r for r in records if (r["backend"], r["size"]) == (backend, size)]
         if "failed" in chosen[0]:
             print(f"\nalnumpy {backend} at {size}x{size}: not measured: {chosen[0]['failed']}")
             continue
-        rows = [["", "ms", "share", "GFLOP/s"]]
+        rows = [["", "ms", "share", "GFLOP/s", "of the roofline"]]
         for r in chosen:
             rate = "" if r["gflops"] is None else f"{r['gflops']:.1f}"
             share = "" if r["share"] is None else f"{r['share']:.1%}"
-            rows.append([r["operator"], f"{r['median_ms']:.3f}", share, rate])
+            rows.append([r["operator"], f"{r['median_ms']:.3f}", share, rate, roofline(r, ceiling)])
         total = sum(r["median_ms"] for r in chosen if r["share"] is not None)
         show(f"{network}: operators of alnumpy {backend} at {size}x{size} one by one, {total:.2f} ms in all", rows)
 
@@ -1020,11 +1052,12 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
     if not args.torch_compile:
         print("torch.compile: left out; --torch-compile adds it")
+    if parts & {"latency", "profile"}:
+        result["ceiling"] = in_fresh_process(first, measure_ceiling, first, 0.2 if args.quick else 2)
     if "latency" in parts:
         cases = [(1, size) for size in args.sizes]
         latency_names = [name for name in names if name != "OpenVINO async"]
-        ceiling = in_fresh_process(first, measure_ceiling, first, 0.2 if args.quick else 2)
-        result["ceiling"], result["latency"] = ceiling, []
+        result["latency"], ceiling = [], result["ceiling"]
         for network, spec in specs.items():
             records = in_fresh_process(first, measure, cases, latency_names, network, first, rounds)
             result["latency"] += records
@@ -1055,7 +1088,7 @@ def main() -> None:
         for network in specs:
             records = in_fresh_process(1, measure_profile, args.sizes, network, rounds)
             result["profile"] += records
-            show_profile(network, records)
+            show_profile(network, records, result["ceiling"])
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))
 
