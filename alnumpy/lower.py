@@ -423,9 +423,9 @@ class Depthwise:
 
     def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
         weight, bias = pack.fold(layer)
-        packed = np.zeros((1 + layer.kernel**2, source.width))
+        packed = np.zeros((1 + layer.kernel**2 + 1, source.width))  # the last row is read for pixels beyond the edges
         packed[0, source.channels] = bias
-        packed[1:, source.channels] = weight.reshape(layer.channels, -1).T
+        packed[1:-1, source.channels] = weight.reshape(layer.channels, -1).T
         self.layer, self.w, self.place = layer, pack.weights.add(packed), source
 
     def emit(self, steps: Steps, x: Map) -> Map:

@@ -477,14 +477,15 @@ def column_of_taps(typingctx, tile, base, index, stride, weights, weight_index, 
 
 
 @intrinsic(prefer_literal=True)
-def row_of_taps(typingctx, tile, base, index, stride, weights, weight_index, taps, step, cols):
+def row_of_taps(typingctx, tile, base, index, stride, first, last, zeros, weights, weight_index, taps, step, cols):
     """One row of a depthwise kernel, for a tile of pixels x cols vectors of channels; pixels are ``stride`` apart.
 
     ``tile[p, c] += sum over t of weights[t, c] * (pixel p * step + t, vector c)``; every input vector is loaded once.
+    Pixels from ``first`` to before ``last`` exist; the others are what is at ``zeros``.
     """
 
     def emit(context, builder, signature, arguments):
-        value, base, index, stride, weights, weight_index = arguments[:6]
+        value, base, index, stride, first, last, zeros, weights, weight_index = arguments[:9]
         width, hop, vectors, lanes = taps.literal_value, step.literal_value, cols.literal_value, tile.dtype.lanes
         sums = _unpack(builder, tile, value)
         pixels = len(sums) // vectors
@@ -495,8 +496,11 @@ def row_of_taps(typingctx, tile, base, index, stride, weights, weight_index, tap
             )
             weight_index = builder.add(weight_index, stride)
         for x in range((pixels - 1) * hop + width):
+            here = ir.Constant(I64, x)
+            exists = builder.and_(builder.icmp_signed("<=", first, here), builder.icmp_signed("<", here, last))
+            at = builder.select(exists, index, zeros)
             for c in range(vectors):
-                vector = _load(builder, base, _offset(builder, index, c * lanes), lanes)
+                vector = _load(builder, base, _offset(builder, at, c * lanes), lanes)
                 for p in range(pixels):
                     if 0 <= x - p * hop < width:
                         i = p * vectors + c
@@ -504,7 +508,7 @@ def row_of_taps(typingctx, tile, base, index, stride, weights, weight_index, tap
             index = builder.add(index, stride)
         return _pack(builder, tile, sums)
 
-    ints = [types.int64] * 5
+    ints = [types.int64] * 8
     return tile(tile, *ints, taps, step, cols), emit
 
 

@@ -14,17 +14,26 @@ def pad_image(images, arena, y, height, width, border):
     """(3, H, W) -> (H + 2 * border, 3, LINE + row), zero around the picture; a row's left border is its padding."""
     row = LINE + round_up(width, LINE)
     zero = splat(0.0, LANES)
-    for i in range(0, COLORS * (height + 2 * border) * row + LINE, LANES):
-        store(arena, y + i, zero)
     whole = width // LANES * LANES
-    for c in range(COLORS):
-        for i in range(height):
+    above = border * COLORS * row
+    for i in range(0, above, LANES):
+        store(arena, y + i, zero)
+    y += above
+    for i in range(height):
+        for c in range(COLORS):
             source = (c * height + i) * width
-            target = y + ((i + border) * COLORS + c) * row + LINE
+            for j in range(0, LINE, LANES):
+                store(arena, y + j, zero)
+            y += LINE
             for j in range(0, whole, LANES):
-                store(arena, target + j, load(images, source + j, LANES))
+                store(arena, y + j, load(images, source + j, LANES))
+            for j in range(whole, row - LINE, LANES):
+                store(arena, y + j, zero)
             for j in range(whole, width):
-                store_float(arena, target + j, load_float(images, source + j))
+                store_float(arena, y + j, load_float(images, source + j))
+            y += row - LINE
+    for i in range(0, above + LINE, LANES):
+        store(arena, y + i, zero)
 
 
 def make_tile(cols):
