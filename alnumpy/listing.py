@@ -80,7 +80,9 @@ def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, 
 
 
 def _order(path: Any) -> tuple[int, Any]:
-    """What sorts paths as SQLite does, even those of a damaged database: numbers, texts, blobs."""
+    """What sorts paths as SQLite does, even those of a damaged database: nothing, numbers, texts, blobs."""
+    if path is None:
+        return -1, 0
     return (2 if isinstance(path, bytes) else 1 if isinstance(path, str) else 0), path
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from galleries import change, counts, kill_a_writer, names
 
-from alnumpy import GalleryError, database
+from alnumpy import GalleryError, database, listing
 from alnumpy.database import MIGRATIONS, Database, migrate
 from alnumpy.gallery import Gallery
 
@@ -277,6 +277,15 @@ def test_paths_out_of_order_end_a_loop(folder, path, embedder, monkeypatch):
         monkeypatch.setattr(opened._reader.db, "rows", lambda sql, values=(): rows(sql, values and again))
         with pytest.raises(GalleryError, match=r"gallery.db: damaged; restore it"):
             list(opened)
+
+
+def test_damaged_paths_sort_as_in_sqlite():
+    values = [b"b", "b", 2, None, -math.inf, b"a", "", 1.5]
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE t (value)")
+        db.executemany("INSERT INTO t VALUES (?)", [[value] for value in values])
+        expected = [value for (value,) in db.execute("SELECT value FROM t ORDER BY value")]
+    assert sorted(values, key=listing._order) == expected
 
 
 def test_a_reader_meets_the_tables_of_one_moment(tmp_path, monkeypatch):

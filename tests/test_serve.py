@@ -571,6 +571,12 @@ def test_an_index_tells_how_far_it_is_and_its_pictures_appear(service, library, 
     assert found(post(client, "/search?k=1", (library / "12.png").read_bytes())) == ["12.png"]
 
 
+def test_a_target_without_a_slash_is_refused(client):
+    """Not redirected."""
+    answer = client.get("/", environ_overrides={"PATH_INFO": "folders"})
+    assert (answer.status_code, answer.get_json()) == (400, {"error": "the target of a request begins with /"})
+
+
 def test_an_index_that_fails_says_so_once_and_goes_on(library, tmp_path, embedder, monkeypatch):
     told, looks = [], []
 

@@ -267,6 +267,8 @@ def guard(walls: Walls) -> Response | None:
             return response
     if refusal is not None:
         end(refusal.status, refusal.reason)
+    if not request.environ["PATH_INFO"].startswith("/"):  # which the framework would answer with a redirection
+        end(400, "the target of a request begins with /")
     return None
 
 
