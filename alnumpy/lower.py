@@ -143,8 +143,8 @@ class Pack:
         self.weights, self.tables = Packer(np.float32), Packer(np.int64)
 
     def get(self, layer: Layer, name: str) -> Array:
-        """An array of a layer, float64."""
-        return np.asarray(self.params[f"{layer.name}.{name}"], np.float64)
+        """A copy of an array of a layer, float64."""
+        return np.array(self.params[f"{layer.name}.{name}"], np.float64)
 
     def scale_shift(self, layer: Conv | Cbam) -> tuple[Array, Array]:
         """A layer's batch norm as factors and summands."""
@@ -159,7 +159,8 @@ class Pack:
         if not layer.batch_norm:
             return weight, bias
         scale, shift = self.scale_shift(layer)
-        return weight * scale[:, None, None, None], bias * scale + shift
+        weight *= scale[:, None, None, None]
+        return weight, bias * scale + shift
 
 
 # --- sizes and orders -----------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
     A kernel's tile covers up to TILE_PACKS packs, whose weights lie side by side for each input.
     """
     outputs, inputs = len(bias) // groups, weight.shape[1]
-    padded = np.zeros((groups, 1 + inputs, round_up(outputs, PACK)))
+    padded = np.zeros((groups, 1 + inputs, round_up(outputs, PACK)), np.float32)
     padded[:, 0, :outputs] = bias.reshape(groups, outputs)
     padded[:, 1:, :outputs] = weight.reshape(groups, outputs, inputs).swapaxes(1, 2)
     step = TILE_PACKS * PACK
@@ -247,7 +248,7 @@ def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
 
 def pack_dense(weight: Array, bias: Array) -> Array:
     """(O, C) and (O,) -> for each PANEL of outputs, the last of PANEL or LINE: biases, then weights input by input."""
-    table = np.zeros((1 + weight.shape[1], round_up(len(bias), LINE)))
+    table = np.zeros((1 + weight.shape[1], round_up(len(bias), LINE)), np.float32)
     table[0, : len(bias)], table[1:, : len(bias)] = bias, weight.T
     return np.concatenate([table[:, i : i + PANEL].ravel() for i in range(0, table.shape[1], PANEL)])
 
