@@ -5,7 +5,7 @@ embedder = alnumpy.load()
 vectors = embedder.embed(["a.jpg", "b.jpg"])  # float32 (2, 1280)
 """
 
-TYPE_CHECKING = False  # as typing's, whose import takes longer than all else here
+TYPE_CHECKING = False  # stands in for typing's, whose import would take longer than the rest of this file
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ else:
         """Public names are imported when they are first used: a program can begin before NumPy has been imported."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name in ("Gallery", "Match", "Picture", "Report"):  # whose import takes time, too
+        if name in ("Gallery", "Match", "Picture", "Report"):  # importing gallery takes time
             from . import gallery as home
         else:
             from . import embedder, errors, networks

@@ -1,7 +1,7 @@
 """The program: ``alnumpy``, or ``python -m alnumpy``.
 
-Signals get their handlers before anything large is imported: so this file and the package's ``__init__`` import next to
-nothing. Earlier, while Python itself starts, a signal has Python's own effect.
+Signals get their handlers before anything large is imported, so this file and the package's ``__init__`` import next to
+nothing. Before that, while Python itself starts, a signal has Python's own effect.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .errors import printable
 
 ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 
-_at_work = False  # whether an exception is the way to stop
+_at_work = False  # whether a signal stops the program by an exception
 
 
 def run() -> None:
-    """Runs the command line as a process of its own: every ending is an exit code and at most a line on stderr."""
+    """Runs the command line as a process of its own, which ends with an exit code and at most one line on stderr."""
     global _at_work
     catch_signals()
     try:
@@ -37,23 +37,23 @@ def run() -> None:
             raise
         say(f"{type(error).__name__}: {error}; --debug shows where")
         code = 1
-    gc.freeze()  # the process ends: collecting what the imports have left would take a tenth of its time
+    gc.freeze()  # the process ends now: collecting the imports' objects would take a tenth of its time
     sys.exit(code)
 
 
 def catch_signals() -> None:
-    """From here on Ctrl-C, SIGTERM and SIGHUP end the process in good order, but for those that the caller ignores."""
+    """From here on Ctrl-C, SIGTERM and SIGHUP end the process in good order, except those that the caller ignores."""
     for name in ENDINGS:
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and "&" in scripts do
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or "&" in scripts
             signal.signal(number, stop)
     sys.unraisablehook = unraisable
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """The handler: KeyboardInterrupt, so that all is closed as after an error.
+    """The handler: raises KeyboardInterrupt, so that everything is closed as after an error.
 
-    Or the end at once, for a second signal, and during an import, where C code may swallow an exception.
+    A second signal ends the process at once; so does one during an import, where C code may swallow an exception.
     """
     global _at_work
     while frame is not None:
@@ -67,7 +67,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def unraisable(ignored: sys.UnraisableHookArgs) -> None:
-    """What Python calls for an exception that it has to ignore, as in a destructor: not so for a signal."""
+    """Python calls this for an exception that it cannot raise, as in a destructor. A signal ends the process."""
     if isinstance(ignored.exc_value, KeyboardInterrupt):
         leave(ignored.exc_value.args[0])
     sys.__unraisablehook__(ignored)

@@ -63,7 +63,7 @@ class Buffer:
 
 
 class Part(NamedTuple):
-    """Where a buffer is used from: so many floats behind its beginning."""
+    """A buffer from an offset on, counted in floats."""
 
     buffer: Buffer
     floats: int
@@ -101,10 +101,10 @@ class Steps:
     def __init__(self) -> None:
         self.rows: list[tuple[Argument, ...]] = []
         self.labels: list[str] = []
-        self.label = ""  # of the steps to come
+        self.label = ""  # the layer of the steps that are added next
 
     def add(self, op: Op, **arguments: Argument) -> None:
-        """Appends a step. Raises TypeError where the arguments are not those that ``op`` names."""
+        """Appends a step. Raises TypeError if its arguments are not those that ``op`` names."""
         if wrong := arguments.keys() ^ set(op.arguments):
             raise TypeError(f"{op.name}: missing or unknown arguments: {', '.join(sorted(wrong))}")
         self.rows.append((int(op), *(arguments[name] for name in op.arguments)))

@@ -6,7 +6,7 @@ import numpy as np
 
 Array = np.ndarray
 
-ONE_THREAD = 1 << 18  # multiply-adds of a matrix product up to which OpenBLAS takes one thread
+ONE_THREAD = 1 << 18  # OpenBLAS takes one thread for matrix products of up to this many multiply-adds
 
 
 def pad(x: Array, rows: tuple[int, int], columns: tuple[int, int], value: float = 0) -> Array:
@@ -15,15 +15,15 @@ def pad(x: Array, rows: tuple[int, int], columns: tuple[int, int], value: float 
         return x
     n, c, h, w = x.shape
     shape = n, c, h + sum(rows), w + sum(columns)
-    padded = np.full(shape, value, x.dtype) if value else np.zeros(shape, x.dtype)  # zeros are had without writing
+    padded = np.full(shape, value, x.dtype) if value else np.zeros(shape, x.dtype)  # zeros need no writing
     padded[:, :, rows[0] : rows[0] + h, columns[0] : columns[0] + w] = x
     return padded
 
 
 def taps(x: Array, kh: int, kw: int, stride: int) -> list[Array]:
-    """For each of the k = kh kw positions in a window, what stands there: k times (n, c, ho, wo), row by row.
+    """For each of the k = kh kw positions in a window, the values there: k times (n, c, ho, wo), row by row.
 
-    Raises ValueError where the input is smaller than the window.
+    Raises ValueError if the input is smaller than the window.
     """
     h, w = x.shape[2:]
     ho, wo = (h - kh) // stride + 1, (w - kw) // stride + 1
@@ -35,10 +35,10 @@ def taps(x: Array, kh: int, kw: int, stride: int) -> list[Array]:
 
 
 def grouped_product(kernel: Array, columns: Array) -> Array:
-    """(g, o, k) @ (n, g, k, p) -> (n, g, o, p), in pieces that BLAS computes in one thread, whatever it may use.
+    """(g, o, k) @ (n, g, k, p) -> (n, g, o, p), in pieces so small that BLAS computes each in one thread.
 
-    With more threads some of its kernels add in another order, and the bits would depend on their number. So would
-    those of a vector times a matrix, which is left to einsum.
+    With more threads some of its kernels add in another order, and the bits would depend on the number of threads. The
+    bits of a vector times a matrix would depend on it as well: einsum computes that product.
     """
     o, k = kernel.shape[1:]
     p = columns.shape[-1]

@@ -1,4 +1,4 @@
-"""Reads the tensors of a PyTorch checkpoint without torch, and without executing anything that the file says.
+"""Reads the tensors of a PyTorch checkpoint without torch, and without executing anything from the file.
 
 Four containers: what ``torch.save`` writes since PyTorch 1.6 (a zip archive with a pickle) and what it wrote before
 (five pickles in a row, then the storages), a TorchScript archive (a zip archive with the pickle of a module), and
@@ -25,16 +25,16 @@ import numpy as np
 from .errors import AlnumpyError
 
 MAX_PICKLE = 1 << 20  # bytes; ALNet's is 40 kB
-MAX_DEPTH = 64  # of dictionaries and modules in each other
+MAX_DEPTH = 64  # dictionaries and modules nested in each other
 MAX_NESTED = 4  # dictionaries around a state dict
 MAX_NAME = 1000  # characters of one tensor's name
 MAX_INDEX = 1 << 40  # for sizes, offsets and strides, so that their products are exact
 MAX_TENSORS = 1 << 28  # bytes of all storages together, and of the file
-MAX_ENTRIES = 10_000  # of an archive, and tensors
+MAX_ENTRIES = 10_000  # entries of an archive; tensors
 LEGACY_NUMBER = 0x1950A86A20F9469CFC6C  # the first object in a file of PyTorch before 1.6
 LEGACY_VERSION = 1001  # and the second
 ADVICE = "save it again with torch.save(model.state_dict(), PATH)"
-STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")  # what training scripts call a network's tensors
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")  # names that training scripts give a network's tensors
 
 # Storage types of torch, by the name in the pickle: element type in NumPy. bfloat16 is the high half of a float32.
 STORAGES = {
@@ -52,7 +52,7 @@ STORAGES = {
 
 
 class CheckpointError(AlnumpyError):
-    """A checkpoint is damaged, of an unknown format, or asks for something that is never done."""
+    """A checkpoint is damaged, of an unknown format, or asks for code to be executed."""
 
 
 @dataclass
@@ -62,8 +62,8 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     ordered: bool = True  # false where the file does not keep the order in which the modules were made
     extras: dict[str, Any] = field(default_factory=dict)
-    chosen: str = ""  # the dictionary in the file that was taken, where there are some
-    others: tuple[str, ...] = ()  # those that were not
+    chosen: str = ""  # the dictionary that was taken, if the file has several
+    others: tuple[str, ...] = ()  # the dictionaries that were not taken
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{found.st_size} bytes, more than the {MAX_TENSORS} that are read; {ADVICE}")
     with open(path, "rb") as file:
         head = file.read(16)
-        if head[:1] == b"\x80":  # first, since zip archives are recognised by their end, which may be anything here
+        if head[:1] == b"\x80":  # checked first: zip archives are recognised by their end, which may be anything here
             file.seek(0)
             return _read_legacy(file, found.st_size)
     try:
@@ -92,7 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _unknown(path: Path) -> str:
-    """What a file that is no checkpoint seems to be, and what to do."""
+    """What a file that is not a checkpoint seems to be, and what to do."""
     if path.suffix == ".onnx":
         return (
             f"an ONNX model, which keeps no modules; convert the PyTorch checkpoint that it was exported from: {ADVICE}"
@@ -152,7 +152,7 @@ class _Tensor(NamedTuple):
 
 
 class _Inert:
-    """Stands for an object of another class: its fields are kept as plain attributes, nothing of it is ever called."""
+    """Stands for an object of another class: its fields become plain attributes, and nothing in it is ever called."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -231,7 +231,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
         self.names = _names()
-        self.kinds: dict[str, str] = {}  # of all storages that were named, by key
+        self.kinds: dict[str, str] = {}  # element types of the storages named so far, by key
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.names:
@@ -275,7 +275,7 @@ def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Checkpoint:
         if name not in names:
             raise CheckpointError(f"the archive has no entry {name}")
         info = archive.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED:  # so no entry is larger in memory than the file
+        if info.compress_type != zipfile.ZIP_STORED:  # ensures that no entry is larger in memory than in the file
             raise CheckpointError(f"entry {name} is compressed, which PyTorch never does")
         if not 0 <= info.file_size <= min(most, file_size):
             raise CheckpointError(f"entry {name} has an absurd size of {info.file_size} bytes")
@@ -302,7 +302,7 @@ def _unknown_archive(names: set[str]) -> str:
 
 def _load(unpickler: _Unpickler) -> Any:
     """The next pickle of its file."""
-    unpickler.memo.clear()  # which numbers the objects of one pickle
+    unpickler.memo.clear()  # it numbers the objects of one pickle
     try:
         return unpickler.load()
     except CheckpointError:
@@ -312,7 +312,7 @@ def _load(unpickler: _Unpickler) -> Any:
 
 
 class _Limited:
-    """A file of which no more than a pickle's size can be read, so that a pickle cannot name all of it as one text."""
+    """A file of which at most MAX_PICKLE bytes can be read, so that a pickle cannot declare the whole file one text."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.left = file, MAX_PICKLE
@@ -331,7 +331,7 @@ class _Limited:
 
 
 def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
-    """What torch.save wrote before PyTorch 1.6.
+    """The tensors of a file that torch.save wrote before PyTorch 1.6.
 
     Five pickles: a number, the protocol's version, the machine's sizes, the object, the storages' keys. Then for each
     key, in this order, the count of elements (8 bytes) and the elements.
@@ -342,7 +342,7 @@ def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
         raise CheckpointError(f"a plain pickle, not a file of torch.save; {ADVICE}")
     version, system = _load(unpickler), _load(unpickler)
     if version != LEGACY_VERSION or not isinstance(system, dict):
-        raise CheckpointError("begins as a checkpoint of PyTorch before 1.6 and goes on otherwise")
+        raise CheckpointError("begins like a checkpoint of PyTorch before 1.6, but does not continue like one")
     if system.get("little_endian") is not True:
         raise CheckpointError("written on a big-endian machine, which is not supported")
     loaded, keys = _load(unpickler), _load(unpickler)
@@ -357,7 +357,7 @@ def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
         start, length = file.tell(), struct.unpack("<q", count)[0] * _itemsize(kind)
         if not 0 <= length <= file_size - start:
             raise CheckpointError(
-                f"storage {key[:MAX_NAME]} is cut off: {length} bytes, of which {file_size - start} are there"
+                f"storage {key[:MAX_NAME]} is cut off: {length} bytes, only {file_size - start} are there"
             )
         places[key] = start, length
         file.seek(start + length)
@@ -375,7 +375,7 @@ def _read_legacy(file: IO[bytes], file_size: int) -> Checkpoint:
 
 
 def _collect(loaded: Any, read: Callable[[_Storage, int], bytes]) -> Checkpoint:
-    """The tensors of what a pickle held; ``read(storage, most)`` gives a storage's bytes, at most so many."""
+    """The tensors in the object of a pickle; ``read(storage, most)`` returns a storage's bytes, at most ``most``."""
     if not isinstance(loaded, (dict, _Inert)):
         raise CheckpointError(f"the file holds a {type(loaded).__name__}, not a state dict; {ADVICE}")
     found = Checkpoint({})
@@ -396,9 +396,10 @@ def _collect(loaded: Any, read: Callable[[_Storage, int], bytes]) -> Checkpoint:
 
 
 def _descend(loaded: Any, found: Checkpoint) -> Any:
-    """The network's tensors in what a training script saved; ``found`` gets what lies beside them.
+    """The network's tensors in what a training script saved; ``found`` gets the entries beside them.
 
-    That is the dictionary of a usual name, or else the only one of tensors that is no average of earlier ones (ema).
+    They are the dictionary with a usual name, or else the only one with tensors that are not an average of earlier
+    ones (ema).
     """
     for _ in range(MAX_NESTED):
         members = loaded if isinstance(loaded, dict) else {}
@@ -423,7 +424,7 @@ def _has_tensors(members: dict) -> bool:
 
 
 def _flatten(loaded: Any) -> list[tuple[str, _Tensor]]:
-    """Tensors of a state dict or a TorchScript module tree, by dotted names. No recursion: depth is the file's."""
+    """Tensors of a state dict or a TorchScript module tree, by dotted names. Not recursive: the file sets the depth."""
     result: list[tuple[str, _Tensor]] = []
     tensors: set[_Tensor] = set()  # a module can be reached by two names; the first one counts
     seen: set[int] = set()

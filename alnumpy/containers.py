@@ -1,8 +1,8 @@
-"""What a picture's file holds besides pixels is read here and kept from the decoder.
+"""Reads what a picture's file holds besides pixels, and keeps it from the decoder.
 
 Decoders refuse a healthy picture because of a broken comment, profile or EXIF entry beside it. So each container is
-walked first: ``read`` returns the parts that the decoder needs, and what alnumpy wants to know of the rest. ``Parts``
-is then the file that the decoder sees.
+read first: ``read`` returns the parts that the decoder needs, and what alnumpy wants to know about the rest. The
+decoder then sees ``Parts`` instead of the file.
 
 Sources: ITU-T T.81 (JPEG), the PNG specification (third edition), TIFF 6.0 and EXIF 2.32, RFC 9649 (WebP).
 """
@@ -21,11 +21,11 @@ from typing import IO, Any, NamedTuple
 
 from .errors import ImageError
 
-MAX_SCANS = 30  # of a JPEG, each of which costs a pass over all pixels; encoders write up to twenty
-MAX_SEGMENTS = 100_000  # of a JPEG before its pixels; files of cameras have up to a few hundred
-MAX_PAGES = 1_000  # of a TIFF
-MAX_BOXES = 1_000  # of a HEIC, outermost ones; cameras write three
-MAX_INFLATED = 1 << 20  # bytes that are inflated of a compressed text or profile, as many as Pillow inflates
+MAX_SCANS = 30  # scans of a JPEG; each costs a pass over all pixels, and encoders write up to twenty
+MAX_SEGMENTS = 100_000  # segments of a JPEG before its pixels; files of cameras have up to a few hundred
+MAX_PAGES = 1_000  # pages of a TIFF
+MAX_BOXES = 1_000  # outermost boxes of a HEIC; cameras write three
+MAX_INFLATED = 1 << 20  # bytes inflated from a compressed text or profile; Pillow's own limit
 END_OF_IMAGE = b"\xff\xd9"
 
 Part = bytes | tuple[int, int]  # bytes as they are, or the offset and length of a range of the file
@@ -33,17 +33,17 @@ Part = bytes | tuple[int, int]  # bytes as they are, or the offset and length of
 
 @dataclass
 class Container:
-    """What the container says of a picture, before anything is decoded."""
+    """What the container says about a picture, before anything is decoded."""
 
     parts: list[Part] | None = None  # what the decoder needs; None stands for the whole file
-    size: tuple[int, int] | None = None  # width and height as stored, where the container is known to say it
+    size: tuple[int, int] | None = None  # width and height as stored, if the container says it
     orientation: int = 0  # as in EXIF, 1 to 8; 0 where neither EXIF nor XMP says it
-    orientations: dict[int, int] = field(default_factory=dict)  # of a TIFF, by where its pages' directories are
+    orientations: dict[int, int] = field(default_factory=dict)  # for a TIFF, by the offsets of its pages' directories
     whole: bool = True  # whether no frame or page behind the first is known to be missing or damaged
-    info: dict[str, Any] = field(default_factory=dict)  # what the decoder does not tell: the chunk sBIT of a PNG
+    info: dict[str, Any] = field(default_factory=dict)  # facts that the decoder does not report: a PNG's sBIT
     buffered: int = 0  # bytes that the decoder holds besides the pixels, such as a progressive JPEG's coefficients
-    tails: tuple[bytes, ...] = ()  # of a JPEG without an end marker: see ``_jpeg``
-    name: str = ""  # the kind of JPEG, where it is one that few decoders read
+    tails: tuple[bytes, ...] = ()  # for a JPEG without an end marker: see ``_jpeg``
+    name: str = ""  # the kind of JPEG, if few decoders read it
 
 
 class Parts(io.RawIOBase):
@@ -91,14 +91,14 @@ class Parts(io.RawIOBase):
 def read(file: IO[bytes], format: str) -> Container:
     """The container of a picture in one of Pillow's formats; ``file`` begins with the picture.
 
-    Raises ImageError for what no decoder should be asked to read: scans without end, Apple's variant of PNG.
+    Raises ImageError for files that no decoder should be asked to read: scans without end, Apple's variant of PNG.
     """
     reader = READERS.get(format)
     return reader(file) if reader else Container()
 
 
 def _at(file: IO[bytes], offset: int, length: int) -> bytes:
-    file.seek(min(offset, sys.maxsize))  # 32-bit Pythons refuse what is more than that
+    file.seek(min(offset, sys.maxsize))  # 32-bit Pythons refuse larger offsets
     return file.read(min(length, sys.maxsize))
 
 
@@ -110,7 +110,7 @@ def _length(file: IO[bytes]) -> int:
 
 
 def orientation_of(exif: bytes = b"", xmp: bytes = b"") -> int:
-    """The orientation, 1 to 8, as EXIF says it, or XMP where EXIF does not; 0 where neither does."""
+    """The orientation, 1 to 8, from EXIF, or else from XMP; 0 if neither has it."""
     while exif.startswith(b"Exif\0\0"):  # some phones write it twice
         exif = exif[6:]
     first = next(_directories(io.BytesIO(exif)), None)
@@ -127,7 +127,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SCAN_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # within a scan 00 is stuffing, D0 to D7 are restarts
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _LONG = {*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, *range(0xE0, 0xF0), 0xFE}  # segments with a length
-_KEPT = {  # what decoding depends on in application segments: their markers and how they begin
+_KEPT = {  # application segments that decoding depends on: marker and beginning
     0xE0: (b"JFIF\0",), 0xEE: (b"Adobe",), 0xE2: (b"ICC_PROFILE\0",),
 }  # fmt: skip
 _RARE = {0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic coding",
@@ -147,16 +147,16 @@ def _find(file: IO[bytes], pattern: re.Pattern[bytes], at: int, step: int) -> tu
 def _jpeg(file: IO[bytes]) -> Container:
     """Tables, frame and scans of the first picture in the file, up to its end marker.
 
-    Where the end marker is missing, as cameras and cut transfers leave it, the file ends too early or not: the decoder
-    fills in what it lacks from whatever follows. So there are two ``tails``, to be decoded after one another: only
-    where both give the same pixels, none was missing.
+    Some cameras, and transfers that were cut off, leave out the end marker. Whether pixels are missing then shows only
+    in decoding, since the decoder fills them in from whatever follows. So there are two ``tails`` to decode with: no
+    pixel was missing if both give the same pixels.
     """
     picture = Container()
     parts: list[Part] = [b"\xff\xd8"]
     exif: list[bytes] = []
     xmp = b""
     picture.parts = parts
-    components: dict[int, tuple[int, int]] = {}  # by their identifiers the sampling factors
+    components: dict[int, tuple[int, int]] = {}  # sampling factors by identifier
     frame, at = 0, 2
     for _ in range(MAX_SEGMENTS):
         found = _find(file, _MARKER, at, 64)
@@ -168,7 +168,7 @@ def _jpeg(file: IO[bytes]) -> Container:
             break
         if marker not in _LONG:
             if marker == 0xF7:
-                raise ImageError("a JPEG-LS picture, which is not read; save it as JPEG or PNG")
+                raise ImageError("a JPEG-LS picture, which is not supported; save it as JPEG or PNG")
             parts.append((at, 2))
             at += 2
             continue
@@ -191,7 +191,7 @@ def _jpeg(file: IO[bytes]) -> Container:
                 parts.append((at, 2 + length))
             elif marker == 0xE1 and start.startswith(b"Exif\0\0"):
                 block = _at(file, at + 4, length - 2)
-                exif.append(block[6:] if exif else block)  # one longer than a segment goes on in the next
+                exif.append(block[6:] if exif else block)  # data longer than a segment continues in the next
             elif marker == 0xE1 and start == b"http://ns.adobe.com/xap/1.0/\0":
                 xmp = _at(file, at + 33, length - 31)
         at += 2 + max(2, length)
@@ -206,7 +206,7 @@ def _jpeg(file: IO[bytes]) -> Container:
 def _check_precision(bits: int, marker: int) -> None:
     if bits != 8:
         kind = "lossless JPEG" if marker == 0xC3 else "JPEG"
-        raise ImageError(f"a {kind} of {bits} bits per sample, of which only 8 are read; save it as PNG")
+        raise ImageError(f"a {kind} of {bits} bits per sample, but only 8 are supported; save it as PNG")
 
 
 def _scans(
@@ -229,7 +229,7 @@ def _scans(
         if marker == 0xDA:
             scans += 1
             if scans > MAX_SCANS:
-                raise ImageError(f"a JPEG of more than {MAX_SCANS} scans, which take for ever to decode; save it again")
+                raise ImageError(f"a JPEG of more than {MAX_SCANS} scans, too many to decode; save it again")
             header = _at(file, at + 4, length - 2) if length > 5 else b""
             if len(header) >= 4 and len(header) == 4 + 2 * header[0]:
                 first, last, bits = header[-3:] if progressive else (0, 63, 0)
@@ -250,7 +250,7 @@ def _scans(
     end -= len(tail) - len(tail.rstrip(b"\0"))
     picture.parts.append((start, end - start))
     if tail.rstrip(b"\0").endswith(b"\xff"):
-        picture.parts.append(b"\0")  # the stuffing of a last byte
+        picture.parts.append(b"\0")  # completes a last byte that needs stuffing
     if not missing:
         picture.tails = END_OF_IMAGE, b"\x55\xaa\x33" * 64 + END_OF_IMAGE
 
@@ -259,16 +259,16 @@ def _scans(
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT"}
-_PNG_CHECKED = {b"tRNS", b"iCCP", b"sBIT"}  # kept where their checksum is right
-_PNG_FRAMES = {b"acTL", b"fcTL", b"fdAT"}  # of an animation
+_PNG_CHECKED = {b"tRNS", b"iCCP", b"sBIT"}  # kept if their checksum is right
+_PNG_FRAMES = {b"acTL", b"fcTL", b"fdAT"}  # chunks of an animation
 
 
 def _png(file: IO[bytes]) -> Container:
-    """The chunks that pixels are made from; the texts for their orientation."""
+    """Keeps the chunks that pixels are made from; searches the texts for the orientation."""
     picture = Container()
     parts: list[Part] = [_PNG]
-    still: list[Part] = [_PNG]  # the same without an animation
-    animated = True  # unless that is damaged
+    still: list[Part] = [_PNG]  # the same chunks without the animation
+    animated = True  # stays true unless the animation is damaged
     frames = ended = False
     at, exif, raw, xmp = 8, b"", b"", b""
     size = _length(file)
@@ -277,7 +277,7 @@ def _png(file: IO[bytes]) -> Container:
         whole = at + 12 + length <= size
         if kind == b"CgBI":
             raise ImageError(
-                "Apple's variant of PNG (CgBI), as found in iPhone apps, which only Apple's programs read; "
+                "Apple's variant of PNG (CgBI), used in iPhone apps, which only Apple's programs read; "
                 "save it again as an ordinary PNG there"
             )
         if kind == b"IEND":
@@ -312,14 +312,14 @@ def _png(file: IO[bytes]) -> Container:
         at += 12 + length
     picture.parts = parts if animated else still
     picture.whole = animated and (ended or not frames)
-    if at <= size:  # else the file ends within a chunk, which must not go on with this one
+    if at <= size:  # otherwise the file ends within a chunk, which this one must not continue
         picture.parts.append(struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
     picture.orientation = orientation_of(exif) or orientation_of(raw, xmp)
     return picture
 
 
 def _join(parts: list[Part], part: tuple[int, int]) -> None:
-    """Appends a range, to the last one where it follows that."""
+    """Appends a range, or extends the last one if it follows that directly."""
     last = parts[-1]
     if isinstance(last, tuple) and sum(last) == part[0]:
         parts[-1] = last[0], last[1] + part[1]
@@ -334,7 +334,7 @@ def _checked(file: IO[bytes], at: int, length: int) -> bool:
 
 
 def _inflated(data: bytes) -> bytes:
-    """What zlib has packed, at most MAX_INFLATED bytes of it; empty where that is damaged or is more."""
+    """Inflates zlib's data; empty if it is damaged or has more than MAX_INFLATED bytes."""
     inflate = zlib.decompressobj()
     try:
         text = inflate.decompress(data, MAX_INFLATED)
@@ -355,7 +355,7 @@ def _text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """The EXIF that ImageMagick has written as hexadecimal digits: a name, a length, then the digits."""
+    """The EXIF data that ImageMagick wrote as hexadecimal digits: a name, a length, then the digits."""
     try:
         return bytes.fromhex(text.split(maxsplit=2)[2].decode("ascii"))
     except (IndexError, ValueError):
@@ -373,8 +373,8 @@ def _webp(file: IO[bytes]) -> Container:
     parts: list[Part] = []
     size = _length(file)
     at, exif, xmp, total = 12, b"", b"", 4
-    if int.from_bytes(_at(file, 4, 4), "little") + 8 > size + 1:  # the last byte may be a padding that is missing
-        raise ImageError("the file is truncated: it ends before its last part does")
+    if int.from_bytes(_at(file, 4, 4), "little") + 8 > size + 1:  # the padding byte at the end may be missing
+        raise ImageError("the file is truncated: it ends within its last part")
     while len(head := _at(file, at, 8)) == 8:
         kind, length = struct.unpack("<4sI", head)
         if kind in _WEBP_KEPT:
@@ -383,7 +383,7 @@ def _webp(file: IO[bytes]) -> Container:
                 raise ImageError("the file is truncated: it ends before its pixels do")
             if kind == b"VP8X" and length >= 10:
                 content = bytearray(_at(file, *part))
-                content[8] &= ~0b1100  # that there are EXIF and XMP
+                content[8] &= ~0b1100  # the flags that announce EXIF and XMP
                 parts.append(bytes(content))
             else:
                 parts.append(part)
@@ -398,12 +398,12 @@ def _webp(file: IO[bytes]) -> Container:
         at += 8 + length + length % 2
     picture.parts = [b"RIFF" + struct.pack("<I", total) + b"WEBP", *parts]
     picture.orientation = orientation_of(exif, xmp)
-    picture.buffered = 2 * total  # the decoder reads the file as a whole and copies it
+    picture.buffered = 2 * total  # the decoder reads the whole file and copies it
     return picture
 
 
 def _webp_size(kind: bytes, data: bytes) -> tuple[int, int] | None:
-    """Width and height by the first chunk."""
+    """Width and height from the first chunk."""
     if len(data) < 10:
         return None
     if kind == b"VP8X":
@@ -422,7 +422,7 @@ def _webp_size(kind: bytes, data: bytes) -> tuple[int, int] | None:
 _TIFF_KEPT = {
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317, 320, 322, 323, 324),
     *(325, 330, 332, 334, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532, 34675, 50674),
-}  # what pixels are made from; XMP, EXIF, resolution, descriptions and the rest are not
+}  # the tags that decoding needs; it does not need XMP, EXIF, resolution, descriptions and the rest
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -430,8 +430,8 @@ class _Entry(NamedTuple):
     raw: bytes
     tag: int
     type: int
-    values: int  # how many
-    field: bytes  # the value, or where it is
+    values: int  # their number
+    field: bytes  # the value, or its offset
 
 
 class _Directory(NamedTuple):
@@ -450,7 +450,7 @@ class _Directory(NamedTuple):
         return number.to_bytes(length, "little" if self.order == "<" else "big")
 
     def orientation(self) -> int:
-        """1 to 8, or 0 where it is missing or another value."""
+        """1 to 8; 0 if it is missing or has another value."""
         for entry in self.entries:
             if entry.tag == 274 and entry.type in (1, 3, 4) and entry.values == 1:
                 value = self.number(entry.field[: _TIFF_SIZES[entry.type]])
@@ -458,7 +458,7 @@ class _Directory(NamedTuple):
         return 0
 
     def reaches(self, size: int) -> bool:
-        """Whether all of the directory, and of what decoding depends on, is in a file of that size."""
+        """Whether a file of that size holds the whole directory and all values that decoding needs."""
         kept = (entry for entry in self.entries if entry.tag in _TIFF_KEPT)
         return self.whole and all(self._lies_within(entry, size) for entry in kept)
 
@@ -473,7 +473,7 @@ class _Directory(NamedTuple):
         return []
 
     def cleaned(self, size: int) -> bytes:
-        """The directory without what decoding does not depend on, and what lies outside the file; no longer than it."""
+        """The directory without entries that decoding does not need or that point outside the file; never longer."""
         kept = b"".join(
             entry.raw for entry in self.entries if entry.tag in _TIFF_KEPT and self._lies_within(entry, size)
         )
@@ -482,7 +482,7 @@ class _Directory(NamedTuple):
         return (self.pack(number, count) + kept + self.pack(self.following, pointer))[: self.length]
 
     def _lies_within(self, entry: _Entry, size: int) -> bool:
-        """Whether the values of an entry are of a known type and in a file of that size."""
+        """Whether the values of an entry are of a known type and lie within a file of that size."""
         length = _TIFF_SIZES.get(entry.type, size + 1) * entry.values
         return length <= len(entry.field) or self.number(entry.field) + length <= size
 
@@ -506,7 +506,7 @@ def _directories(file: IO[bytes]) -> Iterator[_Directory]:
 
 
 def _all_directories(file: IO[bytes]) -> Iterator[_Directory]:
-    """The directories of the pages, and of those below the first page (SubIFDs)."""
+    """The directories of the pages, and the directories below the first page (SubIFDs)."""
     below: list[int] = []
     for number, directory in enumerate(_directories(file)):
         if number == 0:
@@ -534,7 +534,7 @@ def _directory_at(file: IO[bytes], offset: int, order: str, big: bool) -> _Direc
 
 
 def _tiff(file: IO[bytes]) -> Container:
-    """The whole file, its directories without the entries that decoding does not depend on."""
+    """The whole file, with directories that lack the entries that decoding does not need."""
     picture = Container()
     size = _length(file)
     patches: dict[int, bytes] = {}
@@ -563,9 +563,9 @@ _DESCRIBES = b"cdsc"  # the type of reference by which an item, such as EXIF, be
 
 
 def _heif(file: IO[bytes]) -> Container:
-    """The whole file, without what says which picture its metadata belongs to.
+    """The whole file, without the references that say which picture its metadata belongs to.
 
-    The decoder turns the picture upright by itself. pi-heif 1.4 crashes where the type of an item is not text.
+    The decoder turns the picture upright by itself. pi-heif 1.4 crashes if the type of an item is not text.
     """
     picture = Container()
     parts: list[Part] = []

@@ -1,11 +1,11 @@
 """From a PyTorch checkpoint to a weights file: which network it is, which module is which, and what had to be assumed.
 
-Modules are matched by their names where these are alnumpy's, by the order in which the file lists them, or by the
+Modules are matched by name if the names are alnumpy's, by the order in which the file lists them, or by the
 numbers in their names (``naming``). What no checkpoint holds (eps, padding, activations, strides, the order of colours)
 comes from the caller, from the file's own record, from the table of published files, which are known by their SHA-256,
-or from the habits of the project that names modules so; all else is assumed, and said. Nothing in a file is executed.
+or from the habits of the project that uses such names; the rest is assumed and reported. Nothing in a file is executed.
 
-A weights file of alnumpy is a checkpoint too, one that tells everything: so it becomes one of another number format.
+A weights file of alnumpy is also accepted as a checkpoint, one that records everything: this changes its number format.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Note = Callable[[str], None]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-TOLERANCE = 1e-3  # relative error of an embedding beside the one that the user's own model computed
+TOLERANCE = 1e-3  # relative error of an embedding, compared with the one that the user's own model computed
 SHOWN = 12  # lines of a message about modules that do not fit
-HEX_DIGITS = 8  # of a file's SHA-256, which publishers put in its name
+HEX_DIGITS = 8  # leading digits of a file's SHA-256, which publishers put in its name
 HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of a file of HDF5
 
-# Fields of networks that the shapes in a file tell, and those that no file tells, with the values in circulation.
+# Fields of networks that follow from the shapes in a file, and fields that no file shows, with the values in use.
 VISIBLE: dict[str, tuple[Any, ...]] = {
     "stem_bias": (True, False),
-    # Files with biases in the MLP and a batch norm behind the spatial convolution begin with the maximum as a rule.
+    # Files with biases in the MLP and a batch norm after the spatial convolution usually put the maximum first.
     "cbam": ("mean-max", "max-mean-bias-bn", *CBAM_LAYOUTS),
     "bias": (False, True),
     "pointwise_bias": (False, True),
@@ -71,11 +71,11 @@ INVISIBLE: dict[str, tuple[Any, ...]] = {
 
 
 class Habit(NamedTuple):
-    """What a project does whose modules have such names."""
+    """The settings of a project, which is recognised by the names of its modules."""
 
     project: str
-    pattern: str  # found in the name of one of its modules
-    network: Mapping[str, Any]  # fields of the network; those that it lacks mean nothing
+    pattern: str  # matches the name of one of its modules
+    network: Mapping[str, Any]  # fields of the network; fields that it lacks are ignored
     preprocessing: Mapping[str, Any]
 
 
@@ -102,7 +102,7 @@ class Published(NamedTuple):
     network: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
     card: Mapping[str, str]
-    normalize: bool = False  # where it was measured that embeddings find more so
+    normalize: bool = False  # true if embeddings were measured to find more when normalised
 
 
 def _torchvision(spec: str, share: float, top1: str, interpolation: str = "bilinear", **network: Any) -> Published:
@@ -126,7 +126,7 @@ def _lite(spec: str, size: int) -> Published:
     return Published(spec, {}, how, card, normalize=True)
 
 
-# By the first digits of the SHA-256. The settings are those that the publishers state; those of the first four were
+# Keys are the first digits of the SHA-256. The settings are those that the publishers state; the first four were
 # checked with the files themselves.
 PUBLISHED = {
     "57934424": _lite("efficientnet-lite0", 224),
@@ -151,7 +151,7 @@ class Module(NamedTuple):
 
     @property
     def key(self) -> tuple:
-        """What two modules must share to be matched: kind, shape, and whether there is a bias."""
+        """What two matching modules have in common: kind, shape, and whether there is a bias."""
         if self.kind == "bn":
             return ("bn", self.arrays["running_mean"].shape)
         return (self.kind, self.arrays["weight"].shape if "weight" in self.arrays else None, "bias" in self.arrays)
@@ -163,7 +163,7 @@ class Module(NamedTuple):
 
 
 def group_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
-    """The modules behind a flat state dict, in its order. A Linear layer becomes the 1x1 convolution that it equals."""
+    """The modules of a flat state dict, in its order. A Linear layer becomes the equivalent 1x1 convolution."""
     fields: dict[str, Arrays] = {}
     prefix = common_prefix(list(arrays))  # "module.", "model.", "_orig_mod." of wrappers
     for name, array in arrays.items():
@@ -190,7 +190,7 @@ def group_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
 
 
 def common_prefix(names: list[str]) -> str:
-    """The dotted prefix that all names share, as "module." or ""."""
+    """The dotted prefix that all names share, for example "module.", or ""."""
     first, last = min(names, default=""), max(names, default="")
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     return first[: first.rfind(".", 0, shared) + 1]
@@ -208,7 +208,7 @@ def expected_modules(spec: Spec) -> list[Module]:
 def variants(spec: Spec, choices: Mapping[str, Sequence[Any]]) -> Iterator[Spec]:
     """``spec`` with each combination of values for those of its fields that are in ``choices``; ``spec`` comes first.
 
-    Values of another type than the field's are left out, and so are combinations that make no network.
+    Values of another type than the field's are left out, as are combinations that do not make a network.
     """
     fields = [f.name for f in dataclasses.fields(spec) if f.name in choices]
     values = []
@@ -226,7 +226,7 @@ def variants(spec: Spec, choices: Mapping[str, Sequence[Any]]) -> Iterator[Spec]
 
 
 def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
-    """``spec`` with other values; an activation is changed in the rows of blocks, too, that have the same one.
+    """``spec`` with other values; rows of blocks that have the activation that is changed get the new one.
 
     Raises SpecError for a field that the network lacks, or a value that it cannot have.
     """
@@ -241,9 +241,9 @@ def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
 
 
 def detect(modules: Sequence[Module], base: Spec | None = None) -> Spec | None:
-    """The network, of all presets and their variants or of those of ``base``, that has such modules; or None.
+    """The preset or variant that has these modules, or the variant of ``base``; None if there is none.
 
-    Of several it is the one that leaves the fewest modules over, all of which must be linear heads; else the first.
+    Of several it is the one that leaves the fewest modules over, all of which must be linear heads; in a tie the first.
     """
     stems = [m.arrays["weight"].shape[0] for m in modules if m.kind == "conv" and m.key[1][1:] == (3, 3, 3)]
     found = Counter(m.key for m in modules)
@@ -260,7 +260,7 @@ def detect(modules: Sequence[Module], base: Spec | None = None) -> Spec | None:
 
 
 def _without(modules: Iterable[Module], wanted: Iterable[Module]) -> list[Module]:
-    """Modules that are left when for each of ``wanted`` one like it is taken."""
+    """The modules that remain after taking one away for each of ``wanted``."""
     count = Counter(m.key for m in wanted)
     left = []
     for module in modules:
@@ -308,7 +308,7 @@ def match(spec: Spec, modules: list[Module], ordered: bool, note: Note) -> tuple
 
 
 def _match_foreign(spec: Spec, wanted: list[Module], modules: list[Module], ordered: bool, note: Note) -> list[Module]:
-    """For each wanted module the one in the file, whose names are not alnumpy's."""
+    """For each wanted module the one in the file, if the file's names are not alnumpy's."""
     keys = [m.key for m in wanted]
     left = _without(modules, wanted)
     if Counter(keys) - Counter(m.key for m in modules) or any(m.key in keys for m in left):
@@ -321,8 +321,8 @@ def _match_foreign(spec: Spec, wanted: list[Module], modules: list[Module], orde
         return found
     if not ordered:
         raise CheckpointError(
-            "the order in the network is lost, since safetensors sorts modules by name, and these names do not tell it "
-            "in one way only: convert the PyTorch checkpoint, or say with --names which module is which"
+            "the order in the network is lost, since safetensors sorts modules by name, and these names allow "
+            "more than one order: convert the PyTorch checkpoint, or say with --names which module is which"
         )
     note(
         "matched by structure: of modules with the same shape (two batch norms of a block, say), the first in the "
@@ -336,7 +336,7 @@ def _match_foreign(spec: Spec, wanted: list[Module], modules: list[Module], orde
 
 
 def _by_numbers(modules: list[Module], wanted: list[Module]) -> list[Module] | None:
-    """Modules in the one order that the numbers in their names allow; None where there is none, or more than one."""
+    """Modules in the one order that the numbers in their names allow; None if there is none, or more than one."""
     names, keys, wanted_keys = [m.name for m in modules], [m.key for m in modules], [m.key for m in wanted]
     for tracks in (None, [m.kind for m in wanted]):
         orders = naming.orders(names, keys, wanted_keys, tracks)
@@ -346,7 +346,7 @@ def _by_numbers(modules: list[Module], wanted: list[Module]) -> list[Module] | N
 
 
 def _difference(spec: Spec, wanted: list[Module], modules: list[Module]) -> str:
-    """What the network has and the file lacks, beside what the file has instead."""
+    """The modules that the file lacks, beside those that it has instead."""
     missing = _without(wanted, modules)
     extra = _without(modules, wanted)
     taken = {m.key for m in wanted}
@@ -380,12 +380,12 @@ def rename(modules: list[Module], text: str) -> list[Module]:
 
 
 class Settings(NamedTuple):
-    """What is known of a network and its preprocessing, and what nobody has said."""
+    """What is known about a network and its preprocessing, and what had to be assumed."""
 
     spec: Spec
     preprocessing: Preprocessing
     card: Mapping[str, str]
-    assumed: list[str]  # a line each
+    assumed: list[str]  # one line each
     normalize: bool
 
 
@@ -399,7 +399,7 @@ ASSUMED = {
     "shuffle": "whether the network shuffles channels",
     "pooled_first": "which branch is first where two are concatenated",
     "split": "which half of the channels passes a block unchanged",
-    "cbam": "the order in which CBAM concatenates mean and max, which errs silently where it is wrong",
+    "cbam": "the order in which CBAM concatenates mean and max; a wrong one gives wrong results without an error",
     "stem_stride": "the stride of the first convolution",
     "stem_pool": "whether a max pool follows the first convolution",
 }
@@ -411,7 +411,7 @@ ASSUMED_OF_PICTURES = {
     "interpolation": "how pictures are resized; bilinear is assumed. Else: --interpolation bicubic or opencv-bilinear",
     "share": "which share of the short side is kept; all of it is assumed. Else: --share 0.875",
 }
-OPTIONS = {"bn_eps": "--bn-eps {}", "cbam": "--cbam {}"}  # of fields that have one of their own
+OPTIONS = {"bn_eps": "--bn-eps {}", "cbam": "--cbam {}"}  # fields that have an option of their own
 
 
 def option(name: str, value: Any) -> str:
@@ -421,7 +421,7 @@ def option(name: str, value: Any) -> str:
 
 
 def alternatives(spec: Spec) -> dict[str, list[Any]]:
-    """For each field that no file tells the other values that it can have for the same arrays."""
+    """For each field that no file shows, the other values that it can have with the same arrays."""
     layers = spec.layers()
     found = {}
     for name, values in INVISIBLE.items():
@@ -443,9 +443,9 @@ def settle(
     fields: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
 ) -> Settings:
-    """The network and its preprocessing; what is given counts most, then the file's own record, then what is known.
+    """The network and its preprocessing: what is given comes first, then the file's own record, then what is known.
 
-    ``base``, ``fields`` and ``preprocessing`` are given. Raises CheckpointError or SpecError where they do not fit.
+    ``base``, ``fields`` and ``preprocessing`` are given. Raises CheckpointError or SpecError if they do not fit.
     """
     recorded = checkpoint.extras.get("spec") if base is None else None
     published = PUBLISHED.get(digest[:HEX_DIGITS]) if base is None and recorded is None else None
@@ -500,10 +500,10 @@ def settle(
 
 
 def check_against(path: Path, spec: Spec, arrays: Arrays, free: Iterable[str]) -> float:
-    """The relative error of embeddings beside those that the user's own model computed, in an .npz file.
+    """The relative error of embeddings, compared with those of the user's own model in an .npz file.
 
     The file holds ``input``, preprocessed pictures float32 (N, 3, H, W), and ``embedding``, (N, E). Raises
-    CheckpointError where the error is above TOLERANCE, and names the values of ``free`` fields that fit, if any do.
+    CheckpointError if the error is above TOLERANCE, naming the values of ``free`` fields that fit, if any do.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -529,7 +529,7 @@ def check_against(path: Path, spec: Spec, arrays: Arrays, free: Iterable[str]) -
     what = f"{path}: the embeddings differ by {distance:.2g} of their norm"
     if error_of(best) > TOLERANCE:
         raise CheckpointError(
-            f"{what}, and no other value of what the checkpoint does not tell makes them equal: is the input "
+            f"{what}, and no other value of the fields that a checkpoint does not show makes them equal: is the input "
             "preprocessed, and the embedding what the classifier reads?"
         )
     changed = [option(name, getattr(best, name)) for name in others if getattr(best, name) != getattr(spec, name)]
@@ -541,19 +541,19 @@ def check_against(path: Path, spec: Spec, arrays: Arrays, free: Iterable[str]) -
 
 @dataclass
 class Conversion:
-    """What became of a checkpoint."""
+    """The result of a conversion."""
 
     weights: Weights
     removed: list[Module]  # the classifier
     relative_error: float  # of the self-test
-    error_against: float | None = None  # beside the user's own embeddings
-    loss: float | None = None  # 1 - cosine of the self-test's embeddings, of fewer bits
+    error_against: float | None = None  # compared with the user's own embeddings
+    loss: float | None = None  # 1 - cosine of the self-test's embeddings, for a format of fewer bits
 
 
 def read_source(path: Path) -> tuple[Checkpoint, Weights | None]:
-    """What is to be converted; and the weights, where it is a weights file. Raises CheckpointError or OSError."""
+    """The checkpoint to convert, and the weights if it is a weights file. Raises CheckpointError or OSError."""
     if not path.is_file():
-        return read_checkpoint(path), None  # which says what is wrong
+        return read_checkpoint(path), None  # its error says what is wrong
     with open(path, "rb") as file:
         if file.read(len(HDF5)) != HDF5:
             return read_checkpoint(path), None
@@ -561,13 +561,13 @@ def read_source(path: Path) -> tuple[Checkpoint, Weights | None]:
         found = weights.read(path)
     except WeightsError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise CheckpointError(f"{reason}; no other HDF5 files than alnumpy's weights can be converted") from None
+        raise CheckpointError(f"{reason}; of HDF5 files only alnumpy's weights can be converted") from None
     extras = {"spec": found.spec.to_dict(), "preprocessing": found.preprocessing.to_dict()}
     return Checkpoint(dict(found.parameters), extras=extras), found
 
 
 def beside_it(checkpoint: Checkpoint) -> str:
-    """What a file holds besides the tensors that were taken for the network, and what to do, or nothing."""
+    """A message about tensors besides those that were taken for the network, and what to do; "" if there are none."""
     below: dict[str, list[str]] = {}
     for name in checkpoint.tensors:
         first, _, rest = name.partition(".")
@@ -576,14 +576,12 @@ def beside_it(checkpoint: Checkpoint) -> str:
         return f"the file holds one network twice ({', '.join(below)}); save one alone with torch.save"
     names = ", ".join(checkpoint.others)
     if checkpoint.chosen and names:
-        return (
-            f"of what the file holds {checkpoint.chosen} was taken; to convert {names}, save that alone with torch.save"
-        )
+        return f"{checkpoint.chosen} was taken from the file; to convert {names}, save that alone with torch.save"
     return f"the file holds several dictionaries ({names}); save the network's alone with torch.save" if names else ""
 
 
 def self_test_by_alnumpy(spec: Spec, arrays: Arrays, x: np.ndarray) -> tuple[np.ndarray, str]:
-    """The embedding of the self-test's input, and what computed it."""
+    """The embedding of the self-test's input, and the name of what computed it."""
     return reference.forward(spec, arrays, x), "alnumpy"
 
 
@@ -602,14 +600,14 @@ def convert(
     note: Note = lambda message: None,
     self_test: Callable[[Spec, Arrays, np.ndarray], tuple[np.ndarray, str]] = self_test_by_alnumpy,
 ) -> Conversion:
-    """Writes the weights file of a checkpoint, or of other weights, and reads it again to check it.
+    """Writes the weights file of a checkpoint, or of other weights, and reads it back to check it.
 
     ``base`` is the network, if its name is known, ``fields`` are values of fields of it, ``preprocessing`` those of
     ``images.Preprocessing``; ``names`` is a file that says which module is which; ``against`` is an .npz file of the
     user's own embeddings; ``normalize`` says whether embeddings are to be compared by their directions; None: as other
     weights say, or where that is known of a published file, else not. ``note`` is called with what had to be assumed.
 
-    Raises AlnumpyError or OSError, and writes nothing, where the checkpoint cannot be converted.
+    Raises AlnumpyError or OSError, and writes nothing, if the checkpoint cannot be converted.
     """
     if output.exists() and output.samefile(path):
         raise CheckpointError("the output would replace the checkpoint; give -o another name")

@@ -10,11 +10,11 @@ from .layers import Layer, Size, evaluate
 
 
 class Cost(NamedTuple):
-    """Of a layer, for one picture."""
+    """The cost of a layer, for one picture."""
 
     layer: Layer
-    size: Size  # of its output
-    parameters: int  # trainable ones: running statistics do not count
+    size: Size  # the size of its output
+    parameters: int  # trainable ones; running statistics do not count
     flops: int  # as the paper's authors count them in their public code, see ``flops``
     flops_eq5: int  # by the paper's equation (5)
     multiply_adds: int

@@ -18,17 +18,18 @@ APPLICATION_ID = 0x616C6E70  # "alnp": marks the file as ours in SQLite's header
 # contents: a row for each distinct content of a file, with its SHA-256, its size in pixels when upright, and the
 # embedding as packed.encode() makes it.
 # pictures: a row for each file. The path is as ``places`` makes it, in the file system's bytes, which need not be text;
-# size and mtime_ns are -1 where it is to be read again, whatever they are; hash is its content's. Where error tells why
-# it has no embedding, hash is NULL or, where it could not be read, what it was before: perhaps nothing has changed.
-# contents.taken: the date in the EXIF data, ISO 8601 in local time, "" where it has none; NULL
-# where version 2 made the row and no file of it has been looked at since.
-# ctime_ns is NULL where version 2 recorded the file; tried says what could not read it, with versions and limits.
-# vanished is 1 where the file was missing, and 2 where a rule left it out, when its folder was last indexed.
+# size and mtime_ns are -1 if the file is to be read again in any case; hash is that of its content. If error says why
+# the file has no embedding, hash is NULL, or the earlier one if the file could not be read: perhaps it has not changed.
+# contents.taken: the date in the EXIF data, ISO 8601 in local time, "" if there is none; NULL
+# if version 2 made the row and no file with this content has been read since.
+# ctime_ns is NULL if version 2 recorded the file; tried names the decoders that failed, with versions and limits.
+# vanished is 1 if the file was missing when its folder was last indexed, and 2 if a rule left it out.
 # disks: the disk that each folder with pictures was on.
-# kinds: what files are whose names do not tell or that are not read, by their first bytes at a size and time.
-# whitening: one row, float32, where the settings say that embeddings are reduced.
+# kinds: the kinds of files whose names do not show it, or that are not read, by their first bytes; valid for a size and
+# time.
+# whitening: one row, float32, if the settings say that embeddings are reduced.
 # sketches, basis (one row, float32): what ``sketch`` makes of the contents, by blocks of rowids; unsketched: the rowids
-# of contents that were added, changed or removed since. pictures_not_found: those that a search leaves out.
+# of contents that were added, changed or removed since. pictures_not_found: the pictures that a search leaves out.
 MIGRATIONS = (
     f"""
     PRAGMA application_id = {APPLICATION_ID};
@@ -93,30 +94,30 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     DELETE FROM meta WHERE key = 'max_pixels';
     """,
-    "",  # from here on paths may be relative, as those who know only whole ones must not read
+    "",  # from here on paths may be relative; programs that know only absolute paths must not open the file
 )
 PAGE_SIZE = 16384  # bytes: rows of a few kilobytes would leave a third of SQLite's own 4096 empty
 LOCAL = "keep the gallery on a local disk, with --db; the pictures may stay there"
-WAIT = 30.0  # seconds that one waits for another process's transaction
+WAIT = 30.0  # seconds to wait for another process's transaction
 
 
 class Database:
-    """One SQLite file, for any number of threads, and its errors as GalleryError, which names it and the remedy.
+    """One SQLite file, for any number of threads. Its errors are GalleryErrors, which name the file and the remedy.
 
-    Writable, it is made where there is none, and brought up to date. Raises GalleryError where it is missing, foreign,
-    damaged, of a newer version, or in use by another writer.
+    If it is writable, it is made where there is none, and brought up to date. Raises GalleryError if it is missing,
+    foreign, damaged, of a newer version, or in use by another writer.
     """
 
     def __init__(self, path: str | os.PathLike[str], writable: bool, page_size: int = PAGE_SIZE):
-        self.path = os.path.realpath(path)  # so that a link to the file has no lock of its own
+        self.path = os.path.realpath(path)  # a link to the file must not get a lock of its own
         self.writable = writable
-        self.page_size = page_size  # of a new file
-        self.version = 0  # of its tables: a reader meets older ones
-        self.immutable = False  # whether what others write is not seen, as on read-only media
+        self.page_size = page_size  # the page size of a new file
+        self.version = 0  # the version of its tables, which can be an older one for a reader
+        self.immutable = False  # whether changes by others are not seen, for example on read-only media
         self.lock = RLock()  # held by the thread that uses the connection, throughout a transaction
         self._file_lock: sqlite3.Connection | None = None
         self._connection: sqlite3.Connection | None = None
-        self._logged = False  # whether the file is in the mode with a log beside it
+        self._logged = False  # whether SQLite keeps a write-ahead log beside the file
         try:
             with self._naming():
                 self._open()
@@ -125,7 +126,7 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Closes the file when no thread is using it; nothing else can be done with it."""
+        """Closes the file as soon as no thread is using it. It cannot be used afterwards."""
         with self.lock:
             if self._connection is not None:
                 if self._logged:  # back to one plain file, which read-only media can hold; readers can prevent it
@@ -136,14 +137,15 @@ class Database:
                 with suppress(sqlite3.Error):
                     self._connection.close()
                 self._connection = None
-            if self._file_lock is not None:  # its file stays: who has opened it already would lock what is not there
+            # Keep the lock file: a process that has it open would otherwise lock a deleted file.
+            if self._file_lock is not None:
                 self._file_lock.close()
                 self._file_lock = None
 
     def start_log(self) -> None:
-        """From now on readers read on beside what is written, and what is written outlives a power cut."""
+        """From now on readers are not blocked by a writer, and what is stored survives a power cut."""
         self.run("PRAGMA synchronous = FULL")
-        with suppress(GalleryError):  # some file systems cannot, and readers then wait
+        with suppress(GalleryError):  # some file systems cannot do this; readers then wait
             self._logged = self.one("PRAGMA journal_mode = WAL") == "wal"
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -163,17 +165,17 @@ class Database:
         return value
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Changes the database; how many rows."""
+        """Changes the database. Returns the number of rows."""
         with self.lock, self._naming():
             return self._db.execute(sql, values).rowcount
 
     def run_each(self, sql: str, values: Iterable[Sequence[Any]]) -> int:
-        """Changes the database once for each of ``values``; how many rows altogether."""
+        """Changes the database once for each of ``values``. Returns the number of rows altogether."""
         with self.lock, self._naming():
             return self._db.executemany(sql, values).rowcount
 
     def meta(self) -> dict[str, str]:
-        """What the table ``meta`` holds."""
+        """The table ``meta``."""
         return dict(self.rows("SELECT key, value FROM meta"))
 
     def set_meta(self, key: str, value: str) -> None:
@@ -181,21 +183,21 @@ class Database:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
 
     def take_over(self, other: Database) -> None:
-        """Takes all that another database holds, of the same page size, in place of its own, in one transaction."""
+        """Replaces everything by the content of another database of the same page size, in one transaction."""
         with self.lock, other.lock, self._naming():
             other._db.backup(self._db)
 
     def has_column(self, table: str, column: str) -> bool:
-        """Whether a table has a column, which a file of an older version may lack."""
+        """Whether a table has a column; files of older versions may lack it."""
         return any(row[1] == column for row in self.rows(f"PRAGMA table_info({table})"))
 
     def drop_unused_contents(self) -> None:
-        """Removes the embeddings that no file has any more."""
+        """Removes embeddings that no longer belong to any file."""
         self.run("DELETE FROM contents WHERE NOT EXISTS (SELECT 1 FROM pictures WHERE pictures.hash = contents.hash)")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is run inside is stored whole when it ends without an error, and else not at all."""
+        """Stores all changes made inside if the block ends without an error, and none otherwise."""
         if not self.writable:
             raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
         with self.lock:
@@ -204,14 +206,14 @@ class Database:
                 yield
                 self.run("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # what went wrong first is what is worth telling
+                with suppress(sqlite3.Error):  # the first error is the one to report
                     if self._connection is not None:
                         _roll_back(self._connection)
                 raise
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """What is read inside is of one moment, whatever is written meanwhile. Other threads wait."""
+        """All reads inside see the database as at one moment, whatever is written meanwhile. Other threads wait."""
         with self.lock:
             self.run("BEGIN")
             try:
@@ -231,11 +233,11 @@ class Database:
     def _naming(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote what is damaged
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote damaged bytes
             text = str(error)
             if "locked" in text:
                 text = (
-                    "another alnumpy is writing to it; try again when that has ended. Where none is, locks fail, as on "
+                    "another alnumpy is writing to it; try again when it has ended. If none is, locks fail, as on "
                     f"many network shares; {LOCAL}"
                 )
             elif "locking protocol" in text:
@@ -256,7 +258,7 @@ class Database:
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise GalleryError(f"{self.path}: not a file")
         if self.writable:
-            # Keeps a second writer out. The lock is SQLite's on a file of its own: it ends with the process, always.
+            # Keeps a second writer out: SQLite's lock on a file of its own, which always ends with the process.
             self._file_lock = _connect(self.path + "-lock", 0, "BEGIN IMMEDIATE")
             self._connect("rwc")
             self.run(f"PRAGMA page_size = {self.page_size}")
@@ -264,7 +266,7 @@ class Database:
             self._connect_to_read()
         else:
             raise GalleryError(f"{self.path}: no such gallery; make one with: alnumpy index FOLDER --db FILE")
-        with self.reading():  # all of one moment: a writer may be making the tables
+        with self.reading():  # all reads must be of one moment: a writer may be making the tables
             self.version = version = self.one("PRAGMA user_version")
             application = self.one("PRAGMA application_id")
             schema = _schema(self._db)
@@ -290,8 +292,8 @@ class Database:
         try:
             self._connect("ro")
         except sqlite3.OperationalError:
-            # A writer that was killed left a change half done, or the file in a mode that needs two more files beside
-            # it. Where we may write, SQLite puts that right.
+            # A writer that was killed may have left a change half done, or the file in a mode that needs two more
+            # files beside it. SQLite repairs both if it may write.
             log = self.path + "-wal"
             if os.access(os.path.dirname(self.path), os.W_OK):
                 self._connect("rw")
@@ -299,13 +301,13 @@ class Database:
                 self._connect("ro")
             elif os.path.exists(self.path + "-journal") or (os.path.exists(log) and os.path.getsize(log)):
                 raise
-            else:  # the file itself is whole
+            else:  # the file itself is complete
                 self._connect("ro&immutable=1")
                 self.immutable = True
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
-    """Runs the scripts that a database of an older version lacks, each with its version in one transaction."""
+    """Runs the scripts that a database of an older version lacks, each in one transaction with its version number."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in enumerate(scripts[version:], version + 1):
         try:
@@ -327,10 +329,10 @@ def _connect(name: str, timeout: float, *statements: str) -> sqlite3.Connection:
 
 
 def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
-    """Everything that the database defines: a file of strangers could bring triggers and views."""
+    """All objects in the schema. A file from elsewhere might add triggers or views."""
     return set(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:  # a full disk has rolled back already
+    if connection.in_transaction:  # after a full disk SQLite has rolled back already
         connection.execute("ROLLBACK")

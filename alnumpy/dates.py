@@ -1,4 +1,4 @@
-"""When a picture was taken, by its EXIF data."""
+"""When a picture was taken, according to its EXIF data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SEARCHED = 1 << 24  # bytes of a HEIC or AVIF in which its EXIF data is looked f
 
 
 def taken(path: str) -> str:
-    """The date of a file's EXIF data in the camera's local time, "2024-05-31T12:30:00"; "" where it has none.
+    """The date in a file's EXIF data in the camera's local time, "2024-05-31T12:30:00"; "" if there is none.
 
-    Reads the header only. Data that are broken count as none: the pixels are what matters.
+    Reads only the header. Broken data count as none, since the pixels are what matters.
     """
     with suppress(Exception):
         exif = _exif(path)
@@ -32,7 +32,7 @@ def taken(path: str) -> str:
 def _exif(path: str) -> Image.Exif:
     exif = Image.Exif()
     with open(path, "rb") as file:
-        if file.read(12)[4:8] == b"ftyp":  # HEIC or AVIF, which Pillow may be unable to open
+        if file.read(12)[4:8] == b"ftyp":  # HEIC or AVIF; Pillow may be unable to open it
             data = file.read(SEARCHED)
             if found := re.search(rb"Exif\0\0(?=MM\0\*|II\*\0)", data):
                 exif.load(data[found.start() :])
@@ -43,7 +43,7 @@ def _exif(path: str) -> Image.Exif:
                 exif.load(image.info["exif"])
             elif image.format == "TIFF":
                 exif = image.getexif()
-                exif.get_ifd(ExifTags.IFD.Exif)  # which is kept, while the file is open
+                exif.get_ifd(ExifTags.IFD.Exif)  # read now, while the file is open; Pillow keeps it
         return exif
 
 

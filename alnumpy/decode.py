@@ -1,4 +1,4 @@
-"""From the bytes of a picture to upright pixels: which decoder, with how much memory, and what its failures mean."""
+"""From the bytes of a picture to upright pixels: the decoder, its memory, and the meaning of its failures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from PIL import Image
 from . import containers, formats, memory, pixels
 from .errors import ImageError, ImageMemoryError
 
-MAX_PIXELS = 30_000_000  # 18 bytes each at the worst moment (WebP with alpha): a device with 1 GB can bear it
-BUFFERED = 24  # bytes for each of MAX_PIXELS that a decoder may hold besides: a progressive JPEG of 200 megapixels
-SCALES = (1, 2, 4, 8)  # by which a JPEG can be decoded smaller
+MAX_PIXELS = 30_000_000  # 18 bytes each at the peak (WebP with alpha), which a device with 1 GB has
+BUFFERED = 24  # further bytes that a decoder may hold per pixel of MAX_PIXELS: a progressive JPEG of 200 megapixels
+SCALES = (1, 2, 4, 8)  # factors by which a JPEG can be decoded smaller
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,13 +31,13 @@ TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what turns a picture of an EXIF orientation upright
+}  # the operation that turns a picture upright, by EXIF orientation
 
 PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "GIF": "Gif", "TIFF": "Tiff", "AVIF": "Avif"}
-MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # that Pillow takes for a pixel; others take 4
-DECODER_BYTES = {"WEBP": 12, "GIF": 12, "TIFF": 4, "AVIF": 8, "HEIF": 8}  # besides, per pixel, at the worst moment
+MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # bytes per pixel; others take 4
+DECODER_BYTES = {"WEBP": 12, "GIF": 12, "TIFF": 4, "AVIF": 8, "HEIF": 8}  # a decoder's own bytes per pixel
 
-# What decoders say, and what it means. Where nothing fits, their own words are told.
+# Messages of decoders, and what they mean. A message that fits none is shown as it is.
 REASONS = [
     (r"truncated|not enough|unexpected end|[Ee]nd of file|EOF", "the file is truncated: it ends before its pixels do"),
     (
@@ -46,7 +46,7 @@ REASONS = [
         "damaged: its pixels cannot be decoded",
     ),
     (r"[Uu]nsupported (?!operand)|unknown pixel mode|unknown data organization|unknown raw mode|cannot load this image",
-     "its kind of pixels is not read; save it as PNG"),
+     "its kind of pixels is not supported; save it as PNG"),
 ]  # fmt: skip
 
 Result = TypeVar("Result")
@@ -56,20 +56,20 @@ Size = tuple[int, int]
 def decode(
     source: str | IO[bytes], name: str, max_pixels: int, draft: int, finish: Callable[[Image.Image], Result]
 ) -> tuple[Result, Size]:
-    """What ``finish`` makes of the upright picture, in mode RGB or L, and the width and height of the whole one.
+    """The result of ``finish`` for the upright picture, in mode RGB or L, and width and height of the whole picture.
 
-    The memory that the picture takes is held of the process's budget from the first pixel until ``finish`` returns.
+    The memory for the picture counts against the process's budget from the first pixel until ``finish`` returns.
     With ``draft`` above 0 a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps that many
-    pixels; one of more than ``max_pixels`` is decoded at the largest of these scales that fits. Where memory runs out,
+    pixels; one of more than ``max_pixels`` is decoded at the largest of these scales that fits. If memory runs out,
     the picture is tried again when no other is being decoded.
 
-    Raises ImageError, which begins with ``name``, for what cannot be decoded; its kind ImageMemoryError where there is
-    too little memory for it.
+    Raises ImageError, which begins with ``name``, if it cannot be decoded, and ImageMemoryError, a kind of it, if there
+    is too little memory.
     """
     try:
         with _opened(source) as file:
             return _decode(file, name, max_pixels, draft, finish)
-    except OSError as error:  # the file's system, not a decoder
+    except OSError as error:  # from the file system, not from a decoder
         failure = ImageError(f"{name}: {error.strerror or error}")
         failure.transient = error.errno is not None
         raise failure from None
@@ -78,7 +78,7 @@ def decode(
 def decode_image(
     image: Image.Image, name: str, max_pixels: int, draft: int, finish: Callable[[Image.Image], Result]
 ) -> tuple[Result, Size]:
-    """``decode`` of a PIL image. Of one that Pillow has opened and not yet decoded, the file is looked at first."""
+    """``decode`` for a PIL image. If Pillow has opened it and not yet decoded it, the file is checked first."""
     if 0 in image.size:
         raise ImageError(f"{name}: a picture without pixels: {image.width}x{image.height}")
     file = _undecoded(image)
@@ -87,7 +87,7 @@ def decode_image(
             return decode(file, name, max_pixels, draft, finish)
         at = file.tell()
         try:
-            containers.read(file, "JPEG" if image.format == "MPO" else image.format or "")  # guards against scans
+            containers.read(file, "JPEG" if image.format == "MPO" else image.format or "")  # refuses too many scans
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from None
         file.seek(at)
@@ -106,7 +106,7 @@ def decode_image(
 
 
 def _undecoded(image: Any) -> IO[bytes] | None:
-    """The file of an image that Pillow has opened, but not decoded nor set to another frame or scale."""
+    """The file of an image that Pillow has opened, but neither decoded nor set to another frame or scale."""
     loaded = image._im is not None if hasattr(image, "_im") else image.im is not None
     file = getattr(image, "fp", None)
     if loaded or file is None or file.closed or image.tell() or getattr(image, "decoderconfig", ()):
@@ -121,10 +121,10 @@ def _opened(source: str | IO[bytes]) -> Iterator[IO[bytes]]:
         yield source
         return
 
-    def at_once(path: str, flags: int) -> int:  # a pipe that has come meanwhile would wait for a writer
+    def at_once(path: str, flags: int) -> int:  # a pipe put there meanwhile would wait for a writer
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-    if "\0" in source:  # what Python says of it depends on its version
+    if "\0" in source:  # Python's own message depends on its version
         raise OSError("a null byte in its name")
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise OSError("not a regular file")
@@ -143,12 +143,12 @@ def _decode(
             return attempt.run(finish, alone)
         except Exception as error:
             failure = attempt.judge(error, alone)
-            traceback.clear_frames(error.__traceback__)  # they hold pixels, as long as someone keeps the error
+            traceback.clear_frames(error.__traceback__)  # they would hold pixels as long as someone keeps the error
             if alone or not isinstance(failure, ImageMemoryError):
                 try:
                     raise failure from (None if failure is error else error)
                 finally:
-                    del failure  # else this frame and its traceback would refer to each other
+                    del failure  # otherwise this frame and its traceback would refer to each other
     raise AssertionError("a picture is tried at most twice")
 
 
@@ -174,7 +174,7 @@ class _Attempt:
         self.container = containers.read(self.file, self.format)
         if self.container.size and self.format != "JPEG":
             self.check(*self.container.size)
-        image = None if self.format == "WEBP" else self._open(b"")  # whose decoder takes all its memory at once
+        image = None if self.format == "WEBP" else self._open(b"")  # WebP's decoder takes all its memory at once
         self.need = self._estimate(image)
         with memory.hold(memory.ALONE if alone else self.need):
             for tail in self.container.tails[1:]:
@@ -215,7 +215,7 @@ class _Attempt:
             )
 
     def _scale(self, image: Image.Image) -> None:
-        """Has a JPEG decoded smaller, for speed or because it is too large."""
+        """Sets a JPEG to be decoded smaller, for speed or because it is too large."""
         width, height = image.size
         allowed = (1,) if self.container.name.startswith(("lossless", "hierarchical")) else SCALES
         fast = min(width // self.draft, height // self.draft) if self.draft else 1
@@ -228,7 +228,7 @@ class _Attempt:
             image.draft(None, (max(1, width // scale), max(1, height // scale)))
 
     def _estimate(self, image: Image.Image | None) -> int:
-        """Bytes that the picture takes at the worst moment, from its decoder's memory to the pixels turned upright."""
+        """Bytes that the picture takes at the peak, between the decoder's memory and the upright pixels."""
         width, height = image.size if image else self.container.size or (0, 0)
         mode = image.mode if image else "RGBA"
         decoded = MODE_BYTES.get(mode, 4)
@@ -237,20 +237,20 @@ class _Attempt:
         besides = DECODER_BYTES.get(self.format, 0)
         if mode.startswith("I") or (image and ";16" in pixels.rawmode_of(image)):
             converted += 16  # NumPy's copies
-        read = self.file.seek(0, io.SEEK_END) if self.format in ("TIFF", "AVIF", "HEIF") else 0  # as a whole
+        read = self.file.seek(0, io.SEEK_END) if self.format in ("TIFF", "AVIF", "HEIF") else 0  # read whole
         return width * height * (decoded + max(converted, turned, besides)) + self.container.buffered + read
 
     def _pixels(self, image: Image.Image) -> tuple[Image.Image, Size]:
         """The pixels as decoded, in mode RGB or L, and the size of the whole picture."""
         size = self._size
         plain = pixels.decode(image, lambda: self._open(b""), self.container.whole)
-        if plain.im.size != plain.size:  # as Pillow before 10 leaves some damaged files
-            raise ImageError("damaged picture (fewer pixels than it promises)")
+        if plain.im.size != plain.size:  # Pillow before 10 leaves some damaged files so
+            raise ImageError("damaged picture (fewer pixels than its header says)")
         vars(image).pop("_decoder", None)  # of a WebP: it holds two more copies of the pixels
         return plain, size
 
     def judge(self, error: Exception, alone: bool) -> ImageError:
-        """What an exception says of the picture. Raises it again where it is a fault of this program."""
+        """The error that an exception means for the picture. Raises it again if it is a fault of this program."""
         short = isinstance(error, MemoryError)
         if isinstance(error, ImageError):
             error.args = (f"{self.name}: {error}",)
@@ -261,11 +261,11 @@ class _Attempt:
             return failure
         if not short and not _raised_by_decoder(error):
             raise error
-        # A decoder that gets no memory says so in words of its own, as if the file were damaged.
+        # A decoder without memory reports it in its own words, as if the file were damaged.
         needed = self.need * 3 // 2 if alone else 2 * self.need + memory.held()
         if short or (self.need and not memory.obtainable(needed)):
             return ImageMemoryError(
-                f"{self.name}: out of memory: to decode it takes about {max(1, round(self.need / 1e6))} MB; "
+                f"{self.name}: out of memory: decoding it takes about {max(1, round(self.need / 1e6))} MB; "
                 "try again when more is free, or make it smaller"
             )
         return ImageError(f"{self.name}: {self._reason(error)}")
@@ -275,17 +275,17 @@ class _Attempt:
         if isinstance(error, Image.DecompressionBombError):
             return "far too many pixels; make it smaller first"
         if name := self.container.name:
-            return f"a JPEG that is not read here ({name}); save it as an ordinary JPEG or PNG"
+            return f"a JPEG of a kind that is not supported ({name}); save it as an ordinary JPEG or PNG"
         for pattern, reason in REASONS:
             if re.search(pattern, text):
                 return reason
         if isinstance(error, SyntaxError):
-            return f"damaged {self.kind}: what comes before the pixels cannot be read"
+            return f"damaged {self.kind}: the header before its pixels cannot be read"
         return f"damaged picture ({type(error).__name__}: {text})"
 
 
 def open_plugin(file: IO[bytes], format: str) -> Any:
-    """A picture as Pillow opens it, by the one plugin that reads its format, without Pillow's own limit of pixels."""
+    """A picture as Pillow opens it, by the one plugin that reads its format, without Pillow's own limit on pixels."""
     if format in PLUGINS:
         import_module(f"PIL.{PLUGINS[format]}ImagePlugin")
     else:
@@ -298,7 +298,7 @@ def open_plugin(file: IO[bytes], format: str) -> Any:
 
 @cache
 def _register_heif() -> None:
-    """Makes Pillow read HEIC: of each file the primary picture alone, without its thumbnails, depth and gain maps."""
+    """Makes Pillow read HEIC: only the primary picture of each file, without thumbnails, depth and gain maps."""
     package = import_module(formats.heif_package() or "")
     package.options.AUX_IMAGES = False
     package.register_heif_opener(thumbnails=False, depth_images=False)
@@ -306,15 +306,15 @@ def _register_heif() -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """Has libtiff keep its warnings to itself: by default it writes them to the terminal, without a file's name.
+    """Silences libtiff's warnings, which it writes to the terminal by default, without a file's name.
 
-    It has one handler for the whole process. What the warnings are about shows in whether the picture can be decoded.
+    It has one handler for the whole process. If a warning matters, decoding fails as well.
     """
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else the plugin's own go to stderr where none is set
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise the plugin's own warnings go to stderr
     try:
         import ctypes
 
-        library = ctypes.CDLL(Image.core.__file__)  # through which the libtiff is found that Pillow is linked to
+        library = ctypes.CDLL(Image.core.__file__)  # leads to the libtiff that Pillow is linked to
         for handler in (library.TIFFSetWarningHandler, library.TIFFSetErrorHandler):
             handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
             handler(None)
@@ -325,8 +325,8 @@ def _silence_libtiff() -> None:
 def orientation_of(image: Image.Image) -> int:
     """The orientation that Pillow has found, 1 to 8, or 0.
 
-    The decoder of HEIC turns pictures itself; in AVIF, too, nothing but the container's own transformation counts,
-    which Pillow gives as EXIF.
+    The decoder of HEIC turns pictures itself. In AVIF only the container's own transformation counts, which Pillow
+    gives as EXIF.
     """
     if image.format == "HEIF":
         return 0
@@ -334,7 +334,7 @@ def orientation_of(image: Image.Image) -> int:
         return containers.orientation_of(exif=image.info.get("exif", b""))
     try:
         value = image.getexif().get(274)
-    except Exception:  # broken EXIF beside pixels that are whole
+    except Exception:  # broken EXIF data beside intact pixels
         value = 0
     if isinstance(value, int) and 1 <= value <= 8:
         return value
@@ -352,7 +352,7 @@ def _raised_by_decoder(error: BaseException) -> bool:
 
 
 def _checksum(image: Image.Image) -> int:
-    """Of all pixels, without a copy of them all."""
+    """A checksum of all pixels, computed without copying them."""
     total = 0
     for top in range(0, image.height, 256):
         total = zlib.crc32(image.crop((0, top, image.width, min(top + 256, image.height))).tobytes(), total)
