@@ -34,11 +34,11 @@ Result = TypeVar("Result")
 BACKENDS = ("auto", "compiled", "numba", "numpy")
 NOT_FINITE = "the embedding is not finite, so the weights are at fault: run alnumpy verify, or convert them again"
 
-# What "auto" weighs against each other where no packaged library runs: orders of magnitude of a laptop, the same for
-# every device, so that the choice does not depend on a measurement.
-NUMPY_SECONDS = (0.004, 3.5e-10)  # for a picture: fixed, and for each of the network's multiply-adds
-LOAD_SECONDS = 0.1  # to load what Numba has compiled
-COMPILE_SECONDS = 12.0  # to compile it
+# Costs that "auto" compares if no packaged library runs: rough values from one laptop, the same on every device, so
+# that the choice can be reproduced.
+NUMPY_SECONDS = (0.004, 3.5e-10)  # per picture: a fixed part, and per multiply-add of the network
+LOAD_SECONDS = 0.1  # time to load kernels that Numba has compiled
+COMPILE_SECONDS = 12.0  # time to compile them
 
 
 def available(backend: str) -> bool:
@@ -52,12 +52,12 @@ def available(backend: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _multiply_adds(spec: Spec, size: tuple[int, int]) -> int:
-    """Of one picture of (H, W)."""
+    """Multiply-adds for one picture of (H, W)."""
     return counts.total(spec.layers(), size).multiply_adds
 
 
 class Embedded(NamedTuple):
-    """What became of one file: its embedding, float32 (spec.embedding,), or the error that kept it from having one."""
+    """The result for one file: its embedding, float32 (spec.embedding,), or the error that prevented one."""
 
     path: str
     embedding: NDArray[np.float32] | None
@@ -65,18 +65,18 @@ class Embedded(NamedTuple):
 
 
 class SelfTest(NamedTuple):
-    """How far this device's embedding is from the one recorded in the weights file. NaN where either is not finite."""
+    """How far this device's embedding is from the one recorded in the weights file. NaN if either is not finite."""
 
     relative_error: float  # norm of the difference over the norm of the recorded embedding
     largest_error: float  # largest absolute difference of a component
 
 
-_shared: WeakValueDictionary[bytes, Weights] = WeakValueDictionary()  # weights that embedders were pickled with
+_shared: WeakValueDictionary[bytes, Weights] = WeakValueDictionary()  # weights of pickled embedders, by digest
 
 
 def _share(weights: Weights) -> Weights:
-    """The weights of this process that are equal to these, or these."""
-    import hashlib  # not at each start, for it takes OpenSSL along
+    """Equal weights that this process has already, or else these."""
+    import hashlib  # not at the top: it loads OpenSSL, which would slow every start
 
     digest = hashlib.sha256(repr((weights.spec, weights.preprocessing, weights.source_sha256)).encode())
     for name, array in sorted(weights.parameters.items()):
@@ -121,9 +121,9 @@ class Embedder:
         self.threads = available_threads() if threads is None else threads
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
-        self.backend_used = "none"  # what computed the last batch: "compiled", "numba" or "numpy"
+        self.backend_used = "none"  # the backend of the last batch: "compiled", "numba" or "numpy"
         self._identities: dict[str, str] = {}
-        self._numpy_seconds = 0.0  # what all pictures so far, and those known to come, take with NumPy
+        self._numpy_seconds = 0.0  # time that NumPy would take for all pictures so far, and for those known to come
         self._program: Program | None = None
 
     def __copy__(self) -> Embedder:
@@ -132,14 +132,14 @@ class Embedder:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        self.weights = _share(self.weights)  # equal ones, which those that are unpickled here have too
-        return self.__dict__ | {"_program": None}  # which takes no time to make again
+        self.weights = _share(self.weights)  # equal weights, which unpickled embedders of this process share
+        return self.__dict__ | {"_program": None}  # quick to make again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"weights": _share(state["weights"])})
 
     def identity(self, normalize: bool, decode: str) -> str:
-        """A digest of all that the embeddings of a gallery with such settings depend on."""
+        """A digest of everything that the embeddings of a gallery with these settings depend on."""
         parts = [self.spec.to_dict(), self.preprocessing.to_dict(), normalize, decode]
         text = json.dumps(parts, sort_keys=True)
         if text not in self._identities:
@@ -161,21 +161,21 @@ class Embedder:
         return self._forward(x, len(x))
 
     def _forward(self, x: np.ndarray, pictures: int) -> np.ndarray:
-        """``forward``, where "auto" counts ``pictures`` new ones."""
+        """``forward``, for which "auto" counts ``pictures`` new pictures."""
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
             raise ValueError(f"forward takes pictures of shape (N, 3, H, W), not {x.shape}")
         fixed, per_product = NUMPY_SECONDS
         self._numpy_seconds += pictures * (fixed + per_product * _multiply_adds(self.spec, (x.shape[2], x.shape[3])))
         self.backend_used = self._choose()
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the embedding
+        with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the embedding
             y = self._run_numpy(x) if self.backend_used == "numpy" else self._run_compiled(x)
             if self.normalize:
                 y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return y
 
     def _choose(self) -> str:
-        """The backend; "auto" takes the packaged library, or else Numba once the pictures would repay its start."""
+        """The backend; "auto" takes the packaged library, or else Numba once the pictures make up for loading it."""
         if self.backend == "auto" and (faster := self._faster()):
             try:
                 self._lower()
@@ -185,7 +185,7 @@ class Embedder:
         return "numpy" if self.backend == "auto" else self.backend
 
     def _faster(self) -> str:
-        """What would compute the pictures so far faster than NumPy; "" for nothing."""
+        """The backend that would be faster than NumPy for the pictures so far; "" if none."""
         if available("compiled"):
             return "compiled"
         if self._numpy_seconds < LOAD_SECONDS or not available("numba"):
@@ -195,7 +195,7 @@ class Embedder:
         return "numba" if cache.is_cached() or self._numpy_seconds >= COMPILE_SECONDS else ""
 
     def _lower(self) -> Program:
-        """The network as a program for the compiled kernels. Raises UnsupportedError where they do not compute it."""
+        """The network as a program for the compiled kernels. Raises UnsupportedError if they cannot."""
         from .lower import lower
 
         if self._program is None:
@@ -214,7 +214,7 @@ class Embedder:
         return kernels.run(self._lower(), x, self.threads, self.backend_used)
 
     def self_test(self) -> SelfTest:
-        """Computes the weights file's recorded input and compares with the embedding recorded there."""
+        """Embeds the input recorded in the weights file and compares the result with the embedding recorded there."""
         recorded = self.weights.self_test_embedding
         difference = Embedder(self.weights, backend=self.backend).forward(self.weights.self_test_input) - recorded
         return SelfTest(float(np.linalg.norm(difference) / np.linalg.norm(recorded)), float(np.abs(difference).max()))
@@ -279,7 +279,7 @@ class Embedder:
             except ImageError as error:
                 return os.fspath(path), error
 
-        expected = length_hint(paths)  # 0 where it cannot be known: then "auto" counts batch by batch
+        expected = length_hint(paths)  # 0 if it is not known: then "auto" counts batch by batch
         known = expected > 0
         with closing(read_ahead(read, paths, self.threads, batch_size + self.threads)) as reads:
             while batch := list(islice(reads, batch_size)):
@@ -298,7 +298,7 @@ class Embedder:
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """What ``read`` makes of each item, in order, made in threads while the caller works on those before."""
+    """The results of ``read`` for each item, in order; threads compute them while the caller works on earlier ones."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     waiting: deque[Future[Result]] = deque()
@@ -315,7 +315,7 @@ def read_ahead(
 
 
 def available_threads() -> int:
-    """ALNUMPY_THREADS where it is set, else the number of CPUs that this process may use. Raises AlnumpyError."""
+    """ALNUMPY_THREADS if it is set, else the number of CPUs that this process may use. Raises AlnumpyError."""
     text = os.environ.get("ALNUMPY_THREADS", "")
     if text and not (text.isdecimal() and int(text) > 0):
         raise AlnumpyError(f"the environment variable ALNUMPY_THREADS must be a whole number above 0, not {text!r}")

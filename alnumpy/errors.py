@@ -1,22 +1,22 @@
 """The errors that alnumpy raises on purpose: one root, one child for each kind of input that can be at fault.
 
     AlnumpyError
-        SpecError           a network's or a preprocessing's description; a ValueError, too
+        SpecError           the description of a network or of preprocessing; also a ValueError
         WeightsError        a weights file
         ImageError          a picture
-            ImageMemoryError    a picture for which there is too little memory; a MemoryError, too
+            ImageMemoryError    a picture for which there is too little memory; also a MemoryError
         GalleryError        a gallery
-        MissingExtraError   a package that is not installed; an ImportError, too
+        MissingExtraError   a package that is not installed; also an ImportError
         UnsupportedError    a network with a layer that the compiled kernels do not compute
 
-Besides these, alnumpy lets OSError through where a file cannot be written, and MemoryError; a call that no input could
-make right, such as an array of the wrong shape, raises ValueError or TypeError. The command line shows each as one line
+Besides these, alnumpy raises OSError if a file cannot be written, and MemoryError. A wrong call, for example with an
+array of the wrong shape, raises ValueError or TypeError. The command line shows each as one line
 on stderr, with a traceback only under --debug.
 """
 
 
 def printable(text: object) -> str:
-    """One line of text, whatever control characters, or bytes that are no text, a file's name may hold."""
+    """One line of text, even if a file's name holds control characters or bytes that are not text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
@@ -33,7 +33,7 @@ class WeightsError(AlnumpyError):
 
 
 class MissingExtraError(AlnumpyError, ImportError):
-    """Something was asked for that needs an optional dependency which is not installed."""
+    """A call needs an optional package that is not installed."""
 
 
 class UnsupportedError(AlnumpyError):
@@ -43,11 +43,11 @@ class UnsupportedError(AlnumpyError):
 class ImageError(AlnumpyError):
     """A picture cannot be read or decoded."""
 
-    transient = False  # whether the fault may lie with the machine, so that the same file may be read another time
+    transient = False  # whether the machine may be at fault, so that the same file may be readable later
 
 
 class ImageMemoryError(ImageError, MemoryError):
-    """There is too little memory to decode a picture, which may be in order."""
+    """There is too little memory to decode a picture; the picture itself may be intact."""
 
     transient = True
 

@@ -24,33 +24,33 @@ class Evaluation(NamedTuple):
     """What ``evaluate_gallery`` measured, and on what. Equal distances are ranked by path."""
 
     scores: Scores
-    pictures: int  # the data base: all labelled pictures of the gallery
-    labels: int  # distinct ones in the data base
-    excluded: int  # queries that are in the data base themselves, and were left out of their own ranking
-    unlabelled: list[str]  # pictures left out, since the labels do not name them
+    pictures: int  # the database: all labelled pictures of the gallery
+    labels: int  # distinct labels in the database
+    excluded: int  # queries that are in the database themselves, and were left out of their own ranking
+    unlabelled: list[str]  # pictures left out because the labels do not name them
     unknown: list[str]  # paths in the labels that no picture has
-    damaged: list[str]  # pictures left out, since their embedding is missing or not finite
+    damaged: list[str]  # pictures left out because their embedding is missing or not finite
 
 
 class LandmarkQuery(NamedTuple):
     """A query of the Oxford and Paris benchmarks. Pictures are named without folder and suffix."""
 
-    name: str  # as "all_souls_1"
+    name: str  # for example "all_souls_1"
     picture: str
     box: tuple[float, float, float, float]  # left, top, right, bottom of the landmark in the picture, in pixels
-    positive: list[str]  # the good and the ok pictures
+    positive: list[str]  # the pictures listed as good or ok
     junk: list[str]
 
 
 class LandmarkScores(NamedTuple):
-    """Average precision by the official rule. Equal distances are ranked by position in the data base."""
+    """Average precision by the official rule. Equal distances are ranked by position in the database."""
 
     mean: float
-    each: dict[str, float]  # by the name of the query
-    pictures: int  # the data base
-    in_database: int  # queries whose picture is in the data base too: the rule leaves it in
-    missing: list[str]  # positive pictures that are not in the data base; they count as never found
-    damaged: Sequence[str] = ()  # pictures left out, since their embedding is missing or not finite
+    each: dict[str, float]  # average precision by the name of the query
+    pictures: int  # the size of the database
+    in_database: int  # queries whose picture is also in the database: the rule leaves it in
+    missing: list[str]  # positive pictures that are not in the database; they count as never found
+    damaged: Sequence[str] = ()  # pictures left out because their embedding is missing or not finite
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -87,21 +87,21 @@ def evaluate_gallery(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Scores of a gallery whose pictures are relevant to each other where their labels are equal.
+    """Scores of a gallery in which pictures with equal labels are relevant to each other.
 
     ``labels``: by absolute path, or None for the names of the pictures' folders. ``queries``: a gallery made by the
     same model whose pictures are the queries; None makes each picture of ``gallery`` a query against the rest. A
     picture is left out of its own ranking. ``progress(done, total)`` is called with numbers of queries.
 
-    Raises GalleryError for galleries of two models, AlnumpyError where no picture is relevant to any query.
+    Raises GalleryError for galleries of two models, AlnumpyError if no picture is relevant to any query.
     """
     if queries is not None and queries.space != gallery.space:
         raise GalleryError(f"{queries.path}: made by another model or with other settings than {gallery.path}")
     paths, vectors, damaged = _read(gallery)
     all_paths = set(paths)
-    if labels is not None:  # whose letters may be composed otherwise than in the names of the files
+    if labels is not None:  # their letters may be composed otherwise than in the names of the files
         spelled = respelled(all_paths - labels.keys(), labels.keys() - all_paths)
-        reached = {path: os.path.realpath(path) for path in labels.keys() - all_paths}  # by links
+        reached = {path: os.path.realpath(path) for path in labels.keys() - all_paths}  # paths that links lead to
         spelled |= {path: real for path, real in reached.items() if real in all_paths}
         labels = {spelled.get(path, path): label for path, label in labels.items()}
     paths, vectors, unlabelled = _labelled(paths, vectors, labels)
@@ -114,7 +114,7 @@ def evaluate_gallery(
         unlabelled += query_unlabelled
     unknown = sorted(set(labels) - all_paths - set(damaged)) if labels is not None else []
 
-    numbers: dict[str, int] = {}  # of the labels
+    numbers: dict[str, int] = {}  # numbers of the labels
     y, query_y = (
         np.array([numbers.setdefault(_label(path, labels), len(numbers)) for path in some], np.int64)
         for some in (paths, query_paths)
@@ -202,7 +202,7 @@ def parse_ground_truth(texts: Mapping[str, str]) -> list[LandmarkQuery]:
 def evaluate_landmarks(
     query_vectors: Array, queries: Sequence[LandmarkQuery], vectors: Array, names: Sequence[str]
 ) -> LandmarkScores:
-    """The official measure for embeddings of queries (Q, D) and of a data base (N, D) of pictures with these names."""
+    """The official measure for embeddings of queries (Q, D) and of a database (N, D) of pictures with these names."""
     positions = {name: i for i, name in enumerate(names)}
     each = {}
     for part, order in rankings(query_vectors, vectors):
@@ -218,8 +218,7 @@ def evaluate_landmarks(
 def evaluate_gallery_landmarks(gallery: Gallery, queries: Sequence[LandmarkQuery]) -> LandmarkScores:
     """The official measure for a gallery that holds the queries' pictures. Whole pictures are the queries, not boxes.
 
-    Raises AlnumpyError where the gallery lacks the picture of a query, or has two that the ground truth cannot tell
-    apart.
+    Raises AlnumpyError if the gallery lacks the picture of a query, or has two that the ground truth cannot tell apart.
     """
     paths, vectors, damaged = _read(gallery)
     names = [Path(path).stem for path in paths]

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-unfinished: set[str] = set()  # temporary names in use, for whoever ends the process without unwinding
+unfinished: set[str] = set()  # temporary files in use; __main__.leave removes them when it ends the process
 
 
 def data_folder() -> Path:
-    """Where alnumpy keeps a user's own data, whether or not there are any."""
+    """The folder for a user's own data, which may not exist yet."""
     if sys.platform == "win32":
         home = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
     elif sys.platform == "darwin":
@@ -26,7 +26,7 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path | None:
-    """Where alnumpy keeps what it can make again, whether or not there is any; None where there is no place for it."""
+    """The folder for data that can be made again, which may not exist yet; None if there is no place for it."""
     base = os.environ.get("ALNUMPY_CACHE_DIR")
     if not base:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -39,8 +39,8 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o664) -> Iterator[IO[by
     """A file to write, which takes the place of ``path`` only when the block ends without an error.
 
     It is written beside ``path`` under a private temporary name, synced to disk, given ``mode`` less the umask, and
-    renamed: a stop at any moment leaves the old file, or none. Links are followed; what is a device or a pipe is
-    written to as it is. Raises OSError, which names ``path``, where it cannot be written.
+    renamed: a stop at any moment leaves the old file, or none. Links are followed; a device or a pipe is
+    written to directly. Raises OSError, which names ``path``, if it cannot be written.
     """
     target = os.path.realpath(path)
     if not os.fspath(path) or os.path.isdir(target):
@@ -66,7 +66,7 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o664) -> Iterator[IO[by
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:
-        with suppress(FileNotFoundError):  # it has been renamed, or could not be made
+        with suppress(FileNotFoundError):  # it has been renamed, or was never made
             os.unlink(temporary)
         unfinished.discard(temporary)
 

@@ -16,9 +16,9 @@ from .places import BELOW, Places
 from .settings import Settings
 from .snapshot import Match
 
-# A date as text that is compared as far as it goes: 2024, 2024-05, 2024-05-31, 2024-05-31T12, ...
+# A date as text, compared up to its own length: 2024, 2024-05, 2024-05-31, 2024-05-31T12, ...
 DATE = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d)?)?)?)?)?")
-# When a picture was taken by its EXIF data, or else when its file was changed, in local time.
+# When a picture was taken according to EXIF, or else when its file was changed, in local time.
 CHANGED = "strftime('%Y-%m-%dT%H:%M:%S', pictures.mtime_ns / 1000000000, 'unixepoch', 'localtime')"
 TAKEN = f"COALESCE(NULLIF({{taken}}, ''), {CHANGED})"
 
@@ -37,9 +37,9 @@ def is_date(text: str) -> bool:
 class Filter:
     """Which pictures are looked at; by default all."""
 
-    folders: tuple[str, ...] = ()  # absolute paths: only what is there, or below one of them
-    since: str = ""  # dates
-    until: str = ""  # the whole of this year, month or day included
+    folders: tuple[str, ...] = ()  # absolute paths: only pictures at or below one of them
+    since: str = ""  # the earliest date
+    until: str = ""  # the latest date; includes the whole year, month or day
 
     def __post_init__(self) -> None:
         if bad := [date for date in (self.since, self.until) if date and not is_date(date)]:
@@ -73,8 +73,8 @@ def search(
 ) -> list[list[Match]]:
     """The k nearest to each query of (Q, D) among the pictures chosen, nearest first, ties by path.
 
-    Those that are nearer to one of ``unlike``, (M, D), than to the query are left out. ``hashes``: the contents that
-    count as each query's own, left out where ``skip_same``. Reads the rows chosen once, a block at a time.
+    Pictures that are nearer to one of ``unlike``, (M, D), than to the query are left out. ``hashes``: the contents that
+    count as each query's own, left out if ``skip_same``. Reads the rows chosen once, a block at a time.
     """
     places = Places.of(db)
     condition, values = chosen.sql(places, db.has_column("contents", "taken"))

@@ -1,6 +1,6 @@
-"""What a file is, by its name and its first bytes; what can be read here, and what it takes to read the rest.
+"""The kind of a file, by its name and first bytes; which kinds can be read here, and what it takes to read the others.
 
-A name settles most files without opening them (``by_name``). Where it does not, the first bytes do (``kind_of``):
+A name settles most files without opening them (``by_name``). Otherwise the first bytes do (``kind_of``):
 
     kind = by_name(name) or kind_of(head, name)
 
@@ -22,13 +22,11 @@ from PIL import features
 
 from . import __version__
 
-HEAD = (
-    512  # bytes that tell every kind: MPEG transport streams repeat their mark after 188, SVG may begin with a comment
-)
+HEAD = 512  # tells every kind: MPEG transport streams repeat their mark after 188, SVG may begin with a comment
 
 
 class Kind(NamedTuple):
-    """One kind of file. ``picture``: whether it counts among what was passed over, where it is not read."""
+    """One kind of file. ``picture``: whether it is counted when it is passed over because it cannot be read."""
 
     noun: str  # completes "this is ..."
     format: str = ""  # Pillow's name of the format, where alnumpy reads it
@@ -57,11 +55,11 @@ KINDS = {
     "HTML": Kind("an HTML page", picture=False),
     "XML": Kind("an XML document", picture=False),
     "archive": Kind("an archive", picture=False),
-    "companion": Kind("what macOS leaves beside a file", picture=False),
+    "companion": Kind("a companion file of macOS", picture=False),
     "other": Kind("a file of another kind", picture=False),
 }
 
-PICTURES = {  # the suffixes of what is read everywhere; these files are never opened only to see what they are
+PICTURES = {  # suffixes of formats that are read everywhere; these files are never opened just to see their kind
     "JPEG": ".jpg .jpeg .jpe .jfif .jif .mpo",
     "PNG": ".png .apng",
     "WebP": ".webp",
@@ -69,8 +67,8 @@ PICTURES = {  # the suffixes of what is read everywhere; these files are never o
     "GIF": ".gif",
     "TIFF": ".tif .tiff",
 }
-SOMETIMES = {"AVIF": ".avif .avifs", "HEIC": ".heic .heif .hif .heics .heifs"}  # where Pillow or the extra reads them
-OTHERS = {  # what no picture is named as
+SOMETIMES = {"AVIF": ".avif .avifs", "HEIC": ".heic .heif .hif .heics .heifs"}  # read if Pillow or the extra can
+OTHERS = {  # suffixes that no picture has
     "video": ".mp4 .m4v .mov .qt .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .asf .flv .3gp .3g2 .ogv .vob .insv .lrv",
     "audio": ".mp3 .m4a .aac .flac .wav .ogg .oga .opus .wma .aif .aiff .mid",
     "PDF": ".pdf",
@@ -82,7 +80,7 @@ OTHERS = {  # what no picture is named as
     ".xls .xlsx .ppt .pptx .odt .ods .odp .rtf .epub .db .db-wal .db-shm .db-journal .db-lock .sqlite .sqlite3 .h5 "
     ".hdf5 .npy .npz .pt .pth .onnx .safetensors .pickle .pkl .ttf .otf .woff .woff2",
 }
-RAWS = (  # whose bytes are those of TIFF
+RAWS = (  # their first bytes are those of TIFF
     ".dng .nef .nrw .arw .sr2 .srf .cr2 .crw .cr3 .raf .orf .rw2 .rwl .raw .pef .ptx .srw .3fr .fff .iiq .erf .mef "
     ".mos .mrw .kdc .dcr .k25 .x3f .gpr .cap .eip"
 )
@@ -104,9 +102,9 @@ def _suffix(name: str) -> str:
 def by_name(name: str) -> str | None:
     """The kind that a file's name settles, or None where its first bytes decide.
 
-    A name that promises a picture which can be read is believed, since the decoder finds the format out by itself; so
-    is one that nobody gives to a picture, such as notes.txt. Where the name promises a picture that cannot be read
-    here, such as HEIC without the extra, the bytes decide: there are JPEGs named photo.heic.
+    The name of a picture that can be read is believed, since the decoder finds out the format by itself; so is a name
+    that nobody gives to a picture, such as notes.txt. If it is the name of a picture that cannot be read here, such as
+    HEIC without the extra, the bytes decide: there are JPEGs named photo.heic.
 
     >>> by_name("photo.JPG"), by_name("clip.mov"), by_name("photo.JPG~"), by_name("photo.dng")
     ('JPEG', 'video', None, None)
@@ -116,7 +114,7 @@ def by_name(name: str) -> str | None:
     return kind if kind and readable(kind) else _SETTLED.get(suffix)
 
 
-_TEXT = {  # patterns of what begins with text, after white space and a byte order mark
+_TEXT = {  # patterns of beginnings in text, after white space and a byte order mark
     "HTML": rb"<!doctype html|<html|<head",
     "SVG": rb"(?s:<\?xml.*?)?(?s:<!--.*?-->\s*|<!doctype[^>]*>\s*)*<svg",
     "XML": rb"<\?xml",
@@ -162,7 +160,7 @@ _AVIF = re.compile(rb"avi[fs]")
 def kind_of(head: bytes, name: str = "") -> str | None:
     """The kind of a file by its first ``HEAD`` bytes, or None.
 
-    The name is needed for RAW pictures alone, most of which begin as a TIFF does.
+    The name is needed only for RAW pictures, most of which begin like a TIFF.
 
     >>> kind_of(b"GIF89a"), kind_of(b"II*\\0", "photo.dng"), kind_of(b"II*\\0", "photo.tif"), kind_of(b"Dear Sir,")
     ('GIF', 'RAW', 'TIFF', None)
@@ -197,13 +195,13 @@ def readable(kind: str) -> bool:
     """Whether files of a kind are read here, with this Pillow and these extras."""
     if kind == "HEIC":
         return heif_package() is not None
-    if kind == "AVIF":  # older versions of Pillow warn of a feature that they do not know
+    if kind == "AVIF":  # older versions of Pillow warn about a feature that they do not know
         return "avif" in features.modules and bool(features.check("avif"))
     return bool(KINDS[kind].format)
 
 
 def readable_kinds() -> list[str]:
-    """The kinds that are read here."""
+    """The kinds that can be read here."""
     return [kind for kind in KINDS if readable(kind)]
 
 
@@ -214,7 +212,7 @@ def heif_package() -> str | None:
 
 
 def remedy(kind: str) -> str:
-    """The command that makes a kind readable here, or "" where there is none.
+    """The command that makes a kind readable here, or "" if there is none.
 
     >>> remedy("video")
     ''
@@ -228,12 +226,12 @@ def refusal(kind: str) -> str:
     """Why a file of a kind that is not read here is refused, and what to do.
 
     >>> refusal("JPEG XL")
-    'this is JPEG XL, which is not read; save it as JPEG or PNG'
+    'this is JPEG XL, which is not supported; save it as JPEG or PNG'
     """
     if command := remedy(kind):
         return f"this is {KINDS[kind].noun}, which needs: {command}"
     advice = "; save it as JPEG or PNG" if KINDS[kind].picture and kind != "video" else ""
-    return f"this is {KINDS[kind].noun}, which is not read{advice}"
+    return f"this is {KINDS[kind].noun}, which is not supported{advice}"
 
 
 def passed_over(counts: Mapping[str, int]) -> str:
@@ -252,7 +250,7 @@ def passed_over(counts: Mapping[str, int]) -> str:
 
 @cache
 def decoders() -> str:
-    """What decodes pictures here, with versions, to be recorded with a failure: another decoder may read the file."""
+    """The decoders here, with versions, to be recorded with a failure: another decoder may read the file."""
     parts = [f"alnumpy {__version__}", f"Pillow {PIL.__version__}"]
     if package := heif_package():
         from importlib import metadata

@@ -1,4 +1,4 @@
-"""Groups of pictures that look alike, each led by the one to keep."""
+"""Groups of pictures that look alike, each each led by the one to keep."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Member(NamedTuple):
 
     path: str
     distance: float  # to the first of the group
-    same: bool  # whether it is identical to the first, byte for byte
+    same: bool  # whether it is identical to the first
     width: int  # pixels
     height: int
     bytes: int
-    date: str  # when it was taken by EXIF, or else when the file was changed: ISO 8601, local time
+    date: str  # when it was taken according to EXIF, or else when the file was changed: ISO 8601, local time
     kept: bool  # the first of the group, or below a reference folder
 
     @classmethod
@@ -54,19 +54,19 @@ def duplicates(
     keep: str = "pixels",
     reference: Sequence[str] = (),
 ) -> list[list[Member]]:
-    """Groups of a picture and all that are near it, taken in the order of whom to keep, sorted by the first's path.
+    """Groups of a picture and all pictures near it, made in the order of which to keep, sorted by the first's path.
 
-    ``near``: for a content those within some distance, and how far: so no two of a group are farther apart than twice
-    that distance. First come pictures below ``reference`` folders, and groups without one are left out where there are
-    such folders; then pictures with the most pixels, then bytes, then the oldest (``keep`` says which counts first);
-    last those in a trash folder. Of links to one file the first counts, and of identical files only those that are
-    there.
+    ``near``: gives the contents within some distance of a content, and how far they are: so no two pictures of a group
+    are farther apart than twice that distance. Pictures below ``reference`` folders come first, and with such folders
+    groups without one of these pictures are left out; then come pictures with the most pixels, then bytes, then the
+    oldest (``keep`` says which counts first); pictures in a trash folder come last. Of several links to one file the
+    first counts, and missing files are left out if an identical file exists.
     """
     if keep not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {keep!r}")
     copies: dict[bytes, list[_Picture]] = defaultdict(list)
     for picture in sorted(_pictures(db, reference), key=lambda picture: _order(picture, keep)):
-        copies[picture.content].append(picture)  # contents by their first pictures
+        copies[picture.content].append(picture)  # contents in the order of their first pictures
     rank = {content: i for i, content in enumerate(copies)}
     taken: set[bytes] = set()
     groups = []
@@ -94,7 +94,7 @@ def _pictures(db: Database, reference: Sequence[str]) -> Iterator[_Picture]:
         "JOIN contents ON contents.hash = pictures.hash WHERE error IS NULL AND vanished = 0"
     )
     for hash, path, *numbers, date in db.rows(sql):
-        if isinstance(path, bytes) and isinstance(hash, bytes):  # else damaged
+        if isinstance(path, bytes) and isinstance(hash, bytes):  # otherwise the row is damaged
             name = places.path(path)
             width, height, size = (number if isinstance(number, int) else 0 for number in numbers)
             taken = date if isinstance(date, str) else ""
@@ -102,7 +102,7 @@ def _pictures(db: Database, reference: Sequence[str]) -> Iterator[_Picture]:
 
 
 def _order(picture: _Picture, keep: str) -> tuple[object, ...]:
-    """The key that sorts pictures by whom to keep."""
+    """The key that sorts pictures by which to keep."""
     date = int(re.sub(r"\D", "", picture.date) or 0)
     keys = {"pixels": -picture.width * picture.height, "bytes": -picture.bytes, "oldest": date, "newest": -date}
     rest = [keys[name] for name in ("pixels", "bytes", "oldest")]

@@ -20,9 +20,9 @@ from .errors import ImageError, SpecError
 from .pixels import has_profile, to_srgb
 
 FORMATS = tuple(formats.KINDS[kind].format for kind in formats.PICTURES)  # those that every Pillow reads
-DRAFT = 2  # fast decoding keeps at least this many pixels for each of the network's
-REDUCED = 8  # pixels for each of the network's that are left where colours are converted
-MAX_SIZE = 4096  # side of the network's input
+DRAFT = 2  # fast decoding keeps at least this many pixels per pixel of the network's input, along a side
+REDUCED = 8  # pixels per pixel of the network's input that are kept for converting colours
+MAX_SIZE = 4096  # largest side of the network's input
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
@@ -30,7 +30,7 @@ SOURCES = "a path, the bytes of a file, a binary file object, a PIL image or a u
 
 Result = TypeVar("Result")
 
-# How pictures are resized: by a filter that widens as they shrink, or between the four nearest pixels, as OpenCV does.
+# Ways to resize: a filter that widens as pictures shrink, or interpolation of the four nearest pixels, like OpenCV's.
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -40,7 +40,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input; stored in every weights file. Raises SpecError for absurd fields.
+    """How a picture becomes the network's input; stored in every weights file. Raises SpecError for impossible fields.
 
     The centre square (``crop`` "center") is resized so that the short side becomes ``size`` pixels (``resize``
     "short-side"), which keeps the proportions; pixels in 0..1 are then normalised as (pixel - mean) / std.
@@ -53,7 +53,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop: str = "center"
     channels: str = "RGB"  # or "BGR", for checkpoints trained on pictures read by OpenCV
-    share: float = 1.0  # of the short side that is kept, in the middle: 0.875 where networks were tested at 224 of 256
+    share: float = 1.0  # part of the short side that is kept, in the middle: 0.875 for networks tested at 224 of 256
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= MAX_SIZE:
@@ -61,7 +61,7 @@ class Preprocessing:
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = isinstance(values, Sequence) and len(values) == 3 and all(type(v) in (int, float) for v in values)
-            least = -1000 if field == "mean" else 1e-4  # pixels are in 0..1: anything else is a mistake
+            least = -1000 if field == "mean" else 1e-4  # pixels are in 0..1, so anything else is a mistake
             if not numbers or not all(least <= v <= 1000 for v in values):
                 raise SpecError(f"preprocessing: {field} must be three numbers from {least:g} to 1000, not {values!r}")
             object.__setattr__(self, field, tuple(float(v) for v in values))
@@ -79,11 +79,11 @@ class Preprocessing:
 
     @property
     def draft(self) -> int:
-        """The pixels of its short side that a JPEG keeps at least where it is decoded fast, at 1/2, 1/4 or 1/8."""
+        """The least length of the short side, in pixels, of a JPEG that is decoded fast, at 1/2, 1/4 or 1/8."""
         return math.ceil(DRAFT * self.size / self.share)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types. A share of 1 is left out: files were written before there were others."""
+        """As plain JSON types. A share of 1 is left out, since older files have no share."""
         fields = dataclasses.asdict(self)
         return {key: value for key, value in fields.items() if (key, value) != ("share", 1.0)}
 
@@ -101,17 +101,17 @@ def read(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     ``source``: a path, the bytes of a file, a binary file object that can be read, a PIL image, or a uint8 array (H, W)
     or (H, W, 1) of grey, (H, W, 3) RGB or (H, W, 4) RGBA. EXIF orientation is applied, transparency is laid over white,
-    of an animation the first frame is taken. A JPEG of more than ``max_pixels`` is decoded at 1/2, 1/4 or 1/8 of its
-    size.
+    and the first frame of an animation is taken. A JPEG of more than ``max_pixels`` is decoded at 1/2, 1/4 or 1/8 of
+    its size.
 
-    Raises ImageError, which names the file, for what cannot be decoded or has more pixels, ImageMemoryError where there
+    Raises ImageError, which names the file, for what cannot be decoded or has more pixels, ImageMemoryError if there
     is too little memory, and TypeError for any other type.
     """
     return _run(source, max_pixels, 0, to_srgb)[0]
 
 
 def is_source(item: object) -> bool:
-    """Whether an object is of a type that one picture may have."""
+    """Whether an object is of a type that can be one picture."""
     types = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
     return isinstance(item, types) or callable(getattr(item, "read", None))
 
@@ -132,12 +132,12 @@ def read_part(
 ) -> Image.Image:
     """``read`` of a part of a picture: left, top, width and height in pixels of the whole, upright picture.
 
-    Raises ImageError, which begins with ``name``, also where nothing of the picture lies in the region.
+    Raises ImageError, which begins with ``name``, also if no part of the picture lies in the region.
     """
     image, whole = _run(source, max_pixels, 0, to_srgb)
     x, y, width, height = region
     if x >= whole[0] or y >= whole[1]:
-        raise ImageError(f"{name}: {whole[0]}x{whole[1]} pixels, nothing of it in the region")
+        raise ImageError(f"{name}: {whole[0]}x{whole[1]} pixels, no part of it lies in the region")
     left, top, right, bottom = x, y, min(x + width, whole[0]), min(y + height, whole[1])
     scale = image.width / whole[0], image.height / whole[1]  # a very large picture may have been decoded smaller
     box = round(left * scale[0]), round(top * scale[1]), round(right * scale[0]), round(bottom * scale[1])
@@ -147,10 +147,10 @@ def read_part(
 def load(
     source: ImageSource, how: Preprocessing, max_pixels: int = MAX_PIXELS, draft: int = 0
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The network's input for a picture, float32 (3, size, size), and the width and height of the whole, upright.
+    """The network's input for a picture, float32 (3, size, size), and width and height of the whole upright picture.
 
-    The sources and errors of ``read``, and the ``draft`` of ``read_file``. The memory for the picture is held of the
-    process's budget (``memory``) until the input is made, so that many threads may call this at once.
+    The sources and errors of ``read``, and the ``draft`` of ``read_file``. The memory for the picture counts against
+    the process's budget (``memory``) until the input is made, so that many threads may call this at once.
     """
     return _run(source, max_pixels, draft, lambda image: preprocess(image, how))
 
@@ -158,7 +158,7 @@ def load(
 def _run(
     source: ImageSource, max_pixels: int, draft: int, finish: Callable[[Image.Image], Result]
 ) -> tuple[Result, tuple[int, int]]:
-    """What ``finish`` makes of the upright pixels, in mode RGB or L, and the width and height of the whole picture."""
+    """The result of ``finish`` for the upright pixels, in mode RGB or L, and width and height of the whole picture."""
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return decode.decode(os.fsdecode(path), os.fsdecode(path), max_pixels, draft, finish)
@@ -184,7 +184,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _from_start(file: IO[bytes]) -> IO[bytes]:
-    """A file object whose picture begins at its position, as one whose picture begins at 0."""
+    """A file object whose picture begins at position 0, made from one whose picture begins at its current position."""
     if file.seekable() and file.tell() == 0:
         data = file.read(0)
     else:
@@ -208,11 +208,11 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
     """
     side: float = how.share * min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    if has_profile(image):  # converting fewer pixels takes less time, but in the smallest picture rounding would show
+    if has_profile(image):  # converting fewer pixels is faster, but rounding would show in the smallest picture
         factor = max(1, int(side) // (REDUCED * how.size))
         image = to_srgb(image.reduce(factor))
         left, top, side = left / factor, top / factor, side / factor
-    box = (left, top, min(left + side, image.width), min(top + side, image.height))  # where rounding would exceed it
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))  # rounding could exceed the picture
     filter, shape = INTERPOLATIONS[how.interpolation], (how.size, how.size)
     if how.interpolation == "opencv-bilinear":
         small = image.transform(shape, Image.Transform.EXTENT, box, filter)
@@ -227,12 +227,12 @@ def preprocess(image: Image.Image, how: Preprocessing) -> np.ndarray:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file is by its name what macOS leaves beside another: ._photo.jpg beside photo.jpg."""
+    """Whether the name is that of a macOS companion file, such as ._photo.jpg beside photo.jpg."""
     return os.path.basename(name).startswith("._")
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is by its name a picture that can be read."""
+    """Whether the name is that of a picture that can be read."""
     kind = formats.by_name(name)
     return kind is not None and formats.readable(kind) and not is_companion(name)
 
@@ -240,11 +240,11 @@ def is_picture(name: str) -> bool:
 def _head(path: str) -> bytes:
     """The first bytes of a file, which tell its kind. Raises OSError."""
 
-    def at_once(name: str, flags: int) -> int:  # opening a pipe would wait for a writer
+    def at_once(name: str, flags: int) -> int:  # without waiting for a pipe's writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     with open(path, "rb", opener=at_once) as file:
-        return file.read(formats.HEAD) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""  # no pipe, no device
+        return file.read(formats.HEAD) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""  # not of a pipe
 
 
 def kind_of_file(path: str) -> str | None:
@@ -257,7 +257,7 @@ def kind_of_file(path: str) -> str | None:
 def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
     """Paths of the pictures in a folder, by their names or first bytes, sorted; links to folders are not followed.
 
-    Raises OSError where the folder, or with ``recursive`` a folder below it, cannot be listed.
+    Raises OSError if the folder, or with ``recursive`` a folder below it, cannot be listed.
     """
 
     def fail(error: OSError) -> None:

@@ -1,8 +1,8 @@
 """What networks are made of: layers as rows of data, each with the names of the layers that it reads.
 
 A network is a flat list of layers in the order of computation. A layer's name is also the name of its one output;
-"image" is the picture, and the last layer puts out the embedding as a map of one pixel. What follows from a layer alone
-is a method here: the shapes of its arrays, the size of its output, its work. What computes a layer stands elsewhere:
+"image" is the picture, and the last layer puts out the embedding as a map of one pixel. Properties of a layer by itself
+are methods here: the shapes of its arrays, the size of its output, its work. The code that computes it is elsewhere:
 reference.py in NumPy, lower.py for the kernels, tools/torch_network.py in torch. Each of them is a function for
 ``evaluate``, the one loop over layers.
 """
@@ -19,11 +19,11 @@ from .errors import SpecError
 IMAGE = "image"
 ACTIVATIONS = ("", "relu", "relu6", "silu", "hardswish")
 GATES = ("sigmoid", "hardsigmoid")
-PADDINGS = ("symmetric", "same")  # kernel // 2 on each side; or TensorFlow's, which is not symmetric at stride 2
+PADDINGS = ("symmetric", "same")  # kernel // 2 on each side; or TensorFlow's way, which is not symmetric at stride 2
 KERNELS = (1, 3, 5, 7)
 BN = ("weight", "bias", "running_mean", "running_var")
 MAX_LAYERS = 512
-MAX_CHANNELS = 8192  # of any map: far above the 1920 of the widest network here, far below what exhausts a device
+MAX_CHANNELS = 8192  # channels of any map: far above the widest network's 1920, far below what exhausts a device
 
 Size = tuple[int, int]  # height, width
 Shapes = dict[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ class CbamLayout(NamedTuple):
     spatial_bn: bool  # a batch norm of one channel follows the spatial convolution
 
 
-# The order of mean and max cannot be seen in a checkpoint: it must be known.
+# A checkpoint does not show the order of mean and max.
 CBAM_LAYOUTS = {
     order + mlp + spatial: CbamLayout(order == "mean-max", bool(mlp), bool(spatial))
     for order in ("mean-max", "max-mean")
@@ -68,7 +68,7 @@ class Layer:
     channels: int
 
     def shapes(self) -> Shapes:
-        """Shapes of the arrays, batch norm's statistics included, by name. They are PyTorch's."""
+        """PyTorch's shapes of the arrays, batch norm's statistics included, by name."""
         return {}
 
     def size(self, size: Size) -> Size:
@@ -76,18 +76,18 @@ class Layer:
         return size
 
     def products(self, size: Size) -> list[Product]:
-        """What is multiplied and added up."""
+        """The products that the layer computes."""
         return []
 
     def multiply_adds(self, size: Size) -> int:
         return sum(product.outputs * product.inputs for product in self.products(size))
 
     def other_flops(self, size: Size) -> int:
-        """What the paper's authors count beside products: 4 for each element that batch norm scales, and pools."""
+        """FLOPs that the paper's authors count besides products: 4 per element of a batch norm, and those of pools."""
         return 0
 
     def fits(self, *channels: int) -> bool:
-        """Whether the layer can read maps of so many channels."""
+        """Whether the layer can read maps of these numbers of channels."""
         return channels == (self.channels,)
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """Convolution, then batch norm where ``batch_norm`` says so, then the activation."""
+    """Convolution, then batch norm if ``batch_norm`` says so, then the activation."""
 
     cin: int
     kernel: int = 1
@@ -116,7 +116,7 @@ class Conv(Layer):
         return shapes | (_bn_shapes(self.channels) if self.batch_norm else {})
 
     def size(self, size: Size) -> Size:
-        height, width = (-(-side // self.stride) for side in size)  # with either padding
+        height, width = (-(-side // self.stride) for side in size)  # the same with either padding
         return height, width
 
     def pads(self, size: Size) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -314,10 +314,10 @@ def parameters(layers: Sequence[Layer]) -> Shapes:
 
 
 def evaluate(layers: Sequence[Layer], image: Value, compute: Callable[..., Value]) -> Value:
-    """What the last layer gives: ``compute(layer, *inputs)`` for each layer, in order.
+    """The value of the last layer: calls ``compute(layer, *inputs)`` for each layer, in order.
 
-    Values are whatever ``compute`` makes of them: arrays, tensors, sizes, names, buffers. Each is dropped after its
-    last reader. The sizes of all maps, for example:
+    Values can be anything that ``compute`` returns: arrays, tensors, sizes, names, buffers. Each is dropped after its
+    last reader. For example, the sizes of all maps:
 
     >>> from alnumpy.networks import SPECS
     >>> evaluate(SPECS["alnet"].layers()[:-1], (28, 28), lambda layer, size, *_: layer.size(size))
@@ -354,11 +354,11 @@ class Chain:
 
     @property
     def channels(self) -> int:
-        """Of what the next layer reads."""
+        """The channels of the map that the next layer reads."""
         return self.maps[self.last][0]
 
     def at(self, name: str) -> None:
-        """What follows reads the layer ``name``."""
+        """The next layer reads the layer ``name``."""
         self.last = name
 
     def add(self, layer: Layer) -> str:
@@ -367,7 +367,7 @@ class Chain:
         if layer.name in self.maps:
             raise SpecError(f"spec: two layers are called {layer.name}")
         if missing := [name for name in layer.inputs if name not in self.maps]:
-            raise SpecError(f"spec: {layer.name} reads {missing[0]}, which is no earlier layer")
+            raise SpecError(f"spec: {layer.name} reads {missing[0]}, which is not an earlier layer")
         _check_fields(layer)
         channels, sizes = zip(*(self.maps[name] for name in layer.inputs), strict=True)
         if not layer.fits(*channels):
@@ -396,7 +396,7 @@ class Chain:
         return self.add(Slice(name, (self.last,), channels, start, step))
 
     def plus(self, name: str, other: str, activation: str = "") -> str:
-        """``other`` plus what came last."""
+        """``other`` plus the last layer."""
         return self.add(Add(name, (other, self.last), self.channels, activation))
 
     def concat(self, name: str, first: str, second: str, activation: str = "") -> str:
@@ -420,7 +420,7 @@ CHOICES = {"kernel": KERNELS, "activation": ACTIVATIONS, "gate": GATES, "padding
 
 
 def _check_fields(layer: Layer) -> None:
-    """Whole numbers within their limits, and words among those that are known."""
+    """Checks that whole numbers are within their limits, and words among the known ones."""
     for field in dataclasses.fields(layer):
         value = getattr(layer, field.name)
         if field.type == "int":

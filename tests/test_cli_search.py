@@ -177,7 +177,7 @@ def test_a_region_of_the_query(desk):
     assert row["results"][0]["distance"] < 1e-3
     assert len(found(desk, "--region", "90,50,999,999", query="wide.png")) == 4  # as far as the picture goes
     code, _, err = run("search", "wide.png", "--region", "100,0,5,5", "--db", "g.db", cwd=desk)
-    assert (code, err) == (1, "alnumpy: wide.png: 100x60 pixels, nothing of it in the region\n")
+    assert (code, err) == (1, "alnumpy: wide.png: 100x60 pixels, no part of it lies in the region\n")
     for wrong in ("1,2,3", "1,2,0,3", "-1,2,3,4", "a,b,c,d"):
         assert run("search", "wide.png", f"--region={wrong}", "--db", "g.db", cwd=desk)[0] == 2
 

@@ -103,7 +103,7 @@ def test_what_lies_beside_a_network_is_named(tmp_path):
         torch.save({names[1]: averaged, names[0]: random, "epoch": 3}, tmp_path / "c.pt")
         code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
         assert code == 0
-        line = f"of what the file holds {names[0]} was taken; to convert {names[1]}, save that alone with torch.save"
+        line = f"{names[0]} was taken from the file; to convert {names[1]}, save that alone with torch.save"
         assert line in err
         assert_computes_like(tmp_path / "w.h5", embedding_of(other, X), X)
     parts = {"backbone": random, "neck": {"proj.weight": torch.zeros(3, 3)}}

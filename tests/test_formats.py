@@ -163,4 +163,4 @@ def test_with_what_is_installed():
 def test_nothing_passed_over():
     assert passed_over({"other": 3, "HTML": 1}) == ""
     assert passed_over({"video": 1}) == "1 video"
-    assert refusal("HTML") == "this is an HTML page, which is not read"
+    assert refusal("HTML") == "this is an HTML page, which is not supported"

@@ -56,15 +56,15 @@ def test_each_format(tmp_path, suffix, options, tolerance):
 def test_a_format_outside_the_list_is_refused(tmp_path):
     path = tmp_path / "picture.png"
     Image.fromarray(gradient()).save(path, format="PPM")
-    with pytest.raises(ImageError, match=r"picture.png: this is PPM, which is not read; save it as JPEG or PNG"):
+    with pytest.raises(ImageError, match=r"picture.png: this is PPM, which is not supported; save it as JPEG or PNG"):
         read(path)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
     heads = {
-        "this is a video, which is not read": b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100),
-        "this is an HTML page, which is not read": b"<!DOCTYPE html><html>Not found</html>",
-        "this is JPEG XL, which is not read; save it as JPEG or PNG": b"\xff\x0a" + bytes(100),
+        "this is a video, which is not supported": b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100),
+        "this is an HTML page, which is not supported": b"<!DOCTYPE html><html>Not found</html>",
+        "this is JPEG XL, which is not supported; save it as JPEG or PNG": b"\xff\x0a" + bytes(100),
         "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF": b"a letter",
         "damaged PNG: what comes before the pixels cannot be read": b"\x89PNG\r\n\x1a\n" + bytes(9),
         "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000),

@@ -153,7 +153,7 @@ def test_a_region_is_searched_for_as_by_the_command(client, service, library):
         get(client, f"/search?like={sha(data)}&region=4,5,20,20"),
     ):
         assert [(row["path"], row["distance"]) for row in answer[0]["results"]] == expected
-    assert "nothing of it in the region" in post(client, "/search?region=40,0,1,1", data, 422)["error"]
+    assert "no part of it lies in the region" in post(client, "/search?region=40,0,1,1", data, 422)["error"]
     noise(library / "below" / "b.png", 9)
     assert "changed since" in get(client, f"/search?like={sha(data)}&region=4,5,20,20", 404)["error"]
 
