@@ -8,9 +8,9 @@ from .errors import GalleryError
 from .settings import Settings
 
 LEVELS = ("exact", "near", "similar")
-# Weights, side of the network's input, whether normalised and whether flipped: the distances within which 95% of the
-# copies are that programs make (near: other formats, smaller, a little brighter) and that people make (similar: cropped
-# by a tenth, turned by 2 degrees, a fifth brighter). Printed by tools/measure_copies.py; docs/DUPLICATES.md has more.
+# Weights, side of the network's input, whether normalised and whether flipped: the distances that contain 95% of the
+# copies made by programs (near: other formats, smaller, a little brighter) and by people (similar: cropped by a tenth,
+# turned by 2 degrees, a fifth brighter). Printed by tools/measure_copies.py; docs/DUPLICATES.md has more.
 DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
     ("alnet-photo", 48, False, False): (0.86, 1.2),
     ("alnet-photo", 48, True, False): (0.4, 0.55),
@@ -24,13 +24,13 @@ DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
 
 
 def measured(settings: Settings) -> tuple[float, float] | None:
-    """The distances of "near" and "similar" pictures in a gallery; None where its network has not been measured."""
+    """The distances of "near" and "similar" pictures in a gallery; None if its network has not been measured."""
     name, _ = os.path.splitext(os.path.basename(settings.weights))
     return None if settings.reduced else DISTANCES.get((name, settings.size, settings.normalize, settings.flip))
 
 
 def threshold(settings: Settings, like: str) -> float | None:
-    """The distance of a level; None for identical files. Raises GalleryError where the network was not measured."""
+    """The distance of a level; None for identical files. Raises GalleryError if the network was not measured."""
     if like not in LEVELS:
         raise ValueError(f"like must be one of {', '.join(LEVELS)}, or a distance, not {like!r}")
     if like == "exact":
@@ -38,14 +38,14 @@ def threshold(settings: Settings, like: str) -> float | None:
     if (distances := measured(settings)) is None:
         kind = "a reduced gallery" if settings.reduced else f"{settings.weights or settings.network} at {settings.size}"
         raise GalleryError(
-            f"what distance is {like} has not been measured for {kind}: take --like exact, or --threshold with a "
+            f"the distance for {like} has not been measured for {kind}: take --like exact, or --threshold with a "
             "distance such as alnumpy search prints between pictures that you find alike"
         )
     return distances[LEVELS.index(like) - 1]
 
 
 def explain(settings: Settings, to: str = "query") -> str:
-    """What distances to a picture mean, in a line; empty where the gallery's network has not been measured."""
+    """What distances to a picture mean, in one line; empty if the gallery's network has not been measured."""
     if (distances := measured(settings)) is None:
         return ""
     near, similar = distances

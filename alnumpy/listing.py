@@ -1,4 +1,4 @@
-"""What a gallery has of its pictures: rows by path, counts, and which files stand for others."""
+"""What a gallery knows about its pictures: rows by path, counts, and which files stand for others."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Picture(NamedTuple):
     """A row of the database: one file."""
 
     path: str
-    size: int  # bytes, -1 where it could not be read
+    size: int  # bytes; -1 if it could not be read
     mtime_ns: int
-    hash: str | None  # SHA-256 in hexadecimal; may be that of an earlier content where there is an error
+    hash: str | None  # SHA-256 in hexadecimal; with an error it may be that of an earlier content
     width: int | None  # pixels, upright
     height: int | None
     embedding: Array | None  # float32 (dimension,)
     added: str  # UTC, ISO 8601
     error: str | None  # why it has no embedding
     vanished: bool  # whether it was missing when its folder was last indexed
-    left_out: bool = False  # whether a rule left it out then
+    left_out: bool = False  # whether a rule left it out when its folder was last indexed
 
 
 class HasPath(Protocol):
@@ -66,7 +66,7 @@ def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, 
         f"WHERE path > ?{condition} ORDER BY path LIMIT ?"
     )
     while part := reading().rows(sql, [length, last, *values, PART]):
-        if _order(part[-1][0]) <= _order(last):  # or a damaged index would lead in circles
+        if _order(part[-1][0]) <= _order(last):  # otherwise a damaged index would lead in circles
             raise GalleryError(f"{db.path}: damaged; restore it, or move it away and index again")
         for last, size, mtime_ns, hash, width, height, blob, added, error, vanished in part:
             embedding = None
@@ -80,7 +80,7 @@ def pictures(reading: Callable[[], Database], settings: Settings, paths: Paths, 
 
 
 def _order(path: Any) -> tuple[int, Any]:
-    """What sorts paths as SQLite does, even those of a damaged database: nothing, numbers, texts, blobs."""
+    """A key that sorts paths like SQLite, even those of a damaged database: nothing, numbers, texts, blobs."""
     if path is None:
         return -1, 0
     return (2 if isinstance(path, bytes) else 1 if isinstance(path, str) else 0), path
@@ -109,7 +109,7 @@ def stats(db: Database, settings: Settings) -> dict[str, Any]:
 
 
 def shown(db: Database, results: Iterable[Row]) -> list[Row]:
-    """Without further links to one file, and without files that are missing where an identical one is there."""
+    """The results without further links to one file, and without missing files that have an identical existing one."""
     places = Places.of(db)
     kept = []
     files: set[tuple[int, int]] = set()
@@ -119,7 +119,7 @@ def shown(db: Database, results: Iterable[Row]) -> list[Row]:
         except (FileNotFoundError, NotADirectoryError):
             if _has_identical(db, places, result.path):
                 continue
-        except (OSError, ValueError):  # nobody knows
+        except (OSError, ValueError):  # unknown whether it is missing
             pass
         else:
             if (file := (status.st_dev, status.st_ino)) in files and status.st_ino:
@@ -130,6 +130,6 @@ def shown(db: Database, results: Iterable[Row]) -> list[Row]:
 
 
 def _has_identical(db: Database, places: Places, path: str) -> bool:
-    """Whether a file of the same content as a missing one had is there."""
+    """Whether a file with the content of a missing one exists."""
     sql = "SELECT path FROM pictures WHERE hash = (SELECT hash FROM pictures WHERE path = ?) AND vanished = 0"
     return any(os.path.exists(places.path(row)) for (row,) in db.rows(sql, [places.stored(path)]))

@@ -3,10 +3,10 @@
     with memory.hold(bytes):
         ...  # decode
 
-waits until as much is free of the budget. The budget is what ``set_limit`` or the environment variable ALNUMPY_MEMORY
-says, a number of bytes, or such as 300M or 2G; else half of what the machine has left (free memory, the limits of its
-control groups and of the address space), and no more than 200 MB for up to two threads that decode, 100 MB for each
-further one. Several processes on one machine need a share each.
+waits until that much of the budget is free. ``set_limit`` or the environment variable ALNUMPY_MEMORY sets the budget in
+bytes, for example 300M or 2G. By default it is half of the machine's free memory (within the limits of its control
+groups and of the address space), but at most 200 MB for up to two threads that decode, and 100 MB for each further one.
+Several processes on one machine should each get a share.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .errors import AlnumpyError
 
 VARIABLE = "ALNUMPY_MEMORY"
 PER_THREAD = 100_000_000  # two upright phone pictures, or one that has to be turned, of 12 megapixels
-SHARE = 0.5  # of what the machine has left
-ALONE = 1 << 62  # more than any budget: held by whoever must be the only one
+SHARE = 0.5  # part of the machine's free memory
+ALONE = 1 << 62  # more than any budget: held by a thread that must be the only one
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 class Budget:
-    """Bytes that threads hold together; whoever comes first gets them first."""
+    """Bytes that threads hold together, given out in the order of asking."""
 
     def __init__(self) -> None:
-        self.limit: int | None = None  # as set; else it comes from the environment or the machine
+        self.limit: int | None = None  # the limit that was set; otherwise the environment or the machine decides
         self.clear()
 
     def clear(self) -> None:
@@ -44,12 +44,12 @@ class Budget:
         self.held = 0
         self._holders = 0
         self._waiting: deque[object] = deque()
-        self._room = 0  # as the machine had it when nothing was held
+        self._room = 0  # the machine's free memory when nothing was held
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Waits until ``count`` bytes fit into the budget, or nothing else is held: a single picture always goes.
+        """Waits until ``count`` bytes fit into the budget or nothing else is held: a single picture never waits.
 
         A thread must not call this again within the block: it would wait for itself.
         """
@@ -121,7 +121,7 @@ def room(root: str = "/") -> int:
 def obtainable(count: int) -> bool:
     """Whether the process could get ``count`` bytes at this moment, in one piece."""
     try:
-        mmap.mmap(-1, max(1, count)).close()  # which touches no page
+        mmap.mmap(-1, max(1, count)).close()  # touches no page
     except (OSError, MemoryError, ValueError, OverflowError):
         return False
     return True
@@ -129,10 +129,10 @@ def obtainable(count: int) -> bool:
 
 @cache
 def _return_what_is_freed() -> None:
-    """Has glibc give memory of 8 MB and more back to the system as soon as it is freed, as it does at first.
+    """Makes glibc return memory of 8 MB and more to the system as soon as it is freed, which it does only at first.
 
-    Later it would keep up to 64 MB for each thread that has decoded large pictures. Who has set its variables knows
-    better.
+    Later it would keep up to 64 MB for each thread that has decoded large pictures. A user who has set glibc's
+    variables keeps them.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -143,17 +143,17 @@ def _return_what_is_freed() -> None:
     except (ImportError, OSError, AttributeError):  # no ctypes, or another C library
         return
     mallopt(-3, 8 << 20)  # M_MMAP_THRESHOLD
-    mallopt(-1, 16 << 20)  # M_TRIM_THRESHOLD, which follows the other one only as long as that is not set
+    mallopt(-1, 16 << 20)  # M_TRIM_THRESHOLD, which follows the other only while neither is set
 
 
 def _available(root: str) -> int | None:
-    """What Linux thinks can be taken without swapping."""
+    """The memory that Linux reports as available without swapping."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root, "proc/meminfo"), re.M)
     return int(found[1]) * 1024 if found else None
 
 
 def _group_room(root: str) -> int | None:
-    """What the control groups of this process leave, of version 2 (one tree) or 1 (a tree for memory)."""
+    """The memory that the control groups of this process leave; version 2 has one tree, version 1 a tree for memory."""
     rooms = []
     for line in _text(root, "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -176,7 +176,7 @@ def _group_room(root: str) -> int | None:
 
 
 def _address_room() -> int | None:
-    """What a limit of the address space leaves (ulimit -v)."""
+    """The memory that a limit on the address space leaves (ulimit -v)."""
     try:
         import resource
     except ImportError:  # Windows
@@ -195,5 +195,5 @@ def _text(root: str, name: str) -> str:
         return ""
 
 
-if hasattr(os, "register_at_fork"):  # in the child none of the threads is left that hold memory here
+if hasattr(os, "register_at_fork"):  # the threads that hold memory here do not exist in a child process
     os.register_at_fork(after_in_child=_budget.clear)

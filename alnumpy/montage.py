@@ -1,4 +1,4 @@
-"""Search results to look at: a PNG montage, and one HTML page that needs nothing but itself."""
+"""Search results to look at: a PNG montage, and an HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from PIL import Image, ImageDraw, ImageFont
 from . import images
 from .errors import ImageError, printable
 
-SIDE = 160  # of a thumbnail in pixels
+SIDE = 160  # side of a thumbnail in pixels
 GAP = 12
 LINE = 14  # height of a line of caption
 COLUMNS = 6  # pictures side by side, the query included
 CELL = (SIDE + GAP, SIDE + 2 * LINE + GAP)
-INK, PALE, MARK = "#1d1d1f", "#e8e8ec", "#c2410c"  # text, what cannot be shown, the query's frame
+INK, PALE, MARK = (
+    "#1d1d1f",
+    "#e8e8ec",
+    "#c2410c",
+)  # of text, pictures that cannot be shown, the query's frame
 
 
 class Shown(Protocol):
-    """A result: a Match, or a Member of a group."""
+    """Any result: a Match, or a Member of a group."""
 
     @property
     def path(self) -> str: ...
@@ -36,10 +40,10 @@ class Shown(Protocol):
     def same(self) -> bool: ...
 
 
-Search = tuple[str, Sequence[Shown]]  # a query's path and what was found for it
+Search = tuple[str, Sequence[Shown]]  # a query's path and its results
 
 ABOUT = (
-    'Numbers are L2 distances: the smaller, the more alike; "same" marks what is identical to {}. Point at a picture '
+    'Numbers are L2 distances: the smaller, the more alike; "same" marks files identical to {}. Point at a picture '
     "for its path; click to open it."
 )
 PAGE = """<!DOCTYPE html>
@@ -129,13 +133,13 @@ def _paste(
 
 
 def _font() -> tuple[Any, str]:
-    """Pillow's own font, and the encoding of what it can show: its bitmap font has the accents of Latin-1."""
+    """Pillow's own font, and the encoding that it can show: its bitmap font has the accents of Latin-1."""
     font = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
     return font, "ascii" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
 
 
 def _letter(letter: str, encoding: str) -> str:
-    """A letter that can be shown: without its accents where it has none with them, and else a question mark."""
+    """A letter that can be shown: itself, or without its accents, or else a question mark."""
     try:
         letter.encode(encoding)
     except UnicodeEncodeError:
@@ -145,7 +149,7 @@ def _letter(letter: str, encoding: str) -> str:
 
 
 def _fit(text: str) -> str:
-    """Text that is as wide as a thumbnail at most, in what Pillow's own font can show."""
+    """Text at most as wide as a thumbnail, in letters that Pillow's own font can show."""
     font, encoding = _font()
     text = "".join(_letter(c, encoding) for c in unicodedata.normalize("NFC", text))
     if font.getlength(text) <= SIDE:
@@ -168,9 +172,9 @@ def write_html(
 ) -> None:
     """A page with thumbnails inside, readable offline: no script, no other file. Each picture links to its file.
 
-    Links are relative to ``page``, the path that the page will have, for pictures beside and below it: so the folder
-    can be moved as a whole. Pictures of more than ``max_pixels`` are not shown. ``first``: the caption of the queries.
-    ``meaning``: what distances mean, as a part of a sentence.
+    Links are relative to ``page``, the path that the page will have, for pictures beside and below it, so that the
+    folder can be moved as a whole. Pictures of more than ``max_pixels`` are not shown. ``first``: the caption of the
+    queries. ``meaning``: what distances mean, as a part of a sentence.
     """
     about = escape(ABOUT.format(f"the {first}") + (f" Here, {meaning}." if meaning else ""))
     file.write(PAGE.replace("{title}", escape(title)).replace("{text}", about).encode())
@@ -184,7 +188,7 @@ def write_html(
 
 
 def link_to(path: str, page: str) -> str:
-    """The address of a picture in a page: relative where it is beside or below the page, and absolute elsewhere."""
+    """The address of a picture in a page: relative if it is beside or below the page, else absolute."""
     path = os.path.abspath(path)
     folder = os.path.join(os.path.dirname(os.path.abspath(page)), "")
     if page and path.startswith(folder):

@@ -1,4 +1,4 @@
-"""Which folders a gallery is of, and what becomes of its paths where folders are moved or renamed."""
+"""The folders of a gallery, and what happens to its paths when folders are moved or renamed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def folders(db: Database) -> list[str]:
 def _folders(db: Database) -> list[str]:
     try:
         return folders(db)
-    except GalleryError:  # what is recorded next mends it
+    except GalleryError:  # the next recording mends it
         return []
 
 
 def remember(db: Database, paths: Iterable[str]) -> None:
-    """Adds folders to those that were indexed. To be called in a transaction."""
+    """Adds folders to those that were indexed. Call it in a transaction."""
     kept: list[str] = []
     for path in sorted({*_folders(db), *(os.path.abspath(path) for path in paths)}):
         if not any(path.startswith(os.path.join(other, "")) for other in kept):
@@ -46,7 +46,7 @@ def remember(db: Database, paths: Iterable[str]) -> None:
 
 
 def forget(db: Database, path: str) -> None:
-    """Takes a folder, and all below it, from those that were indexed. To be called in a transaction."""
+    """Removes a folder, and all below it, from those that were indexed. Call it in a transaction."""
     kept = [folder for folder in _folders(db) if not os.path.join(folder, "").startswith(os.path.join(path, ""))]
     record(db, Places.of(db), kept)
 
@@ -59,7 +59,7 @@ def record(db: Database, places: Places, folders: list[str]) -> None:
 def as_recorded(db: Database, path: str | os.PathLike[str]) -> str:
     """The whole path of a picture or folder, as the gallery spells it.
 
-    Its letters may be composed otherwise there; they are taken where exactly one fits.
+    Its letters may be composed otherwise there; that spelling is taken if exactly one fits.
     """
     places = Places.of(db)
     path = places.whole(path)
@@ -73,7 +73,7 @@ def as_recorded(db: Database, path: str | os.PathLike[str]) -> str:
 
 
 def remove(db: Database, path: str | os.PathLike[str]) -> int:
-    """Removes a file, or all below a folder, from the gallery; how many. To be called in a transaction."""
+    """Removes a file, or all below a folder, from the gallery. Returns how many. Call it in a transaction."""
     path = as_recorded(db, path)
     below = Places.of(db).below(path)
     forget(db, path)
@@ -82,10 +82,10 @@ def remove(db: Database, path: str | os.PathLike[str]) -> int:
 
 
 def move(db: Database, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> int:
-    """Rewrites the paths of a picture, or of all below a folder; how many. To be called in a transaction.
+    """Rewrites the paths of a picture, or of all below a folder. Returns how many. Call it in a transaction.
 
-    Where the new path has been indexed already, that row stays. Raises GalleryError for a folder that is moved into
-    itself, and to where the gallery can have no pictures.
+    If the new path has been indexed already, that row stays. Raises GalleryError for a folder that is moved into
+    itself, or to a place where the gallery cannot have pictures.
     """
     places = Places.of(db)
     old, new = as_recorded(db, old), places.whole(new)
@@ -94,12 +94,12 @@ def move(db: Database, old: str | os.PathLike[str], new: str | os.PathLike[str])
     places.check(new)
     below = places.below(old)
     inside = [places.path(row) for (row,) in db.rows(f"SELECT path FROM pictures WHERE {BELOW}", below)]
-    # Where a folder is moved to one above it, a new path may be the old one of a longer path.
+    # If a folder is moved to one above it, a new path can be the old path of another picture.
     pairs = [(places.stored(new + path[len(old) :]), places.stored(path)) for path in sorted(inside, key=len)]
     there = {row for (row,) in db.rows("SELECT path FROM pictures")} - {stored for _, stored in pairs}
     db.run_each("DELETE FROM pictures WHERE path = ?", [[stored] for target, stored in pairs if target in there])
     db.run_each("UPDATE pictures SET path = ?, vanished = 0 WHERE path = ?", pairs)
-    db.run(f"DELETE FROM disks WHERE {BELOW}", below)  # which the next index finds anew
+    db.run(f"DELETE FROM disks WHERE {BELOW}", below)  # the next index records them again
     folders = [folder for folder in _folders(db) if os.path.join(folder, "").startswith(os.path.join(old, ""))]
     forget(db, old)
     remember(db, [new + folder[len(old) :] for folder in folders])
@@ -107,9 +107,9 @@ def move(db: Database, old: str | os.PathLike[str], new: str | os.PathLike[str])
 
 
 def respell(db: Database, relative: bool) -> None:
-    """Makes all paths of a gallery relative to its folder, or whole. To be called in a transaction.
+    """Makes all paths of a gallery relative to its folder, or whole. Call it in a transaction.
 
-    Raises GalleryError where a picture or folder is not below the gallery's folder.
+    Raises GalleryError if a picture or folder is not below the gallery's folder.
     """
     before, folders = Places.of(db), _folders(db)
     if relative == bool(before.folder):
@@ -126,15 +126,15 @@ def respell(db: Database, relative: bool) -> None:
             f"UPDATE {table} SET path = ? WHERE path = ?",
             [(after.stored(path), row) for path, row in zip(whole, paths, strict=True)],
         )
-    db.run("DELETE FROM disks")  # which the next index finds anew
+    db.run("DELETE FROM disks")  # the next index records them again
     db.set_meta(KEY, RELATIVE if relative else "whole")
     record(db, after, folders)
 
 
 def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
-    """Folders that are missing and whose pictures were all found elsewhere, by what was added since then.
+    """Missing folders whose pictures were all found elsewhere, among the pictures added since then.
 
-    Each with the folder where they are now, and their number.
+    Each comes with the folder where they are now, and their number.
     """
     places = Places.of(db)
     pairs: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -149,7 +149,7 @@ def moved(db: Database, since: str) -> list[tuple[str, str, int]]:
                 pairs[pair].add(places.path(old))
     found = []
     for (source, target), paths in pairs.items():
-        sql = f"SELECT COUNT(*) FROM pictures WHERE {BELOW} AND error IS NULL"  # what was unreadable is no help
+        sql = f"SELECT COUNT(*) FROM pictures WHERE {BELOW} AND error IS NULL"  # unreadable pictures tell nothing
         ((count,),) = db.rows(sql, places.below(source))
         if count == len(paths):
             found.append((source, target, count))

@@ -1,9 +1,9 @@
-"""The order of a network's modules, found from their names where a file has lost it, as safetensors does.
+"""The order of a network's modules, found from their names if the file has lost it, as safetensors does.
 
 A name such as ``body.10.conv`` is a path in a tree. Three rules hold in all public naming schemes but one, which is in
 ``RENAMED``. Children of one parent whose names differ only in their last number follow each other by that number;
-children of other names may stand in any order between them; all that shares a parent stands together. As a rule these,
-and the kinds and shapes that a network wants one after another, leave one order, and then it is known.
+children of other names may stand in any order between them; all names with one parent stand together. Usually these
+rules, and the kinds and shapes that a network needs one after another, leave exactly one order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RENAMED = (
     (r"\b(?:compress|dw|expand)_(conv|bn)([123])$", r"main.\2.\1"),
     (r"\b(?:dw|expand)_(conv|bn)([45])$", r"shortcut.\2.\1"),
 )
-MAX_DEPTH = 32  # of names that are taken apart
+MAX_DEPTH = 32  # depth of names that are split
 MAX_TRIED = 20_000  # steps of the search; the networks here need a few hundred
 
 
@@ -36,7 +36,7 @@ def orders(
     """The orders of modules that fit: none; the one that is right; or two of several, none of which can be trusted.
 
     ``names`` and ``kinds`` say what modules there are, ``wanted`` which kinds the network has, in its order. An order
-    is a list of indices into ``names``. There is none, too, where the search would take too long. ``tracks``: the kinds
+    is a list of indices into ``names``. There is also none if the search would take too long. ``tracks``: the kinds
     of ``wanted`` in groups; only those of one group are then compared in order, so that a file may list all
     convolutions of a block before its batch norms.
 
@@ -47,13 +47,13 @@ def orders(
     if tree is None or len(names) != len(wanted):
         return []
     track_of = dict(zip(wanted, tracks or [0] * len(wanted), strict=True))
-    places: dict[Hashable, list[int]] = {}  # of each track
+    places: dict[Hashable, list[int]] = {}  # places of each track
     for place, kind in enumerate(wanted):
         places.setdefault(track_of[kind], []).append(place)
     tried = 0
 
     def find(node: int | Tree, passed: Counter[Hashable]) -> set[Places]:
-        """Where all below a node can belong when so many places of each track are taken already."""
+        """The places that everything below a node can have when so many places of each track are taken already."""
         nonlocal tried
         tried += 1
         if isinstance(node, int):
@@ -61,7 +61,9 @@ def orders(
             free = places.get(track, [])[passed[track] :][:1]
             return {frozenset([(place, node)]) for place in free if wanted[place] == kinds[node]}
         chains = _chains(node)
-        found: dict[tuple[int, ...], set[Places]] = {(0,) * len(chains): {frozenset()}}  # by how many of each chain
+        found: dict[tuple[int, ...], set[Places]] = {
+            (0,) * len(chains): {frozenset()}
+        }  # by numbers placed of each chain
         for _ in node:
             longer: dict[tuple[int, ...], set[Places]] = {}
             for taken, begun in found.items():
@@ -81,7 +83,7 @@ def orders(
 
 
 def _tree(names: Sequence[str]) -> Tree | None:
-    """The tree of names, or None where a name occurs twice, or belongs to a module and to the parent of another."""
+    """The tree of names, or None if a name occurs twice, or belongs to a module and to the parent of another."""
     tree: Tree = {}
     for i, name in enumerate(names):
         for pattern, replacement in RENAMED:

@@ -2,8 +2,8 @@
 
 ALNet's table is not printed in its paper (Zhang, Bai, Kpalma, "OMCBIR: Offline mobile content-based image retrieval
 with lightweight CNN optimization", Displays 76, 2023); the one here reproduces all of the paper's counts. The others
-are those it is compared with, as their public checkpoints are, and as its authors ran them ("-paper"). Fields say in
-what implementations differ that no checkpoint shows.
+are the networks it is compared with, as in their public checkpoints, and as its authors ran them ("-paper"). Fields
+record differences between implementations that no checkpoint shows.
 
 How to add a network: docs/ADDING_A_NETWORK.md.
 """
@@ -26,7 +26,7 @@ class Spec:
     """A network as data: the base of the families.
 
     A family is a table of rows and ``build``, a loop over them. Its fields are numbers, words, truth values, and rows
-    of these. All have defaults, which also say of what type a value must be, and where 0 is allowed. Raises SpecError
+    of these. All have defaults, which also define the type of a value, and whether 0 is allowed. Raises SpecError
     for values of other types.
     """
 
@@ -40,7 +40,7 @@ class Spec:
             raise SpecError("spec: name must be a printable text of 1 to 64 characters")
 
     def build(self) -> Chain:
-        """The network. Raises SpecError where the fields do not fit together."""
+        """The network. Raises SpecError if the fields do not fit together."""
         raise NotImplementedError
 
     @cached_property
@@ -58,11 +58,11 @@ class Spec:
 
     @property
     def bn_eps(self) -> float:
-        """Of all batch norms."""
+        """The eps of all batch norms."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain JSON types. ALNet's has no family: files were written before there were others."""
+        """The spec as plain JSON types. ALNet's has no family, since older files have none."""
         (family,) = (name for name, kind in FAMILIES.items() if kind is type(self))
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {key: [list(row) for row in v] if isinstance(v, tuple) else v for key, v in fields.items()}
@@ -70,7 +70,7 @@ class Spec:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Spec:
-        """The inverse of ``to_dict``. Raises SpecError for unknown, missing or absurd fields."""
+        """The inverse of ``to_dict``. Raises SpecError for unknown, missing or impossible fields."""
         if not isinstance(fields, dict):
             raise SpecError("spec: not a table of fields")
         family = fields.get("family", DEFAULT_FAMILY)
@@ -86,7 +86,7 @@ class Spec:
 
 
 def _checked(what: str, value: Any, default: Any) -> Any:
-    """The value of a field, rows as those of the default. Raises SpecError where it is not of the default's type."""
+    """The value of a field, rows as those of the default. Raises SpecError if it is not of the default's type."""
     if not isinstance(default, tuple):
         _check_value(what, value, [default])
         return value
@@ -214,8 +214,8 @@ class MobileNetV1(Spec):
 class Bottleneck(NamedTuple):
     """An inverted residual block."""
 
-    kernel: int  # of the depthwise convolution
-    wide: int  # channels of it; 0: those of the input, without a convolution that expands them
+    kernel: int  # kernel of the depthwise convolution
+    wide: int  # its channels; 0: the input's channels, without a convolution that expands them
     channels: int
     stride: int
     squeeze: int  # hidden channels of squeeze-and-excitation; 0: none
@@ -232,7 +232,7 @@ def bottlenecks(
     """Blocks of the rows (expansion, kernel, channels, repeats, stride of the first), wider and deeper by factors.
 
     ``squeeze``: squeeze-and-excitation to a quarter of a block's input channels. The first and the last row are not
-    made deeper. For an expansion of 1 the input is taken to have 32 channels.
+    made deeper. For an expansion of 1 the input counts as having 32 channels.
     """
     blocks, cin = list[Bottleneck](), 32
     for i, (t, kernel, channels, repeats, stride) in enumerate(rows):
@@ -246,7 +246,7 @@ def bottlenecks(
 
 
 def _multiple_of_8(channels: float) -> int:
-    """The nearest, at least 8, but not below nine tenths of what is wanted."""
+    """The nearest multiple of 8, at least 8, and not below nine tenths of the number."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
@@ -309,8 +309,8 @@ class InvertedResiduals(Spec):
     stem: int = 32
     blocks: tuple[Bottleneck, ...] = bottlenecks(MOBILENET_V2, "relu6")
     last: int = 1280  # channels that are pooled
-    hidden: int = 0  # of MobileNetV3's dense layer after the pool, which then puts out the embedding; 0: none
-    activation: str = "relu6"  # of the stem, the last convolution and the dense layer
+    hidden: int = 0  # outputs of MobileNetV3's dense layer after the pool, which are then the embedding; 0: none
+    activation: str = "relu6"  # activation of the stem, the last convolution and the dense layer
     squeeze_activation: str = "relu"
     squeeze_gate: str = "sigmoid"
     padding: str = "symmetric"
@@ -344,13 +344,13 @@ class ShuffleNetV1(Spec):
     groups: int = 3
     stem: int = 24
     stem_stride: int = 2
-    stem_plain: bool = False  # neither batch norm nor activation
+    stem_plain: bool = False  # whether the stem has neither batch norm nor activation
     stem_pool: bool = True
     stages: tuple[Stage, ...] = (Stage(240, 4, 2), Stage(480, 8, 2), Stage(960, 4, 2))
-    first_grouped: bool = False  # the first block's first convolution, whose input is narrow
-    shuffle: str = "standard"  # before the depthwise convolution; or "inverse", after it
-    pooled_first: bool = True  # in the concatenation: the pooled input, then the convolutions
-    bias: bool = False  # of all convolutions
+    first_grouped: bool = False  # whether the first block's first convolution, whose input is narrow, has groups
+    shuffle: str = "standard"  # shuffles before the depthwise convolution; or "inverse", after it
+    pooled_first: bool = True  # whether the pooled input comes before the convolutions in the concatenation
+    bias: bool = False  # whether all convolutions have biases
     bn_eps: float = 1e-5
 
     def build(self) -> Chain:
@@ -393,8 +393,10 @@ class ShuffleNetV2(Spec):
     stages: tuple[Stage, ...] = (Stage(116, 4, 2), Stage(232, 8, 2), Stage(464, 4, 2))
     last: int = 1024
     split: str = "halves"  # torchvision's, shuffled afterwards; or "even-odd", megvii's
-    hidden_of_input: bool = False  # blocks with a stride are inside as wide as their input, not as half their output
-    bias: bool = False  # of all convolutions
+    hidden_of_input: bool = (
+        False  # whether blocks with a stride are inside as wide as their input, or as half their output
+    )
+    bias: bool = False  # whether all convolutions have biases
     bn_eps: float = 1e-5
 
     def build(self) -> Chain:
@@ -413,7 +415,7 @@ class ShuffleNetV2(Spec):
                 net.depthwise(f"{name}.left.depthwise", stride=2, bias=self.bias)
                 left = net.conv(f"{name}.left.project", narrow, "relu", bias=self.bias)
                 net.at(start)
-            else:  # half of the channels passes
+            else:  # half of the channels passes unchanged
                 narrow = half
                 left = net.slice(f"{name}.left", half, 0, 1 if halves else 2)
                 net.at(start)
@@ -464,7 +466,7 @@ SPECS = {
         replace(_LITE0, name="efficientnet-lite2", blocks=bottlenecks(EFFICIENTNET, "relu6", width=1.1, depth=1.2)),
         replace(_V3, name="mobilenet-v3-small", blocks=MOBILENET_V3_SMALL, last=576),
         replace(_V3, name="mobilenet-v3-large", blocks=MOBILENET_V3_LARGE, last=960),
-        # As the paper's authors ran them. Their MobileNetV2 is mobilenet-v2 with the picture's side as its stem.
+        # The paper's authors ran these. Their MobileNetV2 is mobilenet-v2 with the picture's side as its stem.
         MobileNetV1("mobilenet-v1-paper", stem_stride=1, pointwise_bias=True, activation="relu"),
         ShuffleNetV1("shufflenet-v1-paper", stem_stride=1, stem_pool=False, first_grouped=True, bias=True),
         ShuffleNetV2(

@@ -1,7 +1,7 @@
 """Pairs of contents that look alike, found exactly without a comparison of each with every other.
 
-Bounds from a few leading components of the sketches rule out nearly all pairs, those from whole sketches nearly all
-that are left, and the rest are compared by whole rows.
+Bounds from a few leading components of the sketches rule out nearly all pairs, bounds from whole sketches nearly all
+that remain, and the rest are compared by whole rows.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from .sketch import Sketches
 from .snapshot import Snapshot
 
 Array = np.ndarray
-Near = Callable[[bytes], list[tuple[bytes, float]]]  # contents near one, and how far; by their hashes
+Near = Callable[[bytes], list[tuple[bytes, float]]]  # from a hash to the hashes of near contents, and their distances
 
 LEADING = 64  # components that are compared first
-TILE = 1024  # contents whose pairs with as many others are compared at once
+TILE = 1024  # contents per side of the square of pairs compared at once
 REFINED = 2048  # pairs of sketches compared at once
-MOST = 10_000_000  # pairs that are held: half a gigabyte
-FARTHEST = 3e38  # a squared distance that is below infinity
+MOST = 10_000_000  # pairs held in memory: half a gigabyte
+FARTHEST = 3e38  # a squared distance just below infinity
 
 
 def pairs(snapshot: Snapshot, threshold: float) -> Iterator[tuple[Array, Array, Array]]:
-    """All pairs of contents within a distance, some at a time: rowids and rowids int64 (n,), distances float32 (n,).
+    """All pairs of contents within a distance, in parts: rowids and rowids int64 (n,), distances float32 (n,).
 
     Each pair once, in no order. Memory: 540 bytes per content.
     """
-    threshold = min(threshold, LARGEST**0.5 * 2)  # which no distance exceeds
+    threshold = min(threshold, LARGEST**0.5 * 2)  # no distance is larger
     contents = _read(snapshot)
     count = len(contents.rowids)
     points = _points(contents)
@@ -72,7 +72,7 @@ def _squares(a: Array, b: Array) -> Array:
 
 
 def _refined(contents: Sketches, a: Array, b: Array, threshold: float) -> tuple[Array, Array]:
-    """Those pairs of contents that their whole sketches do not rule out."""
+    """The pairs of contents that their whole sketches do not rule out."""
     kept = []
     for start in range(0, len(a), REFINED):
         i, j = a[start : start + REFINED], b[start : start + REFINED]
@@ -90,7 +90,7 @@ def _refined(contents: Sketches, a: Array, b: Array, threshold: float) -> tuple[
 def _exact(
     snapshot: Snapshot, contents: Sketches, waiting: list[tuple[Array, Array]], threshold: float
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Those pairs of contents that are within a distance by their whole rows."""
+    """The pairs of contents that are within a distance by their whole rows."""
     if not waiting:
         return
     a, b = (contents.rowids[np.concatenate(side)] for side in zip(*waiting, strict=True))
@@ -98,7 +98,7 @@ def _exact(
     if len(piece.rowids) == 0:
         return
     at = np.minimum(np.searchsorted(piece.rowids, (a, b)), len(piece.rowids) - 1)
-    there = (piece.rowids[at] == (a, b)).all(0)  # and not damaged
+    there = (piece.rowids[at] == (a, b)).all(0)  # both exist and are intact
     a, b, at = a[there], b[there], at[:, there]
     for start in range(0, len(a), packed.BLOCK):
         part = slice(start, start + packed.BLOCK)
@@ -110,7 +110,7 @@ def _exact(
 
 
 def _points(sketches: Sketches) -> Array:
-    """Points float32 (n, LEADING + 1) that are no farther from each other than the sketches."""
+    """Points float32 (n, LEADING + 1) whose distances are at most those of the sketches."""
     points = np.empty((len(sketches.rowids), min(LEADING, sketches.codes.shape[1]) + 1), np.float32)
     for start in range(0, len(points), packed.BLOCK):
         part = slice(start, start + packed.BLOCK)
@@ -122,7 +122,7 @@ def _points(sketches: Sketches) -> Array:
 
 
 def _read(snapshot: Snapshot) -> Sketches:
-    """The sketches of all that can be found, even of what has none yet, by their first component."""
+    """The sketches of all contents that can be found, even those that are not stored yet, by their first component."""
     settings = snapshot.settings
     basis = snapshot.basis or sketch.learn_from(snapshot.db, settings, min(sketch.COMPONENTS, settings.dimension))
     parts = [Sketches.empty(0, basis.axes.shape[1])]
@@ -133,7 +133,7 @@ def _read(snapshot: Snapshot) -> Sketches:
 
 
 def near(snapshot: Snapshot, distance: float) -> Near:
-    """For each content those within a distance, and how far. Raises GalleryError where they are too many to hold."""
+    """For each content those within a distance, and how far. Raises GalleryError if they are too many to hold."""
     found = []
     count = 0
     for part in pairs(snapshot, distance):

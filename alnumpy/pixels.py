@@ -1,7 +1,7 @@
 """From a picture as its plugin opens it to 8-bit pixels that mean what the file's author saw.
 
-Which page or frame counts; grey, palettes and transparency of any depth; 16 bits, whether all of them are used or not;
-bands that are no alpha; colour profiles.
+Handles pages and frames; grey, palettes and transparency of any depth; 16 bits, whether all of them are used or not;
+bands that are not alpha; colour profiles.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from PIL import Image
 
 from .errors import ImageError
 
-MAX_PAGES = 16  # of a TIFF that are looked at where its first one is a thumbnail
+MAX_PAGES = 16  # pages of a TIFF that are looked at if its first one is a thumbnail
 THUMBNAIL = 320  # pixels on the long side of a first page, at most, that may be an unmarked thumbnail of the next
-MAX_FRAMES, MAX_FRAME_PIXELS = 64, 30_000_000  # that are decoded in search of one that shows something
+MAX_FRAMES, MAX_FRAME_PIXELS = 64, 30_000_000  # frames decoded in search of one that shows something, and their pixels
 SHOWS = 16  # of 255: difference between the darkest and the lightest pixel of a picture that shows something
 MAX_PROFILE = 4 << 20  # bytes of a colour profile; those of printers have up to three million
 
@@ -33,11 +33,11 @@ _BITS, _PHOTOMETRIC, _LARGEST, _EXTRA_SAMPLES = 258, 262, 281, 338
 def choose_page(image: Any, whole: bool = True) -> int:
     """Sets a TIFF that begins with a thumbnail to the picture that the thumbnail is of; returns where that is stored.
 
-    A page is a thumbnail where the file says so, or where it is small and the next page has the same proportions and is
-    at least four times as large. What it is of is the largest of the following pages and the pages below it (SubIFDs)
-    that is not a thumbnail itself. Any other TIFF stays at its first page, as a document does.
+    A page is a thumbnail if the file says so, or if it is small and the next page has the same proportions and is at
+    least four times as large. Its picture is the largest of the following pages and the pages below it (SubIFDs) that
+    is not a thumbnail itself. Any other TIFF stays at its first page, which is right for a document.
 
-    Raises ImageError where none but the thumbnail can be read of a file that is not ``whole`` and promises more.
+    Raises ImageError if only the thumbnail can be read from a file that is not ``whole`` and announces more.
     """
     first, size, start = image.tag_v2, image.size, image._frame_pos[0]
     marked = _is_reduced(first)
@@ -55,7 +55,7 @@ def choose_page(image: Any, whole: bool = True) -> int:
             larger = larger and abs(width * size[1] / (height * size[0]) - 1) < 0.02
         if larger:
             best, place = width * height, offset
-    others = marked or below or len(image._frame_pos) > 1  # that the file promises
+    others = marked or below or len(image._frame_pos) > 1  # whether the file announces others
     if place == start and others and not whole:
         raise ImageError("the file is truncated or damaged: nothing but a thumbnail is left")
     _turned_to(image, place)
@@ -69,7 +69,7 @@ def _is_reduced(tags: Any) -> bool:
 
 
 def _following(image: Any) -> Iterator[int]:
-    """Offsets of the pages behind the first."""
+    """Offsets of the pages after the first."""
     for number in range(1, MAX_PAGES):
         try:
             image.seek(number)
@@ -82,7 +82,7 @@ def _following(image: Any) -> Iterator[int]:
 
 
 def _turned_to(image: Any, offset: int) -> bool:
-    """Sets a TIFF to the page at an offset, as Pillow does for SubIFDs; False where it cannot be decoded."""
+    """Sets a TIFF to the page at an offset, as Pillow does for SubIFDs; False if it cannot be decoded."""
     kept = image._frame_pos
     image._frame_pos = [offset]
     try:
@@ -106,13 +106,14 @@ def _numbers(value: object) -> tuple[int, ...]:
 
 
 def decode(image: Any, opened_again: Callable[[], Any] | None = None, whole: bool = True) -> Image.Image:
-    """The pixels of a picture that Pillow has opened and not yet loaded, in mode RGB, or L where they are grey.
+    """The pixels of a picture that Pillow has opened and not yet loaded, in mode RGB, or L if they are grey.
 
-    Of an animation it is the first frame that shows something. ``opened_again`` opens the same picture once more, for
-    what Pillow's modes cannot hold. The colours are those of the profile in ``info["icc_profile"]``: see ``to_srgb``.
+    For an animation they are those of the first frame that shows something. ``opened_again`` opens the same picture
+    once more, for values that Pillow's modes cannot hold. The colours are those of the profile in
+    ``info["icc_profile"]``: see ``to_srgb``.
 
-    Raises ImageError where the brightness of the pixels is not defined, or where the first frame is empty and the file
-    is not ``whole``; and whatever Pillow raises.
+    Raises ImageError if the brightness of the pixels is not defined, or if the first frame is empty and the file is not
+    ``whole``; and whatever Pillow raises.
     """
     rawmode = rawmode_of(image)
     image.load()
@@ -124,22 +125,22 @@ def decode(image: Any, opened_again: Callable[[], Any] | None = None, whole: boo
     else:
         pixels = flatten(image)
     if image.format in ("GIF", "WEBP", "PNG", "AVIF") and not _shows(pixels):
-        pixels = pixels.copy()  # else the next frame would be decoded into it
+        pixels = pixels.copy()  # otherwise the next frame would be decoded into it
         return _frame_that_shows(image, whole) or pixels
     return pixels
 
 
 def rawmode_of(image: Any) -> str:
-    """How the file stores pixels, as Pillow names it."""
+    """Pillow's name for the way the file stores pixels."""
     arguments = image.tile[0][3] if image.tile else ""
     name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return name if isinstance(name, str) else ""
 
 
 def _scale_transparency(image: Any, bits: int) -> None:
-    """The transparent colour of a PNG of less than 16 bits as the pixels have it, which Pillow leaves as stored."""
+    """Scales the transparent colour of a PNG of less than 16 bits like the pixels; Pillow leaves it as stored."""
     value = image.info.get("transparency")
-    most = (1 << bits) - 1  # the specification has decoders ignore the bits above
+    most = (1 << bits) - 1  # the specification tells decoders to ignore the bits above
     if isinstance(value, int):
         image.info["transparency"] = (value & most) * 255 // most
     elif isinstance(value, tuple):
@@ -152,7 +153,7 @@ def _shows(pixels: Image.Image) -> bool:
 
 
 def _frame_that_shows(image: Any, whole: bool) -> Image.Image | None:
-    """The first of the frames behind the first one of an animation that is not of one colour."""
+    """The first frame of an animation after its first one that is not of one colour."""
     for number in range(1, min(MAX_FRAMES, MAX_FRAME_PIXELS // (image.width * image.height)) + 1):
         try:
             image.seek(number)
@@ -168,7 +169,7 @@ def _frame_that_shows(image: Any, whole: bool) -> Image.Image | None:
 
 
 def _ends(file: IO[bytes]) -> bool:
-    """Whether a GIF, which has been read up to here, ends with its end mark rather than with the file."""
+    """Whether a GIF that has been read up to here ends with its end mark rather than with the file."""
     file.seek(max(0, file.tell() - 1))
     return file.read(1) == b";"
 
@@ -177,14 +178,14 @@ def _ends(file: IO[bytes]) -> bool:
 
 
 def _significant(largest: int, hint: int, most: int = 16) -> int:
-    """How many low bits of 16-bit samples are used, from their largest value and what the file says, or 0.
+    """How many low bits of 16-bit samples are used, from their largest value and the file's hint, or 0.
 
-    Cameras, scanners and microscopes store 10 or 12 bits in 16-bit files, mostly without saying so. The file is
-    believed where no sample contradicts it: by the PNG specification the bits that sBIT names are the upper ones, and
-    then some sample will. Without a word the largest value decides, for 8, 10 and 12 bits alone. A picture of 16 bits
-    whose lightest pixel has less than 1/16 of the full range looks black; its embedding would be that of blackness,
-    while brightened it still is a picture of the same thing. With 13 to 15 bits that is not so: night pictures have
-    such largest values, and even if the bits are unused, the picture is only dark.
+    Cameras, scanners and microscopes store 10 or 12 bits in 16-bit files, mostly without saying so. A hint is
+    believed if no sample contradicts it: by the PNG specification the bits that sBIT names are the upper ones, and then
+    some sample will. Without a hint the largest value decides, but only for 8, 10 and 12 bits. A picture of 16 bits
+    whose lightest pixel has less than 1/16 of the full range looks black, and so would its embedding; brightened it is
+    still a picture of the same thing. 13 to 15 bits are not guessed: night pictures have such largest values, and even
+    if the bits are unused, the picture is only dark.
     """
     for bits in (hint, 8, 10, 12):
         if 8 <= bits < most and largest < 1 << bits:
@@ -193,18 +194,18 @@ def _significant(largest: int, hint: int, most: int = 16) -> int:
 
 
 def _hint(image: Any) -> int:
-    """Significant bits of a sample as the file says them, or 0."""
+    """Significant bits of a sample according to the file, or 0."""
     if chunk := image.info.get("sBIT"):
         return int(max(chunk[:3] if len(chunk) > 2 else chunk[:1]))
     largest = max(_numbers(getattr(image, "tag_v2", {}).get(_LARGEST)), default=0)
-    return largest.bit_length() if largest & (largest + 1) == 0 else 0  # 2^n - 1; else it is a mere statistic
+    return largest.bit_length() if largest & (largest + 1) == 0 else 0  # 2^n - 1; any other number is just a statistic
 
 
 def _sixteen_bits(image: Any, rawmode: str, opened_again: Callable[[], Any]) -> Image.Image:
     """A colour picture of 16 bits by its significant bits; Pillow has loaded the upper 8 bits of each sample.
 
-    The lower ones are needed where the upper ones are not used, or to find the transparent colour. They are had by
-    decoding once more, with Pillow told that the bytes are in the other order.
+    The lower ones are needed if the upper ones are not used, or to find the transparent colour. A second decoding gets
+    them, in which Pillow is told that the bytes are in the other order.
     """
     alpha = image.mode == "RGBA"
     extrema = image.getextrema()
@@ -229,7 +230,7 @@ def _sixteen_bits(image: Any, rawmode: str, opened_again: Callable[[], Any]) -> 
 
 def _lower_bits(image: Any, rawmode: str) -> np.ndarray:
     """The lower 8 bits of each sample of a picture that has not been loaded: uint8 (height, width, bands)."""
-    if rawmode == "LA;16B":  # which Pillow has no counterpart of; as if the four bytes were four samples
+    if rawmode == "LA;16B":  # Pillow has no counterpart: read the four bytes as four samples
         other = "RGBA"
     else:
         other = rawmode[:-1] + {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
@@ -248,7 +249,7 @@ def _sixteen_bit_grey(image: Any) -> np.ndarray:
     if pixels.min() < 0 or (largest := int(pixels.max())) > 65535:
         raise ImageError("32-bit pixels outside 0..65535 have no defined brightness; convert the picture to 8 bits")
     tags = getattr(image, "tag_v2", {})
-    depth = min([16, *_numbers(tags.get(_BITS))[:1]])  # 12 where the samples are packed
+    depth = min([16, *_numbers(tags.get(_BITS))[:1]])  # 12 if the samples are packed
     bits = _significant(largest, _hint(image), depth) if depth == 16 else depth
     grey = (pixels >> (bits - 8)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == 0:
@@ -262,10 +263,10 @@ def _sixteen_bit_grey(image: Any) -> np.ndarray:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """A decoded picture of any mode as 8-bit RGB, or L where it is grey; transparency is laid over white.
+    """A decoded picture of any mode as 8-bit RGB, or L if it is grey; transparency is laid over white.
 
-    The profile of its colours stays in ``info["icc_profile"]``, where they are those of a profile. Raises ImageError
-    where its brightness is not defined.
+    If its colours are those of a profile, that stays in ``info["icc_profile"]``. Raises ImageError if its brightness is
+    not defined.
     """
     mode, before, profile = image.mode, image.info, image.info.get("icc_profile")
     if mode.startswith("I"):
@@ -274,7 +275,7 @@ def flatten(image: Image.Image) -> Image.Image:
         raise ImageError("floating-point pixels have no defined brightness; convert the picture to 8 bits")
     if mode == "LAB":
         return _from_lab(image)
-    if mode == "CMYK":  # of a picture without a profile, ideal inks
+    if mode == "CMYK":  # ideal inks, since the picture has no profile
         return _with_profile(to_srgb(image), None)
     if mode in ("La", "RGBa"):  # premultiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
@@ -293,10 +294,10 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def _is_opaque(image: Any) -> bool:
-    """Whether what Pillow opens as alpha is none.
+    """Whether a band that Pillow opens as alpha is not alpha.
 
-    In a BMP of 32 bits a fourth byte that is 0 throughout is unused, as Windows takes it; the fourth band of a TIFF is
-    alpha only where the file says so: it may be infrared.
+    In a BMP of 32 bits a fourth byte that is always 0 is unused, as in Windows; the fourth band of a TIFF is alpha only
+    if the file says so: it may be infrared.
     """
     if image.mode != "RGBA":
         return False
@@ -314,11 +315,11 @@ def _with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 _SPACES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # colour spaces of profiles, and the modes of their pixels
 _NO_CACHE: Any = 0x0040  # ImageCms.Flags.NOCACHE, by which several threads may use a transform at once
-_SAME = 3  # of 255, by which the many profiles of sRGB differ at most
+_SAME = 3  # the many profiles of sRGB differ at most by this, of 255
 
 
 def has_profile(image: Image.Image) -> bool:
-    """Whether the colours of a picture are those of a profile that is not sRGB's and can be read."""
+    """Whether the colours of a picture follow a readable profile that is not sRGB's."""
     return _transform_of(image) is not None
 
 
@@ -331,18 +332,18 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _transform_of(image: Image.Image) -> Any:
-    """What turns a picture's colours into sRGB; None where they are sRGB already, as far as is known."""
+    """The transform of a picture's colours to sRGB; None if they are sRGB already, as far as is known."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not 128 < len(profile) <= MAX_PROFILE:
         return None
     space = _SPACES.get(profile[16:20])
-    fits = space == image.mode or (space == "RGB" and image.mode == "L")  # whose tone curves are for grey, too
+    fits = space == image.mode or (space == "RGB" and image.mode == "L")  # its tone curves are also for grey
     return _transform(profile, space) if space and fits else None
 
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> Any:
-    """What turns the colours of a profile into sRGB; None where the profile is broken or much like sRGB's."""
+    """The transform of a profile's colours to sRGB; None if the profile is broken or much like sRGB's."""
     from PIL import ImageCms
 
     try:
@@ -363,7 +364,7 @@ def _transform(profile: bytes, mode: str) -> Any:
 def _applied(transform: Any, image: Image.Image) -> Image.Image:
     fitting = image if image.mode == transform.input_mode else image.convert(transform.input_mode)
     rgb: Image.Image = transform.apply(fitting)
-    rgb.info.pop("icc_profile", None)  # that of the result
+    rgb.info.pop("icc_profile", None)  # the result's own profile
     return rgb
 
 

@@ -1,4 +1,4 @@
-"""How a gallery's file has paths: whole, or relative to its own folder, so that both can travel together."""
+"""How a gallery's file stores paths: absolute, or relative to its own folder, so that both can be moved together."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from .errors import GalleryError
 if TYPE_CHECKING:
     from .database import Database
 
-KEY = "paths"  # of ``meta``
-RELATIVE = "relative"  # its value where paths are relative
+KEY = "paths"  # its key in the table ``meta``
+RELATIVE = "relative"  # its value if paths are relative
 BELOW = "(path = ? OR substr(path, 1, ?) = ?)"  # a picture, or all below a folder
 
-# Relative paths begin with "./", which no whole path does, and have "/" on all systems. "." is the gallery's folder.
+# Relative paths begin with "./", unlike all whole paths, and have "/" on all systems. "." is the gallery's folder.
 
 
 class Places(NamedTuple):
-    """Translates between paths and what the database has of them."""
+    """Translates between whole paths and stored ones."""
 
-    folder: str  # the gallery's, where paths are relative to it, or else ""
+    folder: str  # the gallery's folder if paths are relative to it, else ""
 
     @classmethod
     def of(cls, db: Database) -> Places:
-        """Those of a gallery."""
+        """The paths of a gallery as it is recorded."""
         return cls.beside(db.path) if db.meta().get(KEY) == RELATIVE else cls("")
 
     @classmethod
     def beside(cls, path: str) -> Places:
-        """Those of a gallery whose paths are relative."""
+        """The paths of a gallery that keeps them relative."""
         return cls(os.path.dirname(os.path.realpath(path)))
 
     def is_inside(self, path: str) -> bool:
@@ -37,7 +37,7 @@ class Places(NamedTuple):
         return os.path.join(path, "").startswith(os.path.join(self.folder, ""))
 
     def whole(self, path: str | os.PathLike[str]) -> str:
-        """A path from the root; where it leads by links into the folder that paths are relative to, without those."""
+        """A path from the root; without links if it leads through them into the folder that paths are relative to."""
         path = os.path.abspath(path)
         if self.folder and not self.is_inside(path) and self.is_inside(real := os.path.realpath(path)):
             return real
@@ -52,7 +52,7 @@ class Places(NamedTuple):
             )
 
     def stored(self, path: str) -> bytes:
-        """A whole path as the database has it; a folder above the gallery's stands for all below that."""
+        """A whole path as it is stored; a folder above the gallery's stands for everything below that folder."""
         if self.folder:
             if os.path.join(self.folder, "").startswith(os.path.join(path, "")):
                 return b"."
@@ -62,7 +62,7 @@ class Places(NamedTuple):
         return os.fsencode(path)
 
     def path(self, stored: object) -> str:
-        """The whole path of a stored one, also where the database is damaged."""
+        """The whole path of a stored one, as text even if a damaged database holds something else."""
         if not isinstance(stored, bytes):
             return repr(stored)
         name = os.fsdecode(stored)
@@ -77,7 +77,7 @@ class Places(NamedTuple):
         return [stored, len(folder), folder]
 
     def stored_mount(self, mount: str) -> bytes:
-        """Where a disk is mounted, as the database has it; often above the gallery's folder, and moved with it."""
+        """The place where a disk is mounted, as it is stored; often above the gallery's folder, and moved with it."""
         return os.fsencode(os.path.relpath(mount, self.folder).replace(os.sep, "/") if self.folder else mount)
 
     def mount(self, stored: bytes) -> str:

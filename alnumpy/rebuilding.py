@@ -1,9 +1,9 @@
-"""A gallery made anew with other weights or settings: beside it, then in its place.
+"""Makes a gallery anew with other weights or settings: beside it, then in its place.
 
-The new one is a file of its own, which a run that was stopped leaves and the next one goes on with. It begins with the
-old one's bookkeeping (pictures, folders, rules, disks), so that all is embedded that the old one knows, and nothing is
-forgotten that is out of reach now. When it is whole, the old file takes it over in one transaction: whoever reads meets
-the old gallery or the new one, whatever stops the process.
+The new one is a file of its own. A run that was stopped leaves it, and the next run continues it. It begins with the
+old one's bookkeeping (pictures, folders, rules, disks), so that all pictures of the old one are embedded, and pictures
+that are out of reach now are not forgotten. When it is complete, the old file takes it over in one transaction: readers
+see the old gallery or the new one, whatever stops the process.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .gallery import Gallery
 from .ingest import Progress, Report
 from .settings import Settings
 
-BESIDE = "-new"  # what the name of the new file ends with
-MARK = "rebuilds"  # the key of ``meta`` that tells it from other files: the old one's path
-COPIED = {  # the old one's bookkeeping, by table: its columns, and what the new one knows of them at first
+BESIDE = "-new"  # the ending of the new file's name
+MARK = "rebuilds"  # the key of ``meta`` that marks the new file; its value is the old one's path
+COPIED = {  # the old one's bookkeeping, by table: its columns, and their first values in the new one
     "meta": ("key, value", "key, value", f"WHERE key IN ('rules', '{moving.FOLDERS}', '{places.KEY}')"),
     "disks": ("path, mount, name", "path, mount, name", ""),
     "kinds": ("path, size, mtime_ns, kind", "path, size, mtime_ns, kind", ""),
@@ -53,16 +53,16 @@ def rebuild(
     prune: bool = False,
     progress: Progress | None = None,
 ) -> Report | None:
-    """Makes a gallery anew, with all its folders and rules; None where it is as asked for already.
+    """Makes a gallery anew, with all its folders and rules; returns None if it is as asked for already.
 
-    The arguments are those of ``Gallery`` and its ``index``. None leaves what the gallery has, but ``normalize`` None
-    what the embedder or its weights say. Others may search in the gallery as it was meanwhile. A run that was stopped
-    is continued by the next one that asks for the same, and else begun anew.
+    The arguments are those of ``Gallery`` and its ``index``. None keeps the gallery's value, but
+    ``normalize`` None takes that of the embedder or its weights. Meanwhile the old gallery can be searched. A run that
+    was stopped is continued by the next one that asks for the same, and otherwise begun anew.
 
-    Raises GalleryError, and leaves the gallery as it was, where pictures that it finds cannot be read now, unless
-    ``prune``; where it is reduced; and where another process writes to it.
+    Raises GalleryError, and leaves the gallery as it was, if pictures that it finds cannot be read now, unless
+    ``prune``; if it is reduced; and if another process writes to it.
     """
-    with Gallery(path) as made:  # which must exist
+    with Gallery(path) as made:  # the gallery must exist
         old = made.settings
     if old.reduced:
         raise GalleryError(f"{made.path}: reduced; rebuild the gallery that it was made from, and reduce that again")
@@ -76,7 +76,7 @@ def rebuild(
     report = None
     with closing(Database(path, True)) as db:
         beside = db.path + BESIDE
-        db.start_log()  # so that others can read what was while the new one is taken over
+        db.start_log()  # lets others read the old state while the new one is taken over
         if replace(new, weights=old.weights) != old:
             if not prune:
                 _refuse(db, [path for path in _found(db) if not os.path.lexists(path)])
@@ -99,7 +99,7 @@ def _found(db: Database) -> list[str]:
 
 
 def _refuse(db: Database, paths: list[str]) -> None:
-    """Raises GalleryError where there are pictures that would be lost."""
+    """Raises GalleryError if pictures would be lost."""
     if paths:
         raise GalleryError(
             f"{db.path}: left as it was, since {len(paths)} of its pictures cannot be read now, such as {paths[0]}: "
@@ -108,11 +108,11 @@ def _refuse(db: Database, paths: list[str]) -> None:
 
 
 def _begin(db: Database, beside: str, new: Settings) -> None:
-    """Makes the new file, or goes on with the one of a run that was stopped; it then knows what the old one does."""
+    """Makes the new file, or continues that of a run that was stopped; it then has the old one's bookkeeping."""
     with closing(Database(beside, True, db.one("PRAGMA page_size"))) as target:
         recorded, mark = (target.meta().get(key) for key in ("settings", MARK))
         if recorded is not None and mark is None:
-            raise GalleryError(f"{beside}: in the way, and not of a rebuild that was stopped; move it away")
+            raise GalleryError(f"{beside}: in the way, and not part of a rebuild that was stopped; move it away")
         if recorded in (None, new.to_json()):
             _copy_bookkeeping(db, target, new)
             return
@@ -132,7 +132,7 @@ def _copy_bookkeeping(db: Database, target: Database, new: Settings) -> None:
 
 
 def _discard(beside: str) -> None:
-    """Removes the new file, and those that SQLite keeps beside it."""
+    """Removes the new file, and the files that SQLite keeps beside it."""
     for ending in ("", "-wal", "-shm", "-journal", "-lock", "-lock-journal"):
         with suppress(FileNotFoundError):
             os.unlink(beside + ending)

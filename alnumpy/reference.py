@@ -22,7 +22,7 @@ def conv2d(
 ) -> Array:
     """``torch.nn.functional.conv2d``: (N, C, H, W) with weight (O, C/g, KH, KW) and bias (O,) -> (N, O, H', W').
 
-    Raises ValueError where the shapes do not fit together or the padded input is smaller than the kernel.
+    Raises ValueError if the shapes do not fit together or the padded input is smaller than the kernel.
     """
     n, c = x.shape[:2]
     o, c_per_group, kh, kw = weight.shape
@@ -69,7 +69,7 @@ def relu6(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """``torch.sigmoid``: 1 / (1 + exp(-x)), any shape. Overflow of exp is the right answer, 0."""
+    """``torch.sigmoid``: 1 / (1 + exp(-x)), any shape. If exp overflows, the result is 0, which is right."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
@@ -95,7 +95,7 @@ ACTIVATIONS |= {f.__name__: f for f in (relu, relu6, silu, hardswish, sigmoid, h
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``torch.nn.functional.linear``: (N, C) with weight (O, C) and bias (O,) -> (N, O)."""
-    y = np.einsum("nc,oc->no", x, weight)  # not by BLAS, for the same bits in any batch and with any number of threads
+    y = np.einsum("nc,oc->no", x, weight)  # not BLAS: the same bits in any batch and with any number of threads
     return y if bias is None else y + bias
 
 
@@ -182,7 +182,7 @@ def compute(layer: Layer, params: Mapping[str, Array], x: Array, *others: Array)
         case Cbam():
             return cbam(x, layer, params)
         case _:
-            raise TypeError(f"{layer} is no layer")
+            raise TypeError(f"{layer} is not a layer")
 
 
 def forward(spec: Spec, params: Mapping[str, Array], x: Array) -> Array:

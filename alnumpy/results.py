@@ -1,8 +1,8 @@
-"""Results as text, JSON and CSV, for whatever prints or sends them.
+"""Results as text, JSON and CSV, to be printed or sent.
 
-Names of files are bytes, and need not be text. In text output ``printable`` shows what is not. JSON has a second field,
-``path_base64`` beside ``path``, with all bytes of a name that is not UTF-8; ``path`` then has U+FFFD for what is not
-text. CSV has the bytes themselves in its column ``path``, and the same second field as its last column.
+Names of files are bytes, and need not be text. In text output ``printable`` shows such bytes. JSON has a second field,
+``path_base64`` beside ``path``, with all bytes of a name that is not UTF-8; ``path`` then has U+FFFD for bytes that are
+not text. CSV has the bytes themselves in its column ``path``, and the same second field as its last column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .gallery import Match, Picture
     from .groups import Member
 
-    Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and what was found for it
+    Found = Sequence[tuple[str, Sequence[Match]]]  # each query's path and its results
 
 
 class HasError(Protocol):
@@ -38,7 +38,7 @@ class HasError(Protocol):
 
 
 def csv_line(values: Sequence[object]) -> bytes:
-    """A line of CSV. The writer ends it with CR LF itself, since it then quotes either of them in a name."""
+    """A line of CSV. The writer must end it with CR LF itself, since only then it quotes CR and LF in a name."""
     line = io.StringIO()
     csv.writer(line).writerow(values)
     return os.fsencode(line.getvalue().removesuffix("\r\n") + "\n")
@@ -47,12 +47,12 @@ def csv_line(values: Sequence[object]) -> bytes:
 def _bytes(name: str) -> bytes:
     try:
         return os.fsencode(name)
-    except UnicodeEncodeError:  # a file of labels may hold letters that this locale has not
+    except UnicodeEncodeError:  # a file of labels may hold letters that this locale lacks
         return name.encode("utf-8", "surrogateescape")
 
 
 def in_base64(name: str) -> str:
-    """All bytes of a name that is not UTF-8, whatever the locale; "" for one that is."""
+    """All bytes of a name that is not UTF-8, in any locale; "" for a name that is."""
     data = _bytes(name)
     try:
         data.decode()
@@ -62,13 +62,13 @@ def in_base64(name: str) -> str:
 
 
 def named(key: str, name: str) -> dict[str, str]:
-    """A name as fields of a JSON object, which give it back exactly."""
+    """A name as fields of a JSON object, from which it can be restored exactly."""
     text = _bytes(name).decode("utf-8", "replace")
     return {key: text, f"{key}_base64": encoded} if (encoded := in_base64(name)) else {key: text}
 
 
 def all_named(key: str, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Names as fields of a JSON object: a list, and a second one where some are not text, with null for the others."""
+    """Names as fields of a JSON object: a list, and a second one if some are not text, with null for the others."""
     fields = [named("name", name) for name in names]
     lists: dict[str, list[Any]] = {key: [field["name"] for field in fields]}
     if any(len(field) > 1 for field in fields):
@@ -77,7 +77,7 @@ def all_named(key: str, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def null_paths(paths: Iterable[str]) -> Iterator[bytes]:
-    """Paths as ``xargs -0`` reads them, each with a NUL behind it."""
+    """Paths as ``xargs -0`` reads them, each followed by a NUL."""
     for path in paths:
         yield os.fsencode(path) + b"\0"
 
@@ -130,7 +130,7 @@ EMBEDDING_WRITERS = {"json": write_json, "jsonl": write_jsonl, "csv": write_csv,
 
 
 def match_text(match: Match, *marks: str) -> str:
-    """Distance and path, and marks behind them."""
+    """Distance and path, followed by marks."""
     return "\t".join([f"{match.distance:.4f}", printable(match.path), *filter(None, marks)])
 
 
@@ -208,7 +208,7 @@ PICTURE_COLUMNS = ("path", "bytes", "modified", "width", "height", "added", "sha
 
 
 def picture_fields(picture: Picture) -> dict[str, Any]:
-    """What a gallery knows of a picture as plain types; None for what it does not know."""
+    """What a gallery knows about a picture as plain types; None for unknown values."""
     known = picture.size >= 0
     modified = datetime.fromtimestamp(picture.mtime_ns / 1e9, timezone.utc) if known else None
     return named("path", picture.path) | {
@@ -224,7 +224,7 @@ def picture_fields(picture: Picture) -> dict[str, Any]:
 
 
 def pictures_text(pictures: Iterable[Picture]) -> Iterator[str]:
-    """One line per picture: its path, and what is wrong with it."""
+    """One line per picture: its path, followed by a fault if it has one."""
     for picture in pictures:
         mark = "missing" if picture.vanished else picture.error and f"unreadable: {picture.error}"
         yield printable(picture.path) + (f"\t{printable(mark)}" if mark else "")

@@ -1,7 +1,7 @@
 """Exact ranking by L2 distance, and the measures of retrieval that are compared in the literature.
 
 Equal distances are ranked by position in the gallery. Sources: the paper's equations (7) and (8) and what its public
-code computes in their place; Philbin et al., CVPR 2007, for the Oxford and Paris rule.
+code computes instead; Philbin et al., CVPR 2007, for the Oxford and Paris rule.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 Array = np.ndarray
 
-BLOCK = 1 << 22  # distances held at once, 16 MB: bounds the memory whatever the number of queries
+BLOCK = 1 << 22  # distances held at once, 16 MB: bounds the memory for any number of queries
 
 
 class Scores(NamedTuple):
@@ -26,13 +26,13 @@ class Scores(NamedTuple):
     precision1: float  # share of the first result that is relevant
     precision5: float  # share of the first five results (or of all, where there are fewer) that are relevant
     queries: int  # how many queries the means are over
-    without_relevant: int  # queries left out, since nothing in the gallery is relevant to them
+    without_relevant: int  # queries left out because nothing in the gallery is relevant to them
 
 
 def squared_distances(queries: Array, gallery: Array, gallery_norms: Array | None = None) -> Array:
     """Squared L2 distances float32 (Q, N) of (Q, D) to (N, D), as norms minus twice one matrix product.
 
-    ``gallery_norms``: squared norms of the gallery (N,), where they are known already.
+    ``gallery_norms``: squared norms of the gallery (N,), if they are known already.
     """
     if gallery_norms is None:
         gallery_norms = np.einsum("nd,nd->n", gallery, gallery)
@@ -48,10 +48,10 @@ def rankings(queries: Array, gallery: Array, itself: Array | None = None) -> Ite
 
     Equal rows of the gallery are ties, which go by index.
 
-    ``itself``: the gallery index of each query, ranked last whatever its distance, or -1 for one not in the gallery.
+    ``itself``: the gallery index of each query, which is ranked last at any distance, or -1 if it is not there.
     """
     norms = np.einsum("nd,nd->n", gallery, gallery)
-    # A matrix product rounds equal pictures differently, by where they stand: one distance serves them all.
+    # A matrix product can round the distances of equal pictures differently: they all get one of them.
     seen: dict[bytes, int] = {}
     firsts = np.array([seen.setdefault(sha256(row.tobytes()).digest(), i) for i, row in enumerate(gallery)], np.int64)
     copies = np.flatnonzero(firsts != np.arange(len(gallery)))
@@ -103,7 +103,7 @@ def evaluate(
     if len(queries) == 0 or len(gallery) == 0:
         nan = float("nan")
         return Scores(nan, nan, nan, nan, nan, 0, len(queries))
-    others = len(gallery) - (np.zeros(len(queries)) if itself is None else itself >= 0)  # pictures ranked, a query
+    others = len(gallery) - (np.zeros(len(queries)) if itself is None else itself >= 0)  # pictures ranked per query
     columns: list[Array] = []
     for part, order in rankings(queries, gallery, itself):
         relevant = gallery_labels[order] == query_labels[part, None]
@@ -134,7 +134,7 @@ def official_average_precision(ranked: Array, positive: Array, junk: Array) -> f
     """AP of one query by the rule of the Oxford and Paris benchmarks: junk ignored, trapezoid between recall steps.
 
     ``ranked``: gallery indices, best first (N,). ``positive``: indices of the good and the ok pictures, -1 for each
-    that is not in the gallery and so never found. ``junk``: indices that count neither way. Raises ValueError where
+    that is not in the gallery and so never found. ``junk``: indices that do not count at all. Raises ValueError if
     there is no positive picture.
     """
     if len(positive) == 0:

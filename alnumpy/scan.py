@@ -1,14 +1,14 @@
-"""What is to be done about a gallery's pictures: what lies in the folders, beside what is recorded.
+"""Decides what to do about a gallery's pictures by comparing the folders with the records.
 
-``find`` walks the folders, by rules of what to leave out. ``plan`` decides, and does nothing itself. Nothing is removed
-that may only be out of reach:
+``find`` walks the folders by the rules of what to leave out. ``plan`` decides, and changes nothing itself. A picture
+that may only be out of reach is not removed:
 
-- what cannot be listed or looked at is not missing;
-- pictures are not removed from a folder that is empty now, as that of a disk that is not mounted;
-- nor those recorded on a disk that is not there now. It is there where a file system of the recorded name is mounted at
-  the recorded place. Many have no name that lasts, network shares among them, and some get another: then the disk is
-  known by its pictures, and is there where one of those recorded is still in its place;
-- nor those of a folder that is missing as a whole, where it stood at the top of the folders walked.
+- a file that cannot be listed or looked at does not count as missing;
+- pictures are not removed from a folder that is empty now, as the folder of a disk that is not mounted would be;
+- nor are those recorded on a disk that is not there now. It is there if a file system of the recorded name is mounted
+  at the recorded place. Many file systems have no lasting name, network shares among them, and some change it: such a
+  disk is known by its pictures, and is there if one of those recorded is still in its place;
+- nor are those of a folder that is missing as a whole, if it stood at the top of the folders walked.
 
 All of these are named, with the command that removes them.
 """
@@ -31,65 +31,65 @@ from . import formats, images
 from .errors import GalleryError
 
 REMOVE = "alnumpy remove FOLDER --db FILE"
-EMPTIED = f"no pictures there now; is its disk mounted? If they are gone for good: {REMOVE}"
-AWAY = f"its disk is not there now; if its pictures are gone for good: {REMOVE}"
-GONE = f"missing as a whole; if it is gone for good: {REMOVE}"
-NOWHERE = "No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE"
+EMPTIED = f"no pictures there now; is its disk mounted? If they were deleted: {REMOVE}"
+AWAY = f"its disk is not there now; if its pictures were deleted: {REMOVE}"
+GONE = f"missing as a whole; if it was deleted: {REMOVE}"
+NOWHERE = "No such file or folder; if it was deleted: alnumpy remove PATH --db FILE"
 WITHOUT_PICTURES = "no pictures in this folder or below it"
-STILL = 10  # seconds since a file was last written to, after which it counts as whole
+STILL = 10  # seconds after the last write to a file from which on it counts as complete
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 # Names of files and folders that hold no pictures of one's own: hidden ones, thumbnails and bins of NAS and desktops,
 # and Lightroom's previews; upper and lower case alike.
 HIDDEN = (".*", "@eaDir", "@__thumb", "#recycle", "$RECYCLE.BIN", "lost+found", "SYNOFILE_THUMB_*", "*.lrdata")
-NO_MEDIA = ".nomedia"  # a file of this name says that of its folder
+NO_MEDIA = ".nomedia"  # a file of this name marks a folder without pictures
 
 _hidden = re.compile("|".join(map(translate, HIDDEN)), re.I)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What to leave out below a folder that is indexed; the folder itself is taken whatever its name."""
+    """What to leave out below a folder that is indexed; the folder itself is taken under any name."""
 
-    # Patterns as fnmatch takes them: of a name, or with a slash of a path below the folder.
+    # Patterns for fnmatch: for a name, or if they have a slash for a path below the folder.
     exclude: tuple[str, ...] = ()
-    hidden: bool = False  # whether HIDDEN and NO_MEDIA are taken
+    hidden: bool = False  # whether to take files that HIDDEN and NO_MEDIA leave out
 
     def leave_out(self, name: str, below: str) -> bool:
-        """Whether a file or folder is left out, by its name and its path below the folder that is indexed."""
+        """Whether a file or folder is left out, from its name and its path below the folder that is indexed."""
         if not self.hidden and _hidden.match(name):
             return True
         return any(fnmatchcase(below if "/" in pattern else name, pattern.strip("/")) for pattern in self.exclude)
 
 
 class Stamp(NamedTuple):
-    """By what a file is taken to be unchanged; times in nanoseconds, as far as SQLite can hold them: 1677 to 2262."""
+    """What identifies a file as unchanged; times in nanoseconds, within the range of SQLite: 1677 to 2262."""
 
     size: int
     mtime_ns: int
-    ctime_ns: int | None = None  # None where it was not recorded: then the others tell
+    ctime_ns: int | None = None  # None if it was not recorded: then the others decide
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """From what the system says."""
+        """The stamp in a file's status."""
         times = (min(max(time, -(2**63)), 2**63 - 1) for time in (status.st_mtime_ns, status.st_ctime_ns))
         return cls(status.st_size, *times)
 
     def fits(self, now: Stamp) -> bool:
-        """Whether a file recorded so has not changed."""
+        """Whether a file recorded with this stamp has not changed."""
         return self[:2] == now[:2] and self.ctime_ns in (None, now.ctime_ns)
 
 
 class Volume(NamedTuple):
     """The disk that a folder lies on."""
 
-    mount: str  # the highest folder above it on that disk
-    name: str  # the UUID or number of its file system, or "" where it has none that lasts
+    mount: str  # the highest folder above the folder on that disk
+    name: str  # the UUID or number of its file system, or "" if it has none that lasts
 
 
 class Kind(NamedTuple):
-    """What a file is that is not known by its name, by its first bytes at a size and time."""
+    """The kind of a file whose name does not show it, from its first bytes; valid for a size and time."""
 
     size: int
     mtime_ns: int
@@ -103,9 +103,9 @@ class Found:
     paths: set[str] = field(default_factory=set)  # pictures
     roots: tuple[str, ...] = ()  # the folders that were walked, each with a separator at its end
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason
-    rules: Rules = field(default_factory=Rules)  # of what was left out
+    rules: Rules = field(default_factory=Rules)  # the rules of what was left out
     silent: set[str] = field(default_factory=set)  # folders that were left out because of NO_MEDIA
-    kinds: dict[str, Kind] = field(default_factory=dict)  # of what is to be remembered
+    kinds: dict[str, Kind] = field(default_factory=dict)  # kinds to be remembered
 
     def passed_over(self) -> dict[str, int]:
         """Numbers of files that are not read, by kind."""
@@ -117,9 +117,9 @@ class Recorded(NamedTuple):
 
     stamp: Stamp
     error: str | None = None
-    missing: bool = False  # when its folder was last walked
+    missing: bool = False  # whether it was missing when its folder was last walked
     left_out: bool = False
-    again: bool = False  # whether to read it, changed or not
+    again: bool = False  # whether to read it even if it has not changed
 
 
 @dataclass
@@ -128,38 +128,38 @@ class Plan:
 
     read: list[str] = field(default_factory=list)  # new or changed
     keep: list[str] = field(default_factory=list)  # unchanged
-    back: list[str] = field(default_factory=list)  # those of ``keep`` that are marked as missing or left out
-    missing: list[str] = field(default_factory=list)  # to be marked so
-    left_out: list[str] = field(default_factory=list)  # to be marked so
-    prune: list[str] = field(default_factory=list)  # those of ``missing`` that may be removed
+    back: list[str] = field(default_factory=list)  # pictures in ``keep`` that are marked as missing or left out
+    missing: list[str] = field(default_factory=list)  # to be marked as missing
+    left_out: list[str] = field(default_factory=list)  # to be marked as left out
+    prune: list[str] = field(default_factory=list)  # pictures in ``missing`` that may be removed
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason, to be reported
-    respelled: dict[str, str] = field(default_factory=dict)  # recorded paths, as they are spelled now
-    stamps: dict[str, Stamp] = field(default_factory=dict)  # more than was recorded of those of ``keep``
-    volumes: dict[str, Volume] = field(default_factory=dict)  # of the folders of ``read`` and ``keep``
-    renamed: dict[Volume, Volume] = field(default_factory=dict)  # disks that have another name now
+    respelled: dict[str, str] = field(default_factory=dict)  # the present spelling of recorded paths
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of pictures in ``keep``, if incomplete so far
+    volumes: dict[str, Volume] = field(default_factory=dict)  # the disks of the folders in ``read`` and ``keep``
+    renamed: dict[Volume, Volume] = field(default_factory=dict)  # disks whose name has changed
 
 
 class Disk(Protocol):
-    """What ``plan`` asks about files."""
+    """The questions that ``plan`` asks about files."""
 
     def stamp(self, path: str) -> Stamp | None:
-        """A file's size and times; None where it cannot be reached."""
+        """A file's size and times; None if it cannot be reached."""
 
     def is_missing(self, path: str) -> bool | None:
-        """Whether there is no such file; None where the system does not tell."""
+        """Whether there is no such file; None if the system does not tell."""
 
     def exists(self, path: str) -> bool:
         """Whether there is a file, a folder or a link."""
 
     def emptied(self, folder: str) -> str | None:
-        """The folder, or the one above it, that all is gone from, as a disk leaves it that is not mounted, or None."""
+        """The folder, or the one above it, that is empty or missing, as after an unmount; None if there is none."""
 
     def volume(self, folder: str) -> Volume:
         """The disk that a folder lies on, or the nearest one above it that is there."""
 
 
 class RealDisk:
-    """The files of this computer. What was asked about folders is asked once."""
+    """The files of this computer. Answers about folders are kept."""
 
     def __init__(self) -> None:
         self.emptied = cache(_emptied)
@@ -169,15 +169,15 @@ class RealDisk:
         self._names = cache(_file_systems)
 
     def stamp(self, path: str) -> Stamp | None:
-        """A file's size and times; None where it cannot be reached."""
+        """A file's size and times; None if it cannot be reached."""
         with suppress(OSError, ValueError):
             return Stamp.of(os.stat(path))
         return None
 
     def is_missing(self, path: str) -> bool | None:
-        """Whether there is no such file; None where the system does not tell, as of a folder that may not be entered.
+        """Whether there is no such file; None if the system does not tell, as in a folder that may not be entered.
 
-        A folder in the place of a picture is none.
+        A folder in the place of a picture counts as a missing picture.
         """
         try:
             os.lstat(path)
@@ -201,7 +201,7 @@ class RealDisk:
 
 
 def find(folders: Paths, rules: Rules | None = None, kinds: Mapping[str, Kind] | None = None) -> Found:
-    """Pictures below folders, and single files. ``kinds``: what is remembered of files that are not known by name."""
+    """Pictures below folders, and single files. ``kinds``: the remembered kinds of files without a telling name."""
     found = Found(rules=rules or Rules())
     roots = []
     for folder in map(os.path.abspath, several(folders)):
@@ -213,7 +213,7 @@ def find(folders: Paths, rules: Rules | None = None, kinds: Mapping[str, Kind] |
                     found.paths.add(path)
         elif os.path.exists(folder) or (os.path.islink(folder) and images.is_picture(folder)):
             found.paths.add(folder)
-        else:  # perhaps a disk that is not mounted: nothing can be said about what is below
+        else:  # perhaps its disk is not mounted: nothing is known about files below it
             found.failed.append((folder, NOWHERE))
     found.roots = tuple(roots)
     return found
@@ -250,7 +250,7 @@ def _walk(root: str, found: Found) -> Iterator[str]:
 
 
 def _kind(path: str, kinds: Mapping[str, Kind], found: Found) -> str | None:
-    """The kind of a file; by its first bytes where its name does not tell, and where they were not seen before."""
+    """The kind of a file; from its first bytes if its name does not show it and they were not read before."""
     kind = "companion" if images.is_companion(path) else formats.by_name(path)
     if kind is not None and (formats.readable(kind) or not formats.KINDS[kind].picture):
         return kind
@@ -277,13 +277,13 @@ def plan(
     """What to read, keep, mark, remove and report.
 
     ``recorded``: the pictures of the gallery; ``volumes``: the disks that their folders were on; ``named``: folders
-    that were walked earlier, as ``found.roots`` now. ``rehash``: what is unchanged is read, too.
+    that were walked earlier, as ``found.roots`` now. ``rehash``: unchanged files are read as well.
     """
     decided = Plan(failed=list(found.failed))
     paths = set(found.paths)
-    # What cannot be listed may hold pictures; of what is nowhere, each recorded picture tells by itself.
+    # A folder that cannot be listed may hold pictures; if it does not exist, each of its recorded pictures is checked.
     unlisted = tuple(os.path.join(name, "") for name, reason in found.failed if reason != NOWHERE)
-    walked = tuple(filter(None, found.roots))  # elsewhere nobody knows what the rules leave out
+    walked = tuple(filter(None, found.roots))  # elsewhere it is unknown what the rules leave out
     missing: list[str] = []
     for path, then in recorded.items():
         if not path.startswith(found.roots) or path in paths:
@@ -295,13 +295,13 @@ def plan(
             lost = disk.is_missing(path)
             if lost:
                 missing.append(path)
-            elif lost is False:  # found by another way: named by itself, or below a link to a folder
+            elif lost is False:  # the file exists elsewhere: named by itself, or below a link to a folder
                 paths.add(path)
 
     decided.respelled = respelled(paths - recorded.keys(), missing)
     spelled = {new: recorded[old] for old, new in decided.respelled.items()}
     decided.missing = [path for path in missing if path not in decided.respelled]
-    in_place = set()  # disks that a picture is on as it was
+    in_place = set()  # disks with a picture that is still in its place
     for path in sorted(paths):
         folder = os.path.dirname(path)
         if folder not in decided.volumes:
@@ -330,7 +330,7 @@ def plan(
         if kept is None and (volume := volumes.get(folder)):
             if volume not in away:
                 now_there = disk.volume(volume.mount)
-                certain = volume.name or volume.mount == os.path.dirname(volume.mount)  # / itself is always there
+                certain = volume.name or volume.mount == os.path.dirname(volume.mount)  # / is always mounted
                 away[volume] = volume not in in_place and not (volume == now_there and certain)
                 if volume != now_there and not away[volume]:
                     decided.renamed[volume] = now_there
@@ -342,7 +342,7 @@ def plan(
         if kept is None:
             if prune:
                 decided.prune.append(path)
-        elif prune or not recorded[path].missing:  # else it was told before
+        elif prune or not recorded[path].missing:  # otherwise an earlier run has reported it
             reasons[kept] = reason
     decided.failed += reasons.items()
     return decided
@@ -360,7 +360,7 @@ def _is_left_out(path: str, found: Found) -> bool:
 
 
 def respelled(new: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
-    """Which missing paths are among the new with letters composed otherwise, where exactly one fits exactly one."""
+    """Missing paths that are among the new ones with letters composed otherwise, if exactly one fits exactly one."""
     forms: dict[str, tuple[list[str], list[str]]] = {}
     for at, some in enumerate((missing, new)):
         for path in some:
@@ -370,7 +370,7 @@ def respelled(new: Iterable[str], missing: Iterable[str]) -> dict[str, str]:
 
 
 def _missing_as_a_whole(folder: str, roots: Iterable[str], disk: Disk) -> str | None:
-    """The folder that is missing, one of the roots or just below one, that a folder is or lies in."""
+    """The missing folder, a root or directly below one, that is a folder or contains it."""
     for root in sorted(filter(None, roots), key=len):
         if os.path.join(folder, "").startswith(root):
             top = os.path.join(root, folder[len(root) :].split(os.sep)[0])
@@ -381,25 +381,25 @@ def _missing_as_a_whole(folder: str, roots: Iterable[str], disk: Disk) -> str | 
 
 
 def passed_over(kinds: Mapping[str, int]) -> dict[str, int]:
-    """Of numbers of files by kind those of files that are not read, where it is known what they are."""
+    """Numbers of files by kind, without files that are read and those of unknown kind."""
     return {kind: number for kind, number in kinds.items() if kind in formats.KINDS and not formats.readable(kind)}
 
 
 def several(paths: Paths) -> Iterable[str | os.PathLike[str]]:
-    """One path or several as several. Raises GalleryError for an empty one."""
+    """One path or several as several paths. Raises GalleryError for an empty one."""
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    if "" in listed:  # as of a variable that is not set; it would mean the current folder
+    if "" in listed:  # for example from a variable that is not set; it would mean the current folder
         raise GalleryError("a path is empty; the current folder is: .")
     return listed
 
 
 def composed(path: str) -> str:
-    """A path in the one spelling (NFC) that is compared where letters with accents may be composed or not."""
+    """A path in the spelling (NFC) that is compared, since letters with accents may be composed or not."""
     return unicodedata.normalize("NFC", path)
 
 
 class Still:
-    """Tells which files are no longer being written to: those that are as they were at the look before, or older."""
+    """Tells which files are no longer being written to: those unchanged since the look before, or older."""
 
     def __init__(self) -> None:
         self.before: dict[str, Stamp | None] = {}
@@ -410,13 +410,13 @@ class Still:
         return stamp is not None and (stamp == self.before.get(path) or stamp[1] < (time.time() - STILL) * 1e9)
 
     def look_again(self) -> None:
-        """To be called between two looks."""
+        """Call this between two looks."""
         self.before, self.now = self.now, {}
 
 
 def _emptied(folder: str) -> str | None:
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
-        if os.path.islink(folder):  # to what is not there now
+        if os.path.islink(folder):  # its target is missing
             return folder
         folder = os.path.dirname(folder)
     with suppress(OSError), os.scandir(folder) as entries:
@@ -431,7 +431,7 @@ def _device(folder: str) -> int | None:
 
 
 def _file_systems() -> dict[int, str]:
-    """The names that file systems have by themselves, by device; only Linux tells."""
+    """The lasting names of file systems, by device; only Linux tells."""
     names = {}
     with suppress(OSError), os.scandir("/dev/disk/by-uuid") as entries:
         for entry in entries:

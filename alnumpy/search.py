@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     """Queries: what is looked for."""
 
     vectors: Array  # float32 (Q, dimension)
-    contents: list[bytes | None]  # the hashes of those that are files
+    contents: list[bytes | None]  # the content hashes of queries that are files
 
 
 class Ranking(NamedTuple):
@@ -39,7 +39,7 @@ class Ranking(NamedTuple):
 
 
 def ask(reader: Reader, settings: Settings, encoder: Encoder | None, queries: Queries) -> Asked:
-    """The embeddings of queries: as they are given, as they are stored, or made now. Raises ImageError, ValueError."""
+    """The embeddings of queries: given, stored, or computed now. Raises ImageError, ValueError."""
     if isinstance(queries, np.ndarray) and queries.dtype != np.uint8:
         with np.errstate(over="ignore", invalid="ignore"):
             vectors = np.atleast_2d(queries).astype(np.float32)
@@ -55,7 +55,7 @@ def ask(reader: Reader, settings: Settings, encoder: Encoder | None, queries: Qu
 def _find_or_embed(
     reader: Reader, settings: Settings, encoder: Encoder | None, source: ImageSource
 ) -> tuple[Array, bytes | None]:
-    """The embedding (dimension,) of a picture, as it is stored where its content is, and the content of a file."""
+    """The embedding (dimension,) of a picture, stored if its content is in the gallery; and the content of a file."""
     content = None
     with suppress(OSError, ValueError):  # decoding names what is wrong with the file
         if isinstance(source, (str, os.PathLike)):
@@ -79,7 +79,7 @@ def _find_or_embed(
 
 
 def _rankable(vectors: Array) -> Array:
-    """Which of embeddings float32 (N, D) are finite, as are their distances: bool (N,)."""
+    """Which of embeddings float32 (N, D) are finite and have finite distances: bool (N,)."""
     return np.isfinite(packed.squared_norms(packed.encode(vectors, "float32"), "float32"))
 
 
@@ -116,7 +116,7 @@ def search(
     results = ranked(slice(None), k)
     for i, matches in enumerate(results):
         shown, wanted = listing.shown(reader.db, matches), k
-        while len(matches) == wanted and len(shown) < k:  # there are more
+        while len(matches) == wanted and len(shown) < k:  # there may be more
             wanted *= 2
             (matches,) = ranked(slice(i, i + 1), wanted)
             shown = listing.shown(reader.db, matches)

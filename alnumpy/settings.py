@@ -19,17 +19,17 @@ MAX_DIMENSION = 65536
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a gallery, which embeddings must have in common to be compared; recorded in its file as JSON."""
+    """The settings of a gallery, recorded in its file as JSON; only embeddings with equal settings can be compared."""
 
     network: str
-    weights: str  # the name of the weights file, for whoever opens the gallery later
+    weights: str  # the name of the weights file, for later openings of the gallery
     dimension: int
     size: int  # side of the network's input in pixels
     normalize: bool
     decode: str  # "full", or "fast": JPEG decoded at reduced size
-    identity: str  # digest of all that an embedding depends on
+    identity: str  # digest of everything that an embedding depends on
     dtype: str
-    flip: bool = False  # version 1 of the file lacked this and the next
+    flip: bool = False  # version 1 of the file has neither this nor the next
     reduced: bool = False
 
     @property
@@ -48,7 +48,7 @@ class Settings:
         normalize: bool | None = None,
         weights: str = "",
     ) -> Settings:
-        """The settings of a new gallery; ``normalize`` None: as the embedder or its weights say."""
+        """The settings of a new gallery; ``normalize`` None takes that of the embedder or its weights."""
         decode = "full" if fast_decode is False else "fast"
         if normalize is None:
             normalize = embedder.normalize or embedder.weights.normalize
@@ -66,7 +66,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """What ``to_json`` wrote, or an earlier version. Raises ValueError where that cannot be."""
+        """The settings that ``to_json`` or an earlier version wrote. Raises ValueError for anything else."""
         try:
             settings = cls(**json.loads(text))
         except (TypeError, RecursionError):
@@ -91,19 +91,19 @@ class Settings:
         flip: bool | None = None,
         normalize: bool | None = None,
     ) -> Settings:
-        """What an embedder and choices ask for; None leaves what is recorded, whatever the embedder's ``normalize``."""
+        """The settings that an embedder and choices ask for; None keeps the recorded value, even of ``normalize``."""
         fast_decode = self.fast_decode if fast_decode is None else fast_decode
         dtype, flip = dtype or self.dtype, self.flip if flip is None else flip
         normalize = self.normalize if normalize is None else normalize
         if embedder is None:
             return replace(self, dtype=dtype, decode="fast" if fast_decode else "full", flip=flip, normalize=normalize)
-        # The same weights file may lie elsewhere.
+        # The same weights file may be elsewhere now.
         choices: dict[str, Any] = {"fast_decode": fast_decode, "flip": flip, "normalize": normalize}
         asked = Settings.of(embedder, dtype=dtype, weights=self.weights, **choices)
         return replace(asked, dimension=self.dimension, reduced=True) if self.reduced else asked
 
     def differences(self, asked: Settings) -> str:
-        """What is recorded and was not asked for, as text; empty where all is the same."""
+        """Differences between these settings and those asked for, as text; empty if there are none."""
         recorded, wanted = asdict(self), asdict(asked)
         different = [key for key in recorded if recorded[key] != wanted[key]]
         named = [f"{key} {recorded[key]}, not {wanted[key]}" for key in different if key != "identity"]
@@ -111,12 +111,12 @@ class Settings:
 
 
 def find_weights(settings: Settings) -> Weights:
-    """The weights that a gallery was made with: of the recorded file, or else of any that has a name.
+    """The weights that a gallery was made with: from the recorded file, or else from any file that has a name.
 
-    Raises WeightsError where they are nowhere.
+    Raises WeightsError if they cannot be found.
     """
     for path in (settings.weights, *map(str, available().values())):
-        with suppress(WeightsError, SpecError):  # a file that is damaged, or was replaced by another
+        with suppress(WeightsError, SpecError):  # the file is damaged, or was replaced by another
             found = read(path)
             if settings.asked(Embedder(found, settings.size)).identity == settings.identity:
                 return found
@@ -129,7 +129,7 @@ def find_weights(settings: Settings) -> Weights:
 
 
 def check_unchanged(db: Database, settings: Settings) -> None:
-    """Raises GalleryError where a gallery was made anew since its settings were read."""
+    """Raises GalleryError if a gallery was made anew since its settings were read."""
     with suppress(ValueError):
         if Settings.from_json(db.meta().get("settings", "")) == settings:
             return
@@ -139,15 +139,15 @@ def check_unchanged(db: Database, settings: Settings) -> None:
 def bind(db: Database, embedder: Embedder | None, weights: str, choices: dict[str, Any]) -> tuple[Settings, bool]:
     """The settings that a gallery's file records, or that are recorded now, and whether its pictures bind it to them.
 
-    ``choices``: what was asked for, as ``Settings.of`` takes it. Raises GalleryError where the gallery was made with
-    something else, where its settings are damaged, and where there are none to read.
+    ``choices``: the arguments of ``Settings.of``. Raises GalleryError if the gallery was made with something else, if
+    its settings are damaged, and if there are none to read.
     """
     recorded = db.meta().get("settings")
     try:
         settings = None if recorded is None else Settings.from_json(recorded)
     except ValueError:
         raise GalleryError(f"{db.path}: its settings are damaged; move it away and index again") from None
-    # Without pictures nothing depends on the settings yet, as after a first run with a mistyped folder.
+    # A gallery without pictures is not bound to its settings: the first run may have named a wrong folder.
     bound = settings is not None and (settings.reduced or bool(db.rows("SELECT 1 FROM pictures LIMIT 1")))
     if not bound and db.writable and embedder is not None:
         settings = Settings.of(embedder, weights=weights, **choices)

@@ -44,7 +44,7 @@ def test_index_again(desk):
     code, out, err = run("index", "p", "nowhere", "--db", "g.db", "--prune", "--verbose", cwd=desk)
     assert (code, out) == (1, "0 embedded, 0 recognised, 3 unchanged, 1 vanished, 1 removed, 2 failed\n")
     assert re.fullmatch(
-        r"alnumpy: .*/nowhere: No such file or folder; if it is gone for good: alnumpy remove PATH --db FILE\n"
+        r"alnumpy: .*/nowhere: No such file or folder; if it was deleted: alnumpy remove PATH --db FILE\n"
         r"alnumpy: .*/p/bad.png: not a picture .*\n"
         r"alnumpy: backend none, .* s: network 0.00 s, .*\n",
         err,

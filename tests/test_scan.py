@@ -101,9 +101,7 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
         if left and mount:  # which no empty mount point has
             assert opened.index(folder, prune=True).pruned == away
             return
-        reason = (
-            "no pictures there now; is its disk mounted? If they are gone for good: alnumpy remove FOLDER --db FILE"
-        )
+        reason = "no pictures there now; is its disk mounted? If they were deleted: alnumpy remove FOLDER --db FILE"
         for prune in (False, True, True):
             report = opened.index(folder, prune=prune)
             assert (report.vanished, report.pruned) == (0 if prune else away, 0)
