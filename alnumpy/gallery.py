@@ -1,11 +1,11 @@
-"""The gallery: which pictures there are, and their embeddings, in one SQLite file that is searched exactly.
+"""The gallery: pictures and their embeddings in one SQLite file that is searched exactly.
 
 The table ``meta`` says which model, preprocessing and number format the file is bound to; ``contents`` holds an
 embedding for each distinct content of a file; ``pictures`` holds the files. So a renamed or copied file is recognised
-by its content and costs no second embedding.
+by its content and not embedded again.
 
-Several processes may read while one writes. A batch is one transaction: a stop at any moment loses at most the batch in
-flight.
+Several processes may read while one writes. A batch is one transaction: a stop at any moment loses at most the batch
+in progress.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Gallery:
 
     @contextmanager
     def _changing(self) -> Iterator[Database]:
-        """The file to write to, which one thread at a time may."""
+        """The file to write to, for one thread at a time."""
         if self._writer is None:
             raise GalleryError(f"{self.path}: opened to read; open it with mode 'a' to change it")
         with self._writing:
@@ -310,7 +310,7 @@ class Gallery:
         than ten million pairs of pictures are within the distance.
         """
         distance = likeness.threshold(self.settings, like) if isinstance(like, str) else like
-        with closing(Database(self.path, False)) as db, db.reading():  # beside which others search on
+        with closing(Database(self.path, False)) as db, db.reading():  # others can search meanwhile
             check_unchanged(db, self.settings)
             near = pairs.near(Snapshot(db, self.settings), distance) if distance is not None else lambda _: []
             return groups.duplicates(db, near, keep, [os.fspath(path) for path in scan.several(reference)])
@@ -329,7 +329,7 @@ class Gallery:
 
     @property
     def space(self) -> list[Any]:
-        """What two galleries have in common whose embeddings can be compared."""
+        """What two galleries must have in common for their embeddings to be compared."""
         whitening = self._open.db.rows("SELECT mean, projection FROM whitening") if self.settings.reduced else []
         return [self.settings.identity, self.settings.flip, self.settings.reduced, self.dimension, *whitening]
 

@@ -26,8 +26,8 @@ from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Vo
 from .settings import Settings
 
 DATED = 1000  # pictures whose dates are recorded in one transaction
-MISSING, LEFT_OUT = 1, 2  # states of a picture that is not found any more; 0 is that of the others
-UNREAD = Stamp(-1, -1)  # of a file that could not be read: no file's own
+MISSING, LEFT_OUT = 1, 2  # states of a picture that is no longer found; all others have 0
+UNREAD = Stamp(-1, -1)  # for a file that could not be read; no file has this stamp
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
 Array = np.ndarray
@@ -36,32 +36,32 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Report:
-    """What became of the files that were indexed."""
+    """The result of indexing: how many files had which outcome."""
 
     embedded: int = 0  # new contents
     recognised: int = 0  # new or touched files whose content was known already
     unchanged: int = 0  # not read
     vanished: int = 0  # newly found to be missing
     pruned: int = 0
-    left_out: int = 0  # pictures of the gallery that a rule leaves out now, and did not before
+    left_out: int = 0  # pictures of the gallery that a rule leaves out now, but did not before
     passed_over: dict[str, int] = field(default_factory=dict)  # by kind, files that are not read
-    # Path and reason, those included that failed earlier and have not changed.
+    # Path and reason, including files that failed earlier and have not changed.
     failed: list[tuple[str, str]] = field(default_factory=list)
     # Missing folders whose files were all recognised elsewhere: the folder, where they are now, and their number.
     moved: list[tuple[str, str, int]] = field(default_factory=list)
-    backend: str = "none"  # what embedded: "compiled", "numba", "numpy" or "none"
+    backend: str = "none"  # the backend that embedded: "compiled", "numba", "numpy" or "none"
     seconds: float = 0.0
-    decode_seconds: float = 0.0  # of the CPU, reading and decoding, all threads together
+    decode_seconds: float = 0.0  # CPU time for reading and decoding, all threads together
     network_seconds: float = 0.0
-    waited_seconds: float = 0.0  # that the network waited for pictures
+    waited_seconds: float = 0.0  # time that the network waited for pictures
 
 
 class Encoder:
-    """From a picture to an embedding as a gallery's settings say."""
+    """From a picture to an embedding, by a gallery's settings."""
 
     def __init__(self, embedder: Embedder, settings: Settings, whitening: tuple[Array, Array] | None, max_pixels: int):
         self.network = copy.copy(embedder)
-        self.network.normalize = False  # which comes after the average of flips
+        self.network.normalize = False  # normalising comes after averaging with the mirrored picture
         self.settings = settings
         self.whitening = whitening  # the mean (D,) and the projection (D, dimension) of a reduced gallery
         self.max_pixels = max_pixels
@@ -78,7 +78,7 @@ class Encoder:
         def forward(x: Array) -> Array:
             return network._forward(x, 2 * total if self.settings.flip else total)
 
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # embeddings that are not finite are refused later
             vectors = postprocess.average_mirrored(forward, x) if self.settings.flip else forward(x)
             if self.settings.normalize:
                 vectors = postprocess.l2_normalize(vectors)
@@ -96,7 +96,7 @@ class Read(NamedTuple):
     width: int = 0
     height: int = 0
     taken: str = ""  # the date in its EXIF data
-    x: Array | None = None  # float32 (3, S, S); None also where the content is known
+    x: Array | None = None  # float32 (3, S, S); also None if the content is known
     error: str | None = None
     seconds: float = 0.0  # of the CPU
 
@@ -110,7 +110,7 @@ class Ingest:
         self.batch_size = batch_size
         self.progress = progress
         self.places = Places.of(db)
-        # What decodes, and within which limit: where another failed, this may not.
+        # The decoders and their limit: they may succeed where others have failed.
         self.tried = f"{formats.decoders()}, at most {encoder.max_pixels} pixels"
 
     def rules(self, exclude: Iterable[str], include: Iterable[str], hidden: bool | None) -> Rules:
@@ -129,7 +129,7 @@ class Ingest:
         return changed
 
     def kinds(self) -> dict[str, Kind]:
-        """What is remembered of files that are not known by their names."""
+        """What is remembered about files whose names do not show their kind."""
         rows = self.db.rows("SELECT path, size, mtime_ns, kind FROM kinds WHERE typeof(path) = 'blob'")
         return {self.places.path(path): Kind(*kind) for path, *kind in rows}
 
@@ -173,13 +173,13 @@ class Ingest:
     ) -> Report:
         """Embeds what is new or changed among what was found and recorded; marks what is missing.
 
-        ``retry``: what failed is tried again; ``rehash``: all is read again; ``ready``: whether a file may be read now.
+        ``retry``: failed files are tried again; ``rehash``: all files are read; ``ready``: whether a file may be read.
         """
         start = time.perf_counter()
         rows = self.db.rows("SELECT path, mount, name FROM disks WHERE typeof(path) = 'blob'")
         volumes = {self.places.path(path): Volume(self.places.mount(mount), name) for path, mount, name in rows}
         named: list[str] = []
-        with suppress(GalleryError):  # a damaged list, which the end of this run mends
+        with suppress(GalleryError):  # a damaged list; the end of this run repairs it
             named = [os.path.join(folder, "") for folder in moving.folders(self.db)]
         decided = plan(found, self._recorded(retry), volumes, RealDisk(), named=named, prune=prune, rehash=rehash)
         if ready is not None:
@@ -200,7 +200,7 @@ class Ingest:
         return report
 
     def _recorded(self, retry: bool) -> dict[str, Recorded]:
-        """What the gallery has of each file."""
+        """The gallery's record of each file."""
         rows = self.db.rows(
             "SELECT path, size, mtime_ns, ctime_ns, error, tried, vanished, contents.hash IS NOT NULL "
             "FROM pictures LEFT JOIN contents ON contents.hash = pictures.hash WHERE typeof(path) = 'blob'"
@@ -217,7 +217,7 @@ class Ingest:
         }
 
     def _mark(self, decided: Plan, report: Report) -> None:
-        """Records what became of the files that were not read."""
+        """Records the outcome for files that were not read."""
         self.db.run_each("UPDATE pictures SET vanished = 0 WHERE path = ?", self._rows(decided.back))
         mark = "UPDATE pictures SET vanished = ? WHERE path = ? AND vanished != ?"
         for state, paths in ((MISSING, decided.missing), (LEFT_OUT, decided.left_out)):
@@ -231,7 +231,7 @@ class Ingest:
         self.db.run_each("UPDATE pictures SET ctime_ns = ? WHERE path = ?", stamps)
 
     def _remember(self, decided: Plan, found: Found, volumes: Mapping[str, Volume]) -> None:
-        """Records the disks of folders, and what files are that are not known by their names."""
+        """Records the disks of folders, and the kinds of files whose names do not show it."""
         renamed = [(*self._disk(new), *self._disk(old)) for old, new in decided.renamed.items()]
         self.db.run_each("UPDATE disks SET mount = ?, name = ? WHERE mount = ? AND name = ?", renamed)
         changed = [(self.places.stored(f), *self._disk(v)) for f, v in decided.volumes.items() if volumes.get(f) != v]
@@ -289,7 +289,7 @@ class Ingest:
                     self.progress(done, len(todo))
 
     def _network(self) -> Embedder:
-        """The network, whose backend is settled once, also for a run that continues one that was stopped."""
+        """The network; a run keeps one backend to its end, even if it is stopped and continued."""
         network = copy.copy(self.encoder.network)
         unfinished = self.db.meta().get("unfinished", "")
         if network.backend == "auto" and unfinished in BACKENDS and available(unfinished):
@@ -297,7 +297,7 @@ class Ingest:
         return network
 
     def _date(self, paths: Sequence[str]) -> None:
-        """Records when pictures were taken that an earlier version has embedded."""
+        """Records the dates of pictures that an earlier version has embedded."""
         undated = dict(
             self.db.rows(
                 "SELECT path, pictures.hash FROM pictures JOIN contents ON contents.hash = pictures.hash "
@@ -346,10 +346,10 @@ class Ingest:
                 raise OSError("it was written to while it was read")
             read = read._replace(hash=hash)
         except ImageError as error:
-            if error.transient:  # which says nothing about the picture: to be tried again
+            if error.transient:  # the picture may be intact: try it again
                 read = Read(path)
             read = read._replace(error=_text(error, path))
-        except MemoryError:  # as it says nothing about the picture
+        except MemoryError:  # the picture may be intact
             read = Read(path, error="not enough memory to read it; a smaller --batch-size needs less")
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
             read = Read(path, error=_text(getattr(error, "strerror", None) or error, path))

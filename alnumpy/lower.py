@@ -36,7 +36,7 @@ Array = np.ndarray
 
 BAND = 8192  # floats of scratch (32 kB) that one group of a planar block may use, so that it stays in the L1 cache
 CHUNK = 1 << 17  # floats (512 kB) of a dense convolution's input that stay in the second level cache
-TILE_PIXELS = 12  # pixels of a chunk are whole tiles of every CPU
+TILE_PIXELS = 12  # a chunk has a multiple of this many pixels: whole tiles on every CPU
 LAYOUTS = 8  # layouts kept, one per picture size; the least recently used is dropped
 
 
@@ -47,7 +47,7 @@ LAYOUTS = 8  # layouts kept, one per picture size; the least recently used is dr
 class Program:
     """A network ready to run: ``alnumpy.kernels.run`` executes it. Made by ``lower``."""
 
-    channels: int  # of the embedding
+    channels: int  # channels of the embedding
     weights: Array  # float32 (n,), on a cache line
     tables: Array  # int64 (n,)
     nodes: list[Node]
@@ -56,7 +56,7 @@ class Program:
 
     @cached_property
     def addresses(self) -> tuple[int, int]:
-        """Of weights and tables: asking NumPy for them takes longer than it should take to start a run."""
+        """The addresses of weights and tables, kept because asking NumPy for them delays every run."""
         return address(self.weights), address(self.tables)
 
     def layout(self, size: Size) -> Layout:
@@ -83,23 +83,23 @@ class Node(NamedTuple):
 
     unit: Unit
     inputs: tuple[str, ...]  # names of the maps that it reads
-    name: str  # of the map that it makes
-    layers: Sequence[Layer]  # that it computes, none where it only moves data
+    name: str  # name of the map that it makes
+    layers: Sequence[Layer]  # layers that it computes, none if it only moves data
 
     @property
     def label(self) -> str:
-        """What to call its steps: its layer, what its layers have in common, as "block1", or "" for none."""
+        """The name of its steps: its layer, the common part of its layers' names such as "block1", or "" for none."""
         names = [layer.name for layer in self.layers] or [""]
         return names[0] if len(names) == 1 else names[0].partition(".")[0]
 
 
 class Place(NamedTuple):
-    """Where the channels of a map stand, whatever its size."""
+    """Where the channels of a map stand, for every size."""
 
-    channels: Array  # of each channel, its plane or its index in a record
+    channels: Array  # the plane of each channel, or its index in a record
     width: int  # planes, or floats of a record
     planar: bool = False
-    attended: bool = False  # planar only: whoever reads the map multiplies it by the factors of its attention
+    attended: bool = False  # planar only: every reader of the map multiplies it by the factors of its attention
 
     @property
     def in_order(self) -> bool:
@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """The two factors of a CBAM, to be multiplied by whoever reads the map next."""
+    """The two factors of a CBAM; the next reader of the map multiplies by them."""
 
     channel: Argument = NONE  # (channels)
     spatial: Argument = NONE  # (H, row)
@@ -123,7 +123,7 @@ class Map(NamedTuple):
     buffer: Buffer
     size: Size
     attention: Attention = Attention()  # still to be multiplied
-    totals: Buffer | None = None  # of a planar map: each channel's sums and maxima, which its kernel took
+    totals: Buffer | None = None  # of a planar map: each channel's sums and maxima, as its kernel computed them
 
 
 class Unit(Protocol):
@@ -177,7 +177,7 @@ def image_row(width: int) -> int:
 
 
 def image_size(size: Size, border: int) -> int:
-    """Floats of a picture with a border of zeros, so many rows above and below."""
+    """Floats of a picture with a border of zeros: ``border`` rows above and below."""
     return 3 * (size[0] + 2 * border) * image_row(size[1]) + LINE
 
 
@@ -199,7 +199,7 @@ def is_depthwise(layer: Conv) -> bool:
 
 
 def symmetric(layer: Conv) -> bool:
-    """Whether the padding is kernel // 2 on each side, whatever the size."""
+    """Whether the padding is kernel // 2 on each side, for every size."""
     return layer.padding == "symmetric" or layer.stride == 1
 
 
@@ -211,7 +211,7 @@ def shuffled(channels: int, groups: int) -> Array:
 def equal_runs(channels: Array) -> tuple[Array, int, dict[str, int]] | None:
     """Channels that stand in runs of one length at one distance: their order, where the first is, and the runs.
 
-    None where they do not, or where runs are so short that a kernel's loop over them would not pay.
+    None if they do not, or if runs are too short for a kernel's loop over them to pay.
     """
     order = np.argsort(channels)
     places = channels[order]
@@ -291,7 +291,7 @@ class PlanarBlock:
 
     @staticmethod
     def match(layers: Sequence[Layer], readers: Counter[str], places: Mapping[str, Place]) -> Sequence[Layer]:
-        """Those of the first layers that are such a block, of a planar map; none where they are not."""
+        """The first layers if they are such a block of a planar map, or else none."""
         shuffles = [layer for layer in layers[1:2] if isinstance(layer, Shuffle)]
         block = layers[: 3 + len(shuffles)]
         convs = [layer for layer in block if isinstance(layer, Conv)]
@@ -309,7 +309,7 @@ class PlanarBlock:
             and is_depthwise(depthwise)
             and len({layer.groups for layer in in_groups}) == 1
             and symmetric(depthwise)
-            and project.channels // project.groups < PACK  # more of them fill the vectors of channels last
+            and project.channels // project.groups < PACK  # with more of them, channels last would fill its vectors
         )
         return block if fits else []
 
@@ -321,7 +321,7 @@ class PlanarBlock:
         row = round_up(width if stride == 1 else 2 * round_up(-(-width // 2), LINE // 2), LINE)
         per_row = stride * row + filters * round_up(new_width, LINE)  # scratch floats for one more row of output
         band = min(new_height, max(2, (BAND - (3 - stride) * row) // per_row))
-        rows = stride * band + 3 - stride  # of input
+        rows = stride * band + 3 - stride  # rows of input
         plane = plane_size(*size)
         y, totals = Buffer(groups * outputs * plane), Buffer(2 * LINE * groups * outputs)
         steps.add(
@@ -398,11 +398,11 @@ class Dense:
 
 
 class ImageConvolution:
-    """Any dense convolution of the picture, channels last."""
+    """A dense convolution of the picture of any kind, channels last."""
 
     def __init__(self, layer: Conv, pack: Pack) -> None:
         weight, bias = pack.fold(layer)
-        rows = weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1)  # as the padded picture has them
+        rows = weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1)  # in the order of the padded picture
         self.layer, self.w, self.place = layer, pack.weights.add(pack_dense(rows, bias)), grouped(layer.channels, 1)
 
     def emit(self, steps: Steps, x: Map) -> Map:
@@ -546,7 +546,7 @@ class Reordered:
 
 
 class Attend:
-    """CBAM in either layout. Its factors are left to the next reader where that is ``pending``; else they multiply."""
+    """CBAM in either layout. If ``pending``, its factors are left to the next reader; else they multiply the map."""
 
     def __init__(self, layer: Cbam, source: Place, pack: Pack, pending: bool) -> None:
         self.layer, self.place, self.pending = layer, source._replace(attended=source.planar), pending
@@ -625,7 +625,7 @@ class Embedding:
 def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
     """The program of a network: ``params`` are the arrays of its layers.
 
-    Raises UnsupportedError where no kernel computes a layer.
+    Raises UnsupportedError if no kernel computes a layer.
     """
     walk, rest = Walk(spec.layers(), params), list(spec.layers())
     while rest:
@@ -639,8 +639,8 @@ def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
 class Walk:
     """The units so far, and the places of the maps they make.
 
-    ``block``, ``residual`` and ``layer`` add units for the first of the remaining layers, and return how many they are;
-    0 where they do not know them.
+    ``block``, ``residual`` and ``layer`` add units for the first of the remaining layers, and return how many layers
+    they took; 0 if they do not know them.
     """
 
     def __init__(self, layers: Sequence[Layer], params: Mapping[str, Array]) -> None:
@@ -660,7 +660,7 @@ class Walk:
             self.add(Embedding(last.channels, self.in_order(last.name)), (last.name,), "embedding")
         return Program(last.channels, self.pack.weights.join(), self.pack.tables.join(), self.nodes)
 
-    # The place of a map by its name. Where it does not stand as it is asked for, it is moved, for all later readers.
+    # The place of a map by its name. If it is not laid out as asked for, it is moved, for all later readers.
 
     def channels_last(self, name: str) -> Place:
         if self.places[name].planar:

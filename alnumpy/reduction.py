@@ -1,4 +1,4 @@
-"""A smaller gallery out of a gallery: embeddings PCA-whitened to fewer dimensions."""
+"""Makes a smaller gallery from a gallery: embeddings PCA-whitened to fewer dimensions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTENTS = (
 def reduce(source: Database, settings: Settings, path: str | os.PathLike[str], dimensions: int) -> float:
     """Writes the gallery of ``Gallery.reduce``; returns the share of the variance that is kept. Raises GalleryError."""
     target = os.path.abspath(path)
-    for name in (target, target + "-wal", target + "-journal"):  # what SQLite would apply to the new file
+    for name in (target, target + "-wal", target + "-journal"):  # SQLite would apply old logs to the new file
         if os.path.lexists(name):
             raise GalleryError(f"{name}: exists already; choose another name, or remove it first")
     if settings.reduced:
@@ -52,7 +52,7 @@ def reduce(source: Database, settings: Settings, path: str | os.PathLike[str], d
 def read_whitening(db: Database, settings: Settings, embedding: int) -> tuple[Array, Array] | None:
     """The mean (D,) and the projection (D, dimension) of a reduced gallery, which new embeddings, of D, need.
 
-    None where the gallery is not reduced. Raises GalleryError for damaged ones.
+    None if the gallery is not reduced. Raises GalleryError for damaged ones.
     """
     if not settings.reduced:
         return None
@@ -71,7 +71,7 @@ def _blocks(source: Database, settings: Settings) -> Iterator[tuple[list[tuple[b
     last = -(2**63)
     length = packed.row_length(settings.dimension, settings.dtype)
     while part := source.rows(CONTENTS, [last, length, packed.BLOCK]):
-        if part[-1][0] <= last:  # which would go round for ever
+        if part[-1][0] <= last:  # otherwise it would go round for ever
             raise GalleryError(f"{source.path}: damaged (rows out of order); restore it, or index into another file")
         last = part[-1][0]
         rows = np.frombuffer(b"".join(row[4] for row in part), np.uint8).reshape(len(part), -1)

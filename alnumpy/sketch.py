@@ -1,15 +1,15 @@
 """Sketches: a compact copy of a gallery's embeddings, from which a search learns which few rows it must read.
 
-A sketch of an embedding x holds its leading principal components c, as int8 with a scale, and the norm r of what they
-leave out of x - mean. Both parts are orthogonal, so by the triangle inequality in each of them
+A sketch of an embedding x holds its leading principal components c, as int8 with a scale, and the norm r of the rest of
+x - mean. Both parts are orthogonal, so by the triangle inequality in each of them
 
     |x - q|^2 >= |c(x) - c(q)|^2 + (r(x) - r(q))^2,
 
-which is one product of matrices. What int8 rounds off is at most a known error, and a margin covers float32's rounding,
+which is one product of matrices. The rounding error of int8 has a known bound, and a margin covers float32's rounding,
 so that no row that belongs to the result is ever passed over; the result itself is computed from whole rows.
 
 Sketches lie in the gallery's file, in blocks of consecutive rowids of ``contents``. Triggers note in ``unsketched``
-each row that is written or removed, whoever does so; ``renew`` works that off, and readers read such rows whole.
+each row that is written or removed by anyone; ``renew`` sketches these rows later; until then they are read whole.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Array = np.ndarray
 
 COMPONENTS = 256  # principal components that are kept, at most
 BLOCK = 4096  # rowids per block
-UNSKETCHED = 1 << 23  # bytes of rows that may wait for their sketches: readers read them whole
+UNSKETCHED = 1 << 23  # bytes of rows without sketches that are allowed, since readers read them whole
 SAMPLE = 1 << 24  # bytes of the embeddings, as float32, from which principal components are learned
 GROWTH = 4  # principal components are learned again when a gallery has grown by this factor
-MARGIN = 1e-4  # error of a distance, relative to the norms: far above what float32 makes, and axes that it rounds
+MARGIN = 1e-4  # bound on the error of a distance, relative to the norms; generous for float32 and rounded axes
 FETCHED = 256  # rows that one statement asks for
 CHUNK = 512  # codes converted at once: half a megabyte, which stays in the cache
-TINY = 1e-18  # error of a distance where squares underflow
-ABSENT, DAMAGED = 0, 1  # the scale of a sketch without an embedding, whose norm is infinite
+TINY = 1e-18  # bound on the error of a distance if squares underflow
+ABSENT, DAMAGED = 0, 1  # scales that mark a sketch without an embedding; its norm is infinite
 
 
 class Basis(NamedTuple):
-    """Where sketches are taken."""
+    """The axes on which sketches are taken."""
 
     mean: Array  # float32 (D,)
     axes: Array  # float32 (D, K), orthonormal columns
 
     def split(self, vectors: Array) -> tuple[Array, Array, Array]:
-        """Of embeddings float32 (n, D): components (n, K), norms of the rest (n,), and norms of the whole (n,)."""
+        """Splits embeddings float32 (n, D): components (n, K), norms of the rest (n,), and norms of the whole (n,)."""
         centred = vectors - self.mean
         components = centred @ self.axes
         length = np.linalg.norm(centred, axis=1)
@@ -54,7 +54,7 @@ class Basis(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Queries, as they are and as they are sketched."""
+    """Queries and their sketches."""
 
     vectors: Array  # float32 (Q, D)
     components: Array  # float32 (Q, K)
@@ -63,7 +63,7 @@ class Queries(NamedTuple):
 
     @classmethod
     def of(cls, vectors: Array, basis: Basis | None) -> Queries:
-        """Queries float32 (Q, D)."""
+        """Makes queries of embeddings float32 (Q, D)."""
         if basis is None:
             none = np.zeros(len(vectors), np.float32)
             return cls(vectors, np.zeros((len(vectors), 0), np.float32), none, none)
@@ -72,19 +72,19 @@ class Queries(NamedTuple):
 
 
 class Sketches(NamedTuple):
-    """Sketches of some contents."""
+    """The sketches of some contents."""
 
     rowids: Array  # int64 (n,), ascending
-    norms: Array  # float32 (n,): squared norms of what is sketched; infinite where there is no embedding
-    scales: Array  # float32 (n,) of the codes; ABSENT or DAMAGED where there is no embedding
-    rests: Array  # float32 (n,): norms of what the components leave out
-    errors: Array  # float32 (n,): by how much a distance from the sketch can exceed that from the embedding
+    norms: Array  # float32 (n,): squared norms of the embeddings; infinite if there is none
+    scales: Array  # float32 (n,): scales of the codes; ABSENT or DAMAGED if there is no embedding
+    rests: Array  # float32 (n,): norms of the parts outside the components
+    errors: Array  # float32 (n,): how much a distance to the sketch can exceed the distance to the embedding
     codes: Array  # int8 (n, K)
 
     @classmethod
     def of(cls, embeddings: Packed, basis: Basis) -> Sketches:
         """The sketches of embeddings."""
-        with np.errstate(over="ignore", invalid="ignore"):  # axes may overflow where only a part of them is used
+        with np.errstate(over="ignore", invalid="ignore"):  # axes may overflow if only a part of them is used
             components, rests, lengths = basis.split(packed.decode(embeddings.rows, embeddings.dtype))
         scales = np.maximum(np.abs(components).max(1) / np.float32(127), np.finfo(np.float32).tiny)
         codes = np.rint(components / scales[:, None]).clip(-127, 127)
@@ -103,7 +103,7 @@ class Sketches(NamedTuple):
 
     @classmethod
     def from_blobs(cls, block: int, numbers: object, codes: object, components: int) -> Sketches | None:
-        """A row of the table ``sketches``; None where it is damaged."""
+        """A row of the table ``sketches``; None if it is damaged."""
         sizes = 16 * BLOCK, BLOCK * components
         if not isinstance(numbers, bytes) or not isinstance(codes, bytes) or (len(numbers), len(codes)) != sizes:
             return None
@@ -120,11 +120,11 @@ class Sketches(NamedTuple):
         return numbers.tobytes(), self.codes.tobytes()
 
     def some(self, index: Array) -> Sketches:
-        """Some of them."""
+        """The sketches at some positions."""
         return Sketches(*[column[index] for column in self])
 
     def bound(self, queries: Queries, bounds: Array) -> None:
-        """Writes what the squares of (distance to each of Q queries + errors) are not below: float32 (n, Q)."""
+        """Writes lower bounds of the squares of (distance to each of Q queries + errors): float32 (n, Q)."""
         keep = np.float32(1 - packed.ROUNDING)
         wanted = np.ascontiguousarray(-2 * queries.components.T)
         norms = (np.einsum("qk,qk->q", queries.components, queries.components) + queries.rests**2) * keep
@@ -137,13 +137,13 @@ class Sketches(NamedTuple):
             part += norms
 
     def remove(self, at: Array) -> None:
-        """Forgets those at some positions."""
+        """Removes the sketches at some positions."""
         self.norms[at] = np.inf
         self.scales[at] = ABSENT
 
 
 def components(settings: Settings) -> int:
-    """How many components the sketches of a gallery have; 0 where rows are so small that they need none."""
+    """How many components the sketches of a gallery have; 0 if rows are so small that they need none."""
     count = min(COMPONENTS, settings.dimension)
     return count if packed.row_length(settings.dimension, settings.dtype) >= 2 * (count + 16) else 0
 
@@ -151,7 +151,7 @@ def components(settings: Settings) -> int:
 def learn(vectors: Array, count: int) -> Basis:
     """The mean and the leading principal axes of embeddings float32 (N, D), by subspace iteration.
 
-    Axes that are less than the best cost time in a search, but never a result.
+    Axes that are not the best cost time in a search, but never change a result.
     """
     mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
     centred = vectors - mean
@@ -161,15 +161,15 @@ def learn(vectors: Array, count: int) -> Basis:
     axes = np.random.default_rng(0).standard_normal((dimension, min(dimension, count + 16)))
     for _ in range(4):
         axes = np.linalg.qr(centred.T @ (centred @ axes.astype(np.float32)) + 1e-6 * axes)[0]
-    # The product with the covariance sorts them: the leading ones first.
+    # The product with the covariance sorts the axes, the leading ones first.
     variances = np.square(centred @ axes.astype(np.float32)).sum(0)
     return Basis(mean, np.ascontiguousarray(np.linalg.qr(axes[:, np.argsort(-variances)[:count]])[0], np.float32))
 
 
 def read_basis(db: Database, settings: Settings) -> Basis | None:
-    """The basis of a gallery's sketches; None where it has none, or none that bounds distances."""
+    """The basis of a gallery's sketches; None if it has none, or one that does not bound distances."""
     count = components(settings)
-    if count == 0 or not db.rows("SELECT 1 FROM sqlite_master WHERE name = 'basis'"):  # of an older version
+    if count == 0 or not db.rows("SELECT 1 FROM sqlite_master WHERE name = 'basis'"):  # a file of an older version
         return None
     sql = "SELECT mean, axes FROM basis WHERE length(mean) = ? AND length(axes) = ?"
     for mean, axes in db.rows(sql, [4 * settings.dimension, 4 * settings.dimension * count]):
@@ -182,7 +182,7 @@ def read_basis(db: Database, settings: Settings) -> Basis | None:
 
 
 def renew(db: Database, settings: Settings) -> None:
-    """Sketches what is unsketched, where that is much. To be called in a transaction. Raises GalleryError."""
+    """Sketches rows without sketches, if they are many. Call it in a transaction. Raises GalleryError."""
     count = components(settings)
     length = packed.row_length(settings.dimension, settings.dtype)
     if count == 0 or db.one("SELECT COUNT(*) FROM unsketched") * length < UNSKETCHED:
@@ -231,7 +231,7 @@ def learn_from(db: Database, settings: Settings, count: int) -> Basis:
 
 
 def read_rows(db: Database, settings: Settings, rowids: Array) -> tuple[Packed, Array]:
-    """The contents with some rowids, ascending, and the rowids of damaged ones; what is not there is left out."""
+    """The contents with some rowids, ascending, and the rowids of damaged ones; missing ones are left out."""
     found: list[tuple[int, object]] = []
     sql = (
         "SELECT rowid, CASE WHEN length(embedding) = ? THEN embedding END FROM contents "
@@ -243,7 +243,7 @@ def read_rows(db: Database, settings: Settings, rowids: Array) -> tuple[Packed, 
 
 
 def sort_out(found: Sequence[tuple[int, object]], settings: Settings) -> tuple[Packed, Array]:
-    """Rowids and embeddings as the database has them: those that can be ranked, and the rowids of damaged ones."""
+    """Sorts rowids and embeddings from the database: those that can be ranked, and the rowids of damaged ones."""
     blobs = [blob for _, blob in found if isinstance(blob, bytes)]
     rowids = np.array([rowid for rowid, _ in found], np.int64)
     whole = np.array([isinstance(blob, bytes) for _, blob in found], bool)
@@ -254,7 +254,7 @@ def sort_out(found: Sequence[tuple[int, object]], settings: Settings) -> tuple[P
 
 
 def batches(rowids: Array) -> Iterator[list[int]]:
-    """As many at a time as one statement asks for, so that SQLite compiles it once; the last one fills a batch."""
+    """Batches for one statement, all equally long so that SQLite compiles it once; the last rowid is repeated."""
     for start in range(0, len(rowids), FETCHED):
         part = rowids[start : start + FETCHED].tolist()
         yield part + part[-1:] * (FETCHED - len(part))

@@ -1,7 +1,7 @@
-"""What can be found in a gallery at one moment: exact search, and groups of duplicates, in constant memory.
+"""The findable content of a gallery at one moment: exact search, and groups of duplicates, in constant memory.
 
 A search passes over sketches of the embeddings (see ``sketch``), which tell which rows can be among the nearest, and
-reads those rows. Galleries that are small, or of an older version, have no sketches: it then passes over all rows.
+reads those rows. Small galleries and those of older versions have no sketches: there a search passes over all rows.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .sketch import Queries, Sketches
 Array = np.ndarray
 Piece = Packed | Sketches
 
-HELD = 1 << 27  # bytes of rows and sketches that are held from the second pass on; more are read in each pass
+HELD = 1 << 27  # bytes of rows and sketches that are kept from the second pass on; the rest is read in each pass
 BOUNDS = 1 << 22  # bounds of distances held at once, 16 MB
-PART = 1 << 20  # rows ranked at once: bounds the memory whatever the size of the gallery
+PART = 1 << 20  # rows ranked at once: bounds the memory for galleries of any size
 GROUP = 64  # bounds in a group; search looks at the groups' minima first
 CHUNK = 256  # rows read and compared before looking whether more are needed
-LARGEST = 3e38  # a bound that every distance is below, and that is below infinity
+LARGEST = 3e38  # above every distance, and below infinity
 
 FINDABLE = "error IS NULL AND vanished = 0"
 # Contents that only missing or unreadable pictures have.
@@ -55,21 +55,21 @@ class Match(NamedTuple):
 
     path: str
     distance: float
-    same: bool  # whether its file has the query's content, byte for byte: the query itself, or a copy
+    same: bool  # whether its file is identical to the query: the query itself, or a copy
 
 
 class Nearest(NamedTuple):
-    """What is nearest to a query so far, nearest first, with all that is as far as the last of it."""
+    """The contents nearest to a query so far, nearest first, with all that are as far as the last."""
 
     distances: Array  # float32 (n,)
-    rowids: Array  # int64 (n,), of contents
+    rowids: Array  # int64 (n,): rowids of contents
 
     def limit(self, k: int) -> float:
-        """The distance of the kth; infinite where there are fewer."""
+        """The distance of the k-th; infinite if there are fewer."""
         return float(self.distances[k - 1]) if len(self.distances) >= k else np.inf
 
     def add(self, distances: Array, rowids: Array, k: int) -> Nearest:
-        """With more contents."""
+        """The nearest after adding more contents."""
         merged = Nearest(np.concatenate([self.distances, distances]), np.concatenate([self.rowids, rowids]))
         order = np.argsort(merged.distances, kind="stable")
         merged = Nearest(merged.distances[order], merged.rowids[order])
@@ -78,7 +78,7 @@ class Nearest(NamedTuple):
 
 
 class Snapshot:
-    """What a gallery holds at one moment. To be used inside ``db.reading()``, which sees to it that it still does."""
+    """The state of a gallery at one moment. Use it inside ``db.reading()``, which keeps that moment."""
 
     def __init__(self, db: Database, settings: Settings):
         self.db = db
@@ -99,7 +99,7 @@ class Snapshot:
         self._size = size
         self._held: list[Piece] | None = None
         self._passed = False
-        self._bad: set[int] = set()  # contents whose rows were found to be damaged
+        self._bad: set[int] = set()  # rowids of contents whose rows are known to be damaged
 
     # Search
 
@@ -113,10 +113,10 @@ class Snapshot:
             pairs = zip(nearest, results, strict=True)
             if all(len(result) >= k or len(found.rowids) < wanted for found, result in pairs):
                 return results
-            wanted *= 2  # some contents belong to no picture, as in a damaged gallery
+            wanted *= 2  # in a damaged gallery some contents belong to no picture
 
     def nearest(self, vectors: Array, k: int) -> list[Nearest]:
-        """The k nearest contents to each query of (Q, D), and all those as near as the last of them."""
+        """The k nearest contents to each query of (Q, D), and all that are as near as the last of them."""
         none = Nearest(np.zeros(0, np.float32), np.zeros(0, np.int64))
         results = [none] * len(vectors)
         step = max(1, BOUNDS // max(1, min(PART, self._contents)))
@@ -128,7 +128,7 @@ class Snapshot:
         return results
 
     def _parts(self, queries: Queries) -> Iterator[_Part]:
-        """Bounds of the distances to all contents, for some of them at a time."""
+        """Bounds of the distances to all contents, in parts."""
         pieces = iter(self.pieces())
         piece = next(pieces, None)
         while piece is not None:
@@ -141,13 +141,13 @@ class Snapshot:
             yield _Part.joined(part)
 
     def _rank(self, queries: Queries, k: int, part: _Part, nearest: list[Nearest]) -> list[Nearest]:
-        """The nearest so far to each query and what is nearer in a part."""
+        """The nearest contents to each query, after adding a part."""
 
         def possible(i: int, bounds: Array, errors: Array) -> Array:
             reach = np.minimum((nearest[i].limit(k) + queries.errors[i] + errors) ** 2 * (1 + 1e-6), LARGEST)
             return np.asarray(bounds <= reach)
 
-        # First those that are probably the nearest, to learn how far the kth is.
+        # First the rows that are probably nearest, to learn the distance of the k-th.
         probable = [self._probable(queries, i, k, part) for i in range(len(nearest))]
         nearest = self._compare(queries.vectors, k, part, probable, nearest)
         waiting = []
@@ -155,7 +155,7 @@ class Snapshot:
             near = _members(np.flatnonzero(possible(i, part.least[:, i], part.group_errors)))
             near = np.setdiff1d(near[possible(i, part.bounds[near, i], part.errors[near])], seen, assume_unique=True)
             waiting.append(near[np.argsort(part.bounds[near, i])])
-        chunk = CHUNK * len(waiting)  # which many queries share
+        chunk = CHUNK * len(waiting)  # many queries share it
         while any(map(len, waiting)):
             nearest = self._compare(queries.vectors, k, part, [near[:chunk] for near in waiting], nearest)
             waiting = [near[chunk:] for near in waiting]
@@ -164,9 +164,9 @@ class Snapshot:
         return nearest
 
     def _probable(self, queries: Queries, i: int, k: int, part: _Part) -> Array:
-        """Positions of k that are probably among the nearest to query i.
+        """Positions of k contents that are probably among the nearest to query i.
 
-        What the sketches of two embeddings leave out is mostly at right angles to each other.
+        The parts of two embeddings outside their sketches are mostly at right angles to each other.
         """
         least = part.least[:, i]
         count = min(len(least), max(k, 16))
@@ -178,7 +178,7 @@ class Snapshot:
     def _compare(
         self, queries: Array, k: int, part: _Part, positions: list[Array], nearest: list[Nearest]
     ) -> list[Nearest]:
-        """The nearest so far to each query (Q, D), and what is nearer at its positions in a part, by whole rows."""
+        """The nearest to each query (Q, D), after comparing whole rows at its positions in a part."""
         asked = np.repeat(np.arange(len(positions)), [len(at) for at in positions])
         rowids = part.rowids[np.concatenate(positions)]
         order = np.argsort(rowids)
@@ -205,7 +205,7 @@ class Snapshot:
         return nearest
 
     def rows(self, rowids: Array) -> Packed:
-        """Those of some contents, by ascending rowid, that are there and not damaged."""
+        """The intact rows among some contents, by ascending rowid."""
         if self.basis is None and self._held:
             (piece,) = self._held
             assert isinstance(piece, Packed)
@@ -235,7 +235,7 @@ class Snapshot:
         return [Match(self.places.path(path), distance, same) for distance, path, same in sorted(found)]
 
     def embedding(self, hash: bytes) -> Array | None:
-        """The embedding, float32 (D,), of a file's content; None where no picture here has it."""
+        """The embedding, float32 (D,), of a file's content; None if no picture here has it."""
         sql = (
             "SELECT embedding FROM contents WHERE hash = ? AND length(embedding) = ? "
             f"AND EXISTS (SELECT 1 FROM pictures WHERE pictures.hash = contents.hash AND {FINDABLE})"
@@ -251,7 +251,7 @@ class Snapshot:
     # What is passed over
 
     def pieces(self) -> Iterable[Piece]:
-        """All that can be found, as sketches where there are some, and else as whole rows."""
+        """All contents that can be found, as sketches if there are some, and else as whole rows."""
         if self._held is None and self._passed and self._size <= HELD:
             held = list(self._read())
             rows = [piece for piece in held if isinstance(piece, Packed)]
@@ -266,7 +266,7 @@ class Snapshot:
                 "WHERE rowid > ? ORDER BY rowid LIMIT ?"
             )
             while part := self.db.rows(sql, [self._length, last, packed.BLOCK]):
-                if part[-1][0] <= last:  # or a damaged table would lead in circles
+                if part[-1][0] <= last:  # otherwise a damaged table would lead in circles
                     raise GalleryError(f"{self.db.path}: damaged; restore it, or move it away and index again")
                 last = part[-1][0]
                 yield self._whole(*sketch.sort_out(part, self.settings))
@@ -278,13 +278,13 @@ class Snapshot:
         self._passed = True
 
     def _whole(self, good: Packed, damaged: Array) -> Packed:
-        """Whole rows, without those that cannot be found."""
+        """Whole rows, without contents that cannot be found."""
         self._bad.update(damaged.tolist())
         hidden = _among(good.rowids, self._hidden)
         return good.some(~hidden) if hidden.any() else good
 
     def _sketches(self, block: int) -> Piece:
-        """A block of sketches, or its whole rows where it is damaged."""
+        """A block of sketches, or its whole rows if it is damaged."""
         ((numbers, codes),) = self.db.rows("SELECT numbers, codes FROM sketches WHERE block = ?", [block])
         sketches = Sketches.from_blobs(block, numbers, codes, sketch.components(self.settings))
         if sketches is None:
@@ -313,7 +313,7 @@ class Snapshot:
 
 
 class _Part(NamedTuple):
-    """Bounds of squared distances, of a multiple of GROUP contents."""
+    """Bounds of squared distances for a multiple of GROUP contents."""
 
     rowids: Array  # int64 (n,)
     rests: Array  # float32 (n,)
@@ -340,17 +340,17 @@ class _Part(NamedTuple):
 
     @classmethod
     def joined(cls, parts: list[_Part]) -> _Part:
-        """Several as one."""
+        """Joins several parts into one."""
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _members(groups: Array) -> Array:
-    """Positions in groups."""
+    """The positions of all members of some groups."""
     return (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
 
 
 def _positions(rowids: Array, some: Array) -> Array:
-    """Positions in some rowids of those that are among others, both ascending."""
+    """Positions in ``rowids`` of those that are in ``some``; both are ascending."""
     if len(rowids) == 0:
         return np.zeros(0, np.int64)
     some = some[np.searchsorted(some, rowids[0]) : np.searchsorted(some, rowids[-1], "right")]
@@ -359,7 +359,7 @@ def _positions(rowids: Array, some: Array) -> Array:
 
 
 def _among(rowids: Array, some: Array) -> Array:
-    """Which rowids are among others, both ascending: bool (n,)."""
+    """Whether each rowid is in ``some``: bool (n,); both are ascending."""
     among = np.zeros(len(rowids), bool)
     among[_positions(rowids, some)] = True
     return among

@@ -7,13 +7,13 @@ Layout, format version 1, or 2 where there are scales:
                            but int8 where it has more than one axis
     /scales/NAME           float32 (outputs,): what an int8 array is to be multiplied by, for each of its outputs
     /self_test/input       float32 (1, 3, S, S): a preprocessed picture
-    /self_test/embedding   float32 (1, spec.embedding): what torch computed for it, or alnumpy where no torch was
+    /self_test/embedding   float32 (1, spec.embedding): its embedding, computed by torch, or by alnumpy without torch
 
-Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, what computed the self-test, the
-model card's fields, and ``normalize`` where embeddings are to be compared by their directions only. The checksum is the
-CRC-32 of the metadata, then of all arrays in the order of the spec, then of the scales, then of the self-test's; it
-tells damage, not malice, and a file made before there was one is read without. All arrays are stored contiguous and
-unfiltered, so a file can be at most four times as large in memory (int8 as float32) as on disk.
+Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, the program that computed the
+self-test, the model card's fields, and ``normalize`` if embeddings are to be compared by their directions only. The
+checksum is the CRC-32 of the metadata, then of all arrays in the order of the spec, then of the scales, then of the
+self-test's; it detects damage, not malice, and older files without one are read. All arrays are stored contiguous and
+unfiltered, so the arrays take at most four times the file's size in memory (int8 read as float32).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 FORMAT = "alnumpy weights"
 VERSION = 1
-SCALED_VERSION = 2  # of a file with scales
+SCALED_VERSION = 2  # the version of a file with scales
 DEFAULT = "alnet-photo.h5"
 MAX_METADATA = 60_000  # bytes; an HDF5 attribute holds 64 KiB
-MAX_BYTES = 256_000_000  # of parameters: three hundred ALNets
+MAX_BYTES = 256_000_000  # bytes of parameters: three hundred ALNets
 METADATA_FIELDS = {"spec", "preprocessing", "source", "source_sha256", "self_test_by", "card"}
 OPTIONAL_FIELDS = {"normalize"}
 DTYPES = ("float32", "float16", "int8")
@@ -54,19 +54,19 @@ LARGEST_CODE = 127
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with its arrays, all float32 in memory, and what is needed to use and to check them."""
+    """A network with its arrays, all float32 in memory, and everything needed to use and to check them."""
 
     spec: Spec
     preprocessing: Preprocessing
     parameters: Mapping[str, np.ndarray]
     self_test_input: np.ndarray
     self_test_embedding: np.ndarray
-    self_test_by: str  # "torch 2.13.0", or "alnumpy" where no torch was there
+    self_test_by: str  # "torch 2.13.0", or "alnumpy" if torch was not installed
     source: str = ""
     source_sha256: str = ""
     card: Mapping[str, str] = field(default_factory=dict)
-    dtype: str = "float32"  # of the parameters in the file: one of DTYPES
-    normalize: bool = False  # whether embeddings are to be divided by their L2 norms before they are compared
+    dtype: str = "float32"  # number format of the parameters in the file: one of DTYPES
+    normalize: bool = False  # whether to divide embeddings by their L2 norms before they are compared
 
 
 def default_path() -> Path:
@@ -83,16 +83,16 @@ def folders() -> list[Path]:
 
 
 def available() -> dict[str, Path]:
-    """The weights files that have a name, by it."""
+    """The weights files that have a name, by name."""
     files = [path for folder in folders() for path in sorted(folder.glob("*.h5"))]
-    named = {path.stem: path for path in reversed(files)}  # the first folder's counts
+    named = {path.stem: path for path in reversed(files)}  # the first folder comes first
     return dict(sorted(named.items()))
 
 
 def locate(weights: str | os.PathLike[str] | None = None) -> Path:
     """The file that ``weights`` means: a file's path, a name, or None for the default ones that ship with alnumpy.
 
-    A name is a text without a separator or a suffix. Raises WeightsError for one that no weights have.
+    A name is a text without a separator or a suffix. Raises WeightsError for an unknown name.
     """
     if weights is None:
         return default_path()
@@ -112,7 +112,7 @@ def self_test_size(preprocessing: Preprocessing) -> int:
 
 
 def self_test_picture(size: int) -> np.ndarray:
-    """Input for a self-test, float32 (1, 3, size, size): waves of three frequencies, one a channel."""
+    """Input for a self-test, float32 (1, 3, size, size): waves of three frequencies, one per channel."""
     y, x = np.mgrid[0:size, 0:size] / size
     waves = [np.sin(2 * np.pi * (f * x + (4 - f) * y * y) + f) for f in (1, 2, 3)]
     return np.stack(waves)[None].astype(np.float32)
@@ -136,7 +136,7 @@ def dequantize(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _stored(arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters as a file of ``dtype`` holds them, and the scales of those that have some."""
+    """Parameters as they are stored in a file of ``dtype``, and their scales."""
     if dtype != "int8":
         with np.errstate(over="ignore"):
             return {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}, {}
@@ -161,7 +161,7 @@ def rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarra
 def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """Writes a weights file, whole or not at all (see ``files.replacing``).
 
-    Parameters are stored as ``weights.dtype``. Raises OSError where the folder cannot be written to, WeightsError where
+    Parameters are stored as ``weights.dtype``. Raises OSError if the folder cannot be written to, WeightsError if
     the arrays do not fit the spec or are not finite.
     """
     import h5py
@@ -193,7 +193,7 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error} as {weights.dtype}; nothing was written") from None
 
-    # In the format of HDF5 1.8, which every HDF5 in use reads and which takes less room for many small arrays.
+    # The format of HDF5 1.8 is read by every HDF5 in use and takes less room for many small arrays.
     with replacing(path) as target, h5py.File(target, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = np.int64(SCALED_VERSION if scales else VERSION)
@@ -211,7 +211,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
     import h5py
 
     name = os.fspath(path)
-    if not os.path.isfile(name):  # also keeps HDF5 from waiting on a FIFO
+    if not os.path.isfile(name):  # also keeps HDF5 from waiting for a FIFO
         raise WeightsError(f"{name}: no such file")
     try:
         with h5py.File(name, "r", locking=False) as file:  # no locking: read-only media have none
@@ -315,8 +315,8 @@ def _read_group(
 ) -> dict[str, np.ndarray]:
     """All arrays of a group, checked to be exactly the expected ones before any is read.
 
-    By h5py's low-level interface, which for a hundred and fifty small arrays is several times faster. Names are asked
-    for and never listed: before version 2, HDF5 frees memory twice when it lists a group that is damaged.
+    Uses h5py's low-level interface, which is several times faster for a hundred and fifty small arrays. Never lists
+    names: before version 2, HDF5 frees memory twice when it lists a damaged group.
     """
     from h5py import h5d, h5g, h5s
 
@@ -358,7 +358,7 @@ def _open(parent: Any, name: str, item: str, opener: Any) -> Any:
 def _check_values(
     arrays: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray], self_test: Mapping[str, np.ndarray]
 ) -> None:
-    """What a network can compute with, and a self-test that can fail; the same for reading and for writing."""
+    """Checks that a network can compute with the values and that the self-test can fail, in reading and in writing."""
     groups = {"parameters": arrays, "scales": scales, "self_test": self_test}
     named = {f"{group}/{k}": a for group, members in groups.items() for k, a in members.items()}
     for name, array in named.items():

@@ -320,7 +320,7 @@ def test_a_missing_result_is_marked_with_the_remedy(desk):
     code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
     assert code == 0
     assert re.search(r"/p/b.png\tmissing\n", out)
-    assert f"{desk / 'p' / 'b.png'}: missing; is its disk mounted? Else: alnumpy index" in err
+    assert f"{desk / 'p' / 'b.png'}: missing; is its disk mounted? If so, alnumpy index" in err
     found = json.loads(run("search", "p/a.png", "--json", "--db", "g.db", cwd=desk)[1])[0]["results"]
     assert [os.path.basename(row["path"]) for row in found if row.get("missing")] == ["b.png"]
     rows = list(csv.DictReader(io.StringIO(run("search", "p/a.png", "--csv", "--db", "g.db", cwd=desk)[1])))

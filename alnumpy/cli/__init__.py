@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import AlnumpyError
 from .common import Command, UsageError, warn
 
-MODULES = {  # which file of this folder holds each command; only that of the one that runs is imported
+MODULES = {  # the file of this folder that holds each command; only the file of the command that runs is imported
     "embed": "embed",
     "index": "gallery",
     "search": "search",
@@ -35,7 +35,7 @@ MODULES = {  # which file of this folder holds each command; only that of the on
 
 
 def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
-    """The command line, or that of some of the commands, as an argument parser."""
+    """The argument parser of all commands, or of some."""
     parser = argparse.ArgumentParser(
         prog="alnumpy",
         usage="alnumpy COMMAND ... [OPTIONS]",
@@ -62,7 +62,7 @@ def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 all well, 1 some input failed, 2 wrong usage.
 
-    Raises what is no fault of the input, and with --debug all errors.
+    Raises errors that are not the input's fault, and with --debug all errors.
     """
     if sys.stderr is None:  # closed by the caller, as are the two below
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         warn("stdout is closed: there is nowhere to write the results to")
         return 1
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters
+        if isinstance(stream, io.TextIOWrapper):  # some locales lack letters
             stream.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged picture is whether it can be decoded
-    warnings.filterwarnings("default", "alnumpy: ")  # our own are for users to read, also under python -W error
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged picture is one that cannot be decoded
+    warnings.filterwarnings("default", "alnumpy: ")  # our own are for users, even under python -W error
     warnings.showwarning = lambda message, *_: warn(str(message).removeprefix("alnumpy: "))
     debug = False
     try:
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             return args.run(args)
         finally:
             flush()
-    except BrokenPipeError:  # the reader had enough (| head -1)
+    except BrokenPipeError:  # the reader has stopped reading (| head -1)
         return 1
     except UsageError as error:
         warn(error)
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flush() -> None:
-    """Writes out what stdout has gathered. Raises OSError where that is impossible, and lets go of it."""
+    """Writes out stdout's buffer. Raises OSError if that is impossible, and then gives up the buffer."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -29,10 +29,10 @@ class Command(NamedTuple):
     """A command of the program; its help and example, arguments and code stand together in one file."""
 
     name: str
-    takes: str  # what has to be given, as the usage line shows it
+    takes: str  # required arguments, as in the usage line
     help: str
     example: str
-    arguments: Callable[[argparse.ArgumentParser], None]  # adds them
+    arguments: Callable[[argparse.ArgumentParser], None]  # adds the arguments
     run: Callable[[argparse.Namespace], int]  # returns the exit code
 
 
@@ -55,7 +55,7 @@ def side(text: str) -> int:
 
 
 def height_and_width(text: str) -> tuple[int, int]:
-    """An argument that is a height and a width, as 128 or 37x53."""
+    """An argument that is a height and a width, for example 128 or 37x53."""
     height, cross, width = text.partition("x")
     return side(height), side(width if cross else height)
 
@@ -96,12 +96,12 @@ def add_backend(command: argparse.ArgumentParser) -> None:
         choices=BACKENDS,
         default="auto",
         help="what runs the network: compiled (packaged kernels), numba (kernels that Numba compiles here) or numpy; "
-        "auto takes compiled where they run, else numba where the pictures repay its start (default: %(default)s)",
+        "auto takes compiled if that runs here, else numba if there are enough pictures (default: %(default)s)",
     )
     command.add_argument(
         "--threads",
         type=positive_int,
-        help="threads to decode and to compute in (default: ALNUMPY_THREADS, or all CPUs)",
+        help="threads for decoding and computing (default: ALNUMPY_THREADS, or all CPUs)",
     )
 
 
@@ -111,7 +111,7 @@ def add_max_pixels(command: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=positive_int,
         default=images.MAX_PIXELS,
-        help="refuse pictures of more pixels, and decode JPEGs of more at reduced size (default: %(default)s)",
+        help="refuse larger pictures, but decode larger JPEGs at reduced size (default: %(default)s)",
     )
 
 
@@ -123,7 +123,7 @@ def add_gallery(command: argparse.ArgumentParser) -> None:
 
 
 def default_gallery() -> str:
-    """The gallery of whoever names none: $ALNUMPY_DB, or a file below the user's data folder."""
+    """The gallery when none is named: $ALNUMPY_DB, or a file below the user's data folder."""
     if named := os.environ.get("ALNUMPY_DB"):
         return named
     return os.fspath(data_folder() / "gallery.db")
@@ -136,7 +136,7 @@ def command_for(db: str, *words: str) -> str:
 
 
 def name_network(db: str) -> None:
-    """One line on stderr about a new gallery whose network nobody chose."""
+    """One line on stderr about a new gallery for which no network was chosen."""
     better = command_for(db, "index", "--weights", BETTER, "--rebuild")
     warn(f"{db}: a new gallery with {DEFAULT}, the fastest network; {BETTER} finds more in photos: {better}")
 
@@ -147,7 +147,7 @@ def warn(message: object) -> None:
 
 
 def tell_distances(meaning: str) -> None:
-    """On a terminal, what the distances mean that are printed next; nothing where that is not known."""
+    """On a terminal, the meaning of the distances that are printed next; nothing if it is not known."""
     if meaning and sys.stderr.isatty():
         warn(f"distances: {meaning}")
 
@@ -160,9 +160,9 @@ def warn_of(fault: str, paths: Sequence[str]) -> bool:
 
 
 def read_list(data: bytes) -> list[str]:
-    """Paths, each with a NUL behind it as ``find -print0`` writes them, or one per line.
+    """Paths, each followed by a NUL as ``find -print0`` writes them, or one per line.
 
-    Windows ends lines with CR LF and may begin a file with a mark: both belong to a name only if there is such a file.
+    Windows ends lines with CR LF and may begin a file with a mark: both belong to a name only if such a file exists.
     """
     if b"\0" in data:
         return [os.fsdecode(name) for name in data.split(b"\0") if name]
@@ -176,7 +176,7 @@ def read_list(data: bytes) -> list[str]:
 def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[list[str], int]:
     """The paths that the arguments stand for, and how many arguments failed (each was reported).
 
-    ``hint``: what to do where only the folders below a folder can have pictures.
+    ``hint``: what to do if only the folders below a folder can have pictures.
     """
     paths: list[str] = []
     failed = 0
@@ -207,7 +207,7 @@ def collect(arguments: Iterable[str], recursive: bool, hint: str = "") -> tuple[
 def progress_line() -> Iterator[Callable[[int, int], None]]:
     """A function that shows how many of how many pictures are done, as a bar, and wipes it at the end.
 
-    It shows that on stderr where that is a terminal and the work takes more than a second.
+    It writes to stderr if that is a terminal and the work takes more than a second.
     """
     start = shown = time.monotonic()
     wipe = False
@@ -248,7 +248,7 @@ def same_file(path: str, other: str) -> bool:
 
 
 def gallery_embedder(args: argparse.Namespace, recorded: Settings | None, size: int | None = None) -> Embedder:
-    """The embedder that a gallery was made with, as far as the arguments do not say otherwise."""
+    """The embedder that a gallery was made with, changed by the arguments."""
     if recorded is None:
         return load(args.weights, size, backend=args.backend, threads=args.threads)
     size = size or recorded.size

@@ -19,10 +19,10 @@ def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
         "--like",
         choices=("exact", "near", "similar"),
         default="near",
-        help="identical files; what programs make of a picture, in other formats and sizes; or what people make of it, "
-        "by cropping, turning and brightening a little (default: %(default)s)",
+        help="identical files; copies made by programs, in other formats and sizes; or copies made by people, "
+        "cropped, turned or brightened a little (default: %(default)s)",
     )
-    how.add_argument("--threshold", type=distance, metavar="D", help="instead: pictures within this L2 distance")
+    how.add_argument("--threshold", type=distance, metavar="D", help="pictures within this distance, instead of --like")
     parser.add_argument(
         "--keep",
         choices=("pixels", "bytes", "oldest", "newest"),
@@ -34,7 +34,7 @@ def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="only what looks like the pictures below this folder, which come first; can be given several times",
+        help="only pictures that look like those below this folder, which come first; can be given several times",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of groups")
@@ -43,7 +43,7 @@ def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
         "-0",
         dest="null",
         action="store_true",
-        help="print only the paths of the others of each group, without the first and --reference, a NUL behind each",
+        help="print only paths, each followed by a NUL, without the first of each group and without --reference",
     )
     parser.add_argument("--html", metavar="FILE", help="also write a page that shows each group side by side")
     add_max_pixels(parser)
@@ -69,7 +69,7 @@ def run_duplicates(args: argparse.Namespace) -> int:
         with replacing(args.html) as file:
             found = [(group[0].path, group[1:]) for group in groups]
             write_html(file, found, args.max_pixels, page=args.html, title="Duplicates", first="first", meaning=meaning)
-    # After the file, which a reader who had enough (| head -1) does not end.
+    # Print after writing the file, so that a reader who stops reading (| head -1) does not prevent it.
     if args.json:
         print(results.groups_json(groups))
     elif args.csv:

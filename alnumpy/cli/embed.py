@@ -50,7 +50,7 @@ def embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=32, help="pictures per batch (default: %(default)s)")
     add_max_pixels(parser)
     add_backend(parser)
-    parser.add_argument("--verbose", action="store_true", help="say on stderr which backend ran and how long it took")
+    parser.add_argument("--verbose", action="store_true", help="print on stderr which backend ran and how long it took")
 
 
 def run_embed(args: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ def run_eval(args: argparse.Namespace) -> int:
         result = evaluation.evaluate_gallery(gallery, labels, queries, progress=show)
     print_evaluation(result, args.labels or "the names of their folders", args.json)
     if result.labels == 1:
-        warn("all pictures have one label, so that whatever is found is right: these measures say nothing")
+        warn("all pictures have one label, so every result is right: these measures say nothing")
     warn_of(f"not in {args.labels}, left out", result.unlabelled)
     unknown = warn_of("labelled, but not in the gallery", result.unknown)
     return int(warn_of("damaged in the gallery, left out", result.damaged) or unknown)
@@ -67,8 +67,8 @@ def print_evaluation(result: Evaluation, labels: str, as_json: bool) -> None:
         print(results.measures_json(result._asdict() | {"scores": scores._asdict()}))
         return
     alone = f"; {scores.without_relevant} more have nothing to find" if scores.without_relevant else ""
-    print(f"data base: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
-    print(f"queries: {scores.queries}{alone}; {result.excluded} are in the data base, left out of their own ranking")
+    print(f"database: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
+    print(f"queries: {scores.queries}{alone}; {result.excluded} are in the database, left out of their own ranking")
     print("ties: by path")
     for name, value in (
         ("full mAP", scores.full_map),
@@ -85,7 +85,7 @@ def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
     if as_json:
         print(results.measures_json(result._asdict()))
         return
-    print(f"data base: {result.pictures} pictures")
+    print(f"database: {result.pictures} pictures")
     print(f"queries: {len(result.each)}, whole pictures (no boxes), not left out of their own ranking")
     print("ties: by path")
     print(f"{'mAP, junk ignored, trapezoid rule':34}{result.mean:.4f}")

@@ -1,4 +1,4 @@
-"""The commands that fill and look after a gallery: index, stats, remove, reduce."""
+"""The commands that fill and maintain a gallery: index, stats, list, move, remove, reduce."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="remove missing pictures instead of marking them, but none of an empty folder (an unmounted disk)",
+        help="remove missing pictures instead of marking them, except those of an empty folder (an unmounted disk)",
     )
-    parser.add_argument("--retry", action="store_true", help="try again whatever could not be read before")
-    parser.add_argument("--rehash", action="store_true", help="read all files again, also those that look unchanged")
+    parser.add_argument("--retry", action="store_true", help="try files again that could not be read before")
+    parser.add_argument("--rehash", action="store_true", help="read all files again, even those that look unchanged")
     parser.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave out files and folders of such names (*.tmp), or paths below FOLDER (2019/drafts); repeatable, kept "
-        "in the gallery",
+        help="leave out files and folders with matching names (*.tmp), or paths below FOLDER (2019/drafts); repeatable, "
+        "kept in the gallery",
     )
     parser.add_argument(
         "--include", action="append", default=[], metavar="PATTERN", help="take back an earlier --exclude PATTERN"
@@ -61,7 +61,7 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hidden",
         action=argparse.BooleanOptionalAction,
-        help="take hidden files, thumbnails and bins too, which are left out unless this is given; kept in the gallery",
+        help="include hidden files, thumbnails and bins, which are otherwise left out; kept in the gallery",
     )
     parser.add_argument(
         "--dtype",
@@ -88,8 +88,8 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rebuild",
         action="store_true",
-        help="make the gallery anew, with other --weights or options of a new gallery; it is searched as it was until "
-        "that is done, and what was stopped goes on when it is started again",
+        help="make the gallery anew, with other --weights or options of a new gallery; until that is done the old one "
+        "is searched, and a run that was stopped continues when it is started again",
     )
     parser.add_argument("--size", type=side, help="side of the network's input in pixels (default: the gallery's)")
     parser.add_argument(
@@ -113,10 +113,10 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         const=60,
         metavar="SECONDS",
-        help="look again every so many seconds (60 if none are given) until stopped, and print one line per change",
+        help="look again every SECONDS (default: 60) until stopped, and print one line per change",
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="say on stderr which backend ran and where the time went"
+        "--verbose", action="store_true", help="print on stderr which backend ran and where the time went"
     )
 
 
@@ -125,7 +125,7 @@ def run_index(args: argparse.Namespace) -> int:
     from ..gallery import Gallery, Report
 
     if args.watch and args.verbose:
-        raise UsageError("--verbose tells of one run; it does not go with --watch")
+        raise UsageError("--verbose reports on one run and cannot be combined with --watch")
     if args.rebuild:
         return run_rebuild(args)
     if args.relative:
@@ -141,7 +141,7 @@ def run_index(args: argparse.Namespace) -> int:
         except GalleryError:
             if not args.folders:
                 raise
-            folders = args.folders  # what may be wrong with the file shows when it is opened to write
+            folders = args.folders  # any fault of the file shows when it is opened to write
         if not folders and recorded is not None:
             warn(f"{args.db}: no folder is recorded; to find new pictures, name it once: alnumpy index FOLDER")
     elif not args.folders:
@@ -182,7 +182,7 @@ def run_index(args: argparse.Namespace) -> int:
         from .watch import watch
 
         if args.exclude or args.include or args.hidden is not None:
-            with open_gallery() as gallery:  # which keeps these rules
+            with open_gallery() as gallery:  # records these rules
                 gallery.index([], exclude=args.exclude, include=args.include, hidden=args.hidden)
         return watch(open_gallery, args.folders, args.watch, prune=args.prune, retry=args.retry, rehash=args.rehash)
     with open_gallery() as gallery, progress_line() as show:
@@ -206,7 +206,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
 
     kept = args.folders or args.exclude or args.include or args.hidden is not None or args.relative is not None
     if kept or args.retry or args.rehash or args.watch:
-        raise UsageError("--rebuild reads all pictures and keeps folders and rules: it takes none, nor --watch")
+        raise UsageError("--rebuild reads all pictures and keeps folders and rules: give neither with it, nor --watch")
     with Gallery(args.db) as made:
         old = made.settings
     embedder = gallery_embedder(args, old if args.weights is None else None, args.size)
@@ -231,7 +231,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
 
 
 def print_report(report: Report, args: argparse.Namespace) -> int:
-    """What became of the files that were indexed. Returns the exit code."""
+    """Prints the outcome of indexing. Returns the exit code."""
     for path, reason in report.failed:
         warn(f"{path}: {reason}")
     print(
@@ -308,12 +308,12 @@ STATS = Command(
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy list``."""
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="only this picture, or what lies below this folder")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="only this picture, or pictures below this folder")
     add_gallery(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list of pictures")
     form.add_argument("--csv", action="store_true", help="print CSV: " + ", ".join(results.PICTURE_COLUMNS))
-    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each with a NUL behind it")
+    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each followed by a NUL")
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -342,7 +342,7 @@ def run_list(args: argparse.Namespace) -> int:
 LIST = Command(
     "list",
     "[PATH ...]",
-    "print the pictures of a gallery by path, with a mark behind those that are missing or unreadable",
+    "print the pictures of a gallery by path, and mark those that are missing or unreadable",
     "alnumpy list ~/Pictures/2024",
     list_arguments,
     run_list,
@@ -351,8 +351,8 @@ LIST = Command(
 
 def move_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy move``."""
-    parser.add_argument("old", metavar="OLD", help="the path of a folder or picture as the gallery has it")
-    parser.add_argument("new", metavar="NEW", help="where it is now")
+    parser.add_argument("old", metavar="OLD", help="the path of a folder or picture as recorded in the gallery")
+    parser.add_argument("new", metavar="NEW", help="its path now")
     add_gallery(parser)
 
 
@@ -363,7 +363,7 @@ def run_move(args: argparse.Namespace) -> int:
     if not os.path.lexists(args.new):
         warn(f"{args.new}: No such file or folder; move the files first, then tell the gallery")
         return 1
-    with Gallery(args.db):  # which must exist: to open it to write would make it
+    with Gallery(args.db):  # it must exist: opening it to write would make it
         pass
     with Gallery(args.db, mode="a") as gallery:
         moved = gallery.move(args.old, args.new)
@@ -389,7 +389,7 @@ def remove_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="picture, or folder with everything below it; need not exist any longer",
+        help="picture, or folder with everything below it; even if it no longer exists",
     )
     add_gallery(parser)
 
@@ -398,7 +398,7 @@ def run_remove(args: argparse.Namespace) -> int:
     """``alnumpy remove``."""
     from ..gallery import Gallery
 
-    with Gallery(args.db):  # which must exist: to open it to write would make it
+    with Gallery(args.db):  # it must exist: opening it to write would make it
         pass
     with Gallery(args.db, mode="a") as gallery:
         removed = [gallery.remove(path) for path in args.paths]
@@ -446,7 +446,7 @@ def run_reduce(args: argparse.Namespace) -> int:
 REDUCE = Command(
     "reduce",
     "--dimensions N --out FILE",
-    "write a smaller gallery of the same pictures: PCA-whitened embeddings of norm 1",
+    "write a smaller gallery of the same pictures, with PCA-whitened embeddings of norm 1",
     "alnumpy reduce --dimensions 128 --out small.db",
     reduce_arguments,
     run_reduce,

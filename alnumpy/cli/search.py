@@ -68,13 +68,13 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "--since",
         type=date,
         metavar="DATE",
-        help="only pictures taken then or later, by EXIF or else by the file's time: 2024, 2024-05, 2024-05-31",
+        help="only pictures from this date on, by EXIF or else by the file's time: 2024, 2024-05, 2024-05-31",
     )
     parser.add_argument(
         "--until",
         type=date,
         metavar="DATE",
-        help="only pictures taken then or earlier, the whole year, month or day included",
+        help="only pictures until this date, including the whole year, month or day",
     )
     parser.add_argument("--max-distance", type=distance, metavar="D", help="only pictures within this distance")
     parser.add_argument("--skip-same", action="store_true", help="leave out the query itself and files identical to it")
@@ -83,7 +83,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--csv", action="store_true", help="print CSV: query, rank, distance, path, same, missing, path_base64"
     )
-    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each with a NUL behind it")
+    form.add_argument("-0", dest="null", action="store_true", help="print only paths, each followed by a NUL")
     parser.add_argument("--montage", metavar="FILE", help="also write a PNG of queries and results")
     parser.add_argument("--html", metavar="FILE", help="also write a page of queries and results that opens anywhere")
     parser.add_argument("--weights", metavar="FILE", help="weights file (default: the gallery's)")
@@ -131,14 +131,14 @@ def run_search(args: argparse.Namespace) -> int:
     for path, reason in damaged:
         warn(f"{path}: damaged in the gallery: {reason}; not ranked; to mend it, remove the picture and index it again")
     if filled and any(not matches for _, matches in found):
-        warn("no picture passes what --in, --since, --until, --max-distance, --skip-same and --not ask for")
+        warn("no picture meets the conditions of --in, --since, --until, --max-distance, --skip-same and --not")
     elif found and not filled:
-        warn(f"{args.db}: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE")
+        warn(f"{args.db}: has no pictures to find; fill it with: alnumpy index FOLDER --db FILE")
         failed += 1
     missing = {m.path for _, matches in found for m in matches if not os.path.lexists(m.path)}
     if missing:
         more = f", and {len(missing) - 1} more results" if len(missing) > 1 else ""
-        remedy = "is its disk mounted? Else: alnumpy index, which finds what was moved, or alnumpy remove PATH"
+        remedy = "is its disk mounted? If so, alnumpy index finds moved pictures, alnumpy remove PATH forgets it"
         warn(f"{min(missing)}: missing{more}; {remedy}")
     if found and args.montage:
         from ..montage import write_montage
@@ -153,7 +153,7 @@ def run_search(args: argparse.Namespace) -> int:
 
         with replacing(args.html) as file:
             write_html(file, found, args.max_pixels, page=args.html, meaning=likeness.explain(recorded))
-    # After the files, which a reader who had enough (| head -1) does not end.
+    # Print after writing the files, so that a reader who stops reading (| head -1) does not prevent them.
     if args.json:
         print(results.search_json(found, missing))
     elif args.csv:
@@ -172,7 +172,7 @@ def run_search(args: argparse.Namespace) -> int:
 
 
 def part_of(path: str, args: argparse.Namespace) -> str | Image.Image:
-    """A query's path, or the part of it that was asked for. Raises ImageError."""
+    """A query's path, or the part of the picture given by --region. Raises ImageError."""
     return path if args.region is None else images.read_part(path, args.region, args.max_pixels, path)
 
 

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from ..gallery import Gallery
 
 
-HALVES = " ▀▄█"  # of two squares, one above the other: none light, the upper, the lower, both
+HALVES = " ▀▄█"  # two squares, one above the other: none, the upper, the lower or both light
 
 
 def port(text: str) -> int:
-    """An argument that is a port; 0 stands for any that is free."""
+    """An argument that is a port; 0 stands for any free port."""
     if not text.isdecimal() or int(text[:6]) > 65535:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, not {text!r}")
     return int(text)
@@ -46,7 +46,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on; 0.0.0.0 is every one of this computer. Others than this computer need the token "
+        help="address to listen on; 0.0.0.0 stands for all of this computer's. Other computers need the token "
         "that is printed as a link (default: %(default)s, which only this computer reaches)",
     )
     parser.add_argument("--port", type=port, default=8000, help="port to listen on (default: %(default)s)")
@@ -63,7 +63,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         const=60,
         metavar="SECONDS",
-        help="look for changes every so many seconds (60 if none are given), in --index folders or in those of before",
+        help="look for changes every SECONDS (default: 60), in the --index folders or those indexed before",
     )
     parser.add_argument(
         "--thumbnails",
@@ -105,7 +105,7 @@ def run_serve(args: argparse.Namespace) -> int:
         return Gallery(args.db, embedder, "a", weights=found, max_pixels=args.max_pixels)
 
     if recorded is None and args.index:
-        open_to_index().close()  # so that there is a gallery to read
+        open_to_index().close()  # makes the gallery if it is missing
         if args.weights is None:
             name_network(args.db)
     gallery = Gallery(args.db, embedder, max_pixels=args.max_pixels)
@@ -131,17 +131,17 @@ def run_serve(args: argparse.Namespace) -> int:
     listening = server.Server(app.create_app(service), service.walls, args.port)
     link = listening.address() + (f"?token={token}" if token else "")
     if token:
-        warn("whoever has the link sees the pictures; it is not encrypted, so use it in a network that you trust")
+        warn("anyone with the link sees the pictures; it is not encrypted, so use it only in a network that you trust")
         print(code(link))
     print(link, flush=True)
     if service.indexing is not None:
         service.indexing.start()
-    listening.run()  # until Ctrl-C, which waits for nothing: what is not stored by then, the next index finds
+    listening.run()  # until Ctrl-C, which does not wait: the next index finds what is not stored yet
     return 0
 
 
 def code(text: str) -> str:
-    """A QR code in text, light where a terminal with a dark background is to shine."""
+    """A QR code as text, for terminals with a dark background."""
     import segno
 
     rows = [[not dark for dark in row] for row in segno.make(text, error="L", micro=False).matrix_iter(border=2)]
@@ -157,7 +157,7 @@ def code(text: str) -> str:
 SERVE = Command(
     "serve",
     "",
-    "open a page on which to search one's photos, and answer programs over HTTP, until Ctrl-C",
+    "open a page for searching photos, and answer programs over HTTP, until Ctrl-C",
     "alnumpy serve --index ~/Pictures",
     serve_arguments,
     run_serve,

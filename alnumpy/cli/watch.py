@@ -1,4 +1,4 @@
-"""``alnumpy index --watch``: looks again and again, since no file system on a network tells of changes."""
+"""``alnumpy index --watch``: looks again and again, since network file systems do not report changes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .common import warn
 
 NICE = 10
 
-State = tuple[str | None, str | None, bool, bool]  # a picture's content, its error, whether it is missing, or left out
+State = tuple[str | None, str | None, bool, bool]  # a picture's content and error, whether it is missing, or left out
 
 
 def states(gallery: Gallery) -> dict[str, State]:
-    """What a gallery has of each file."""
+    """A gallery's record of each file."""
     return {p.path: (p.hash, p.error, p.vanished, p.left_out) for p in gallery.pictures(embeddings=False)}
 
 
@@ -43,9 +43,9 @@ def changes(before: Mapping[str, State], after: Mapping[str, State]) -> Iterator
 def watch(
     open_gallery: Callable[[], Gallery], folders: list[str], seconds: int, *, prune: bool, retry: bool, rehash: bool
 ) -> int:
-    """Indexes every so many seconds, at low priority, until a signal ends the process. Prints one line per change.
+    """Indexes every ``seconds``, at low priority, until a signal ends the process. Prints one line per change.
 
-    What was tried in vain is tried again, and all is read again, at the first look only.
+    Only the first look tries failed files again, and reads all files again.
     """
     if hasattr(os, "nice"):
         os.nice(NICE)
@@ -64,7 +64,7 @@ def watch(
                 print(line, flush=True)
             known = after
             faults = [f"{path}: {reason}" for path, reason in report.failed if path not in after]
-        except (AlnumpyError, OSError) as error:  # as while another process writes: the next look may succeed
+        except (AlnumpyError, OSError) as error:  # for example while another process writes: the next look may succeed
             faults = [str(error)]
         for fault in faults:
             if fault not in told:

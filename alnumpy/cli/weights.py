@@ -129,7 +129,7 @@ VERIFY = Command(
 
 def models_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``alnumpy models``."""
-    parser.add_argument("--measure", action="store_true", help="measure how long a picture takes on this device, too")
+    parser.add_argument("--measure", action="store_true", help="also measure how long a picture takes on this device")
     add_backend(parser)
 
 
@@ -161,7 +161,7 @@ def run_models(args: argparse.Namespace) -> int:
 
 
 def _milliseconds(embedder: Embedder) -> float:
-    """The least of several times of one picture, after a first one."""
+    """The shortest of several times for one picture, after a first run."""
     side = embedder.preprocessing.size
     x = weights.self_test_picture(side)
     embedder.forward(x)
@@ -176,7 +176,7 @@ def _milliseconds(embedder: Embedder) -> float:
 MODELS = Command(
     "models",
     "",
-    "list the weights that have a name: what they find, how large they are, where they may be used",
+    "list the weights that have a name, with their accuracy, size and licence",
     "alnumpy models --measure",
     models_arguments,
     run_models,

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ..arena import Layout
     from ..lower import Program
 
-_runners: dict[str, Callable[..., None]] = {}  # by the backend, as soon as it was asked for
+_runners: dict[str, Callable[..., None]] = {}  # runners by backend, loaded on first use
 _library: tuple[library.Choice, Callable[..., None] | None, str] | None = None
 _loading = threading.RLock()
 
 
 def packaged() -> tuple[library.Choice, str]:
-    """The library that runs here, with its level; or none, and why. Loads it."""
+    """Loads the library that runs here; returns the choice, or why there is none, and its level."""
     global _library
     with _loading:
         if _library is None:
@@ -34,7 +34,7 @@ def packaged() -> tuple[library.Choice, str]:
             if choice.path is not None:
                 try:
                     run, level = library.load(choice.path)
-                except OSError as error:  # a policy, a noexec disk, a damaged file: there are other ways to compute
+                except OSError as error:  # a policy, a noexec disk, a damaged file: compute otherwise
                     choice = library.Choice(None, str(error))
             _library = choice, run, level
         choice, run, level = _library
@@ -44,9 +44,9 @@ def packaged() -> tuple[library.Choice, str]:
 
 
 def loaded(backend: str) -> Callable[..., None]:
-    """What runs a program: "compiled" is the packaged library, "numba" what Numba has compiled.
+    """The function that runs a program: "compiled" from the packaged library, "numba" from kernels that Numba compiles.
 
-    Raises ImportError where it is not to be had.
+    Raises ImportError if it is not available.
     """
     with _loading:
         if backend not in _runners:
@@ -59,7 +59,7 @@ def loaded(backend: str) -> Callable[..., None]:
         return _runners[backend]
 
 
-_arenas: list[tuple[np.ndarray, int]] = []  # not in use, with addresses; one for each thread that ever ran at once
+_arenas: list[tuple[np.ndarray, int]] = []  # unused arenas with addresses, one per thread that ever ran at once
 
 
 def _take_arena(layout: Layout) -> tuple[np.ndarray, int]:
@@ -76,8 +76,8 @@ def _take_arena(layout: Layout) -> tuple[np.ndarray, int]:
 def run(program: Program, x: np.ndarray, threads: int = 1, backend: str = "numba") -> np.ndarray:
     """Embeds pictures: float32 (N, 3, H, W), C-contiguous -> float32 (N, embedding). The GIL is released.
 
-    An embedding does not depend on ``threads`` nor on a picture's place in the batch, to the last bit. Raises
-    ValueError for another shape or dtype, and ImportError where ``loaded`` does.
+    An embedding does not depend on ``threads`` or on a picture's place in the batch, to the last bit. Raises
+    ValueError for another shape or dtype, and ImportError if ``loaded`` does.
     """
     if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:] or x.dtype != np.float32 or not x.flags.c_contiguous:
         raise ValueError(f"expected C-contiguous float32 (N, 3, H, W), not {x.dtype} {x.shape}")
@@ -88,9 +88,9 @@ def run(program: Program, x: np.ndarray, threads: int = 1, backend: str = "numba
     x_address, output_address = address(x), address(output)
     layout = program.layout((height, width))
     threads = max(1, min(threads, count))
-    chunk = max(1, count // (8 * threads))  # small enough that threads finish together
+    chunk = max(1, count // (8 * threads))  # so small that threads finish together
     starts = deque(range(0, count, chunk))
-    arenas = [_take_arena(layout) for _ in range(threads)]  # here, so that a thread can no longer fail
+    arenas = [_take_arena(layout) for _ in range(threads)]  # allocated here, so that threads cannot fail
 
     def work(arena_address: int, *in_use: object) -> None:
         while starts:
@@ -104,7 +104,7 @@ def run(program: Program, x: np.ndarray, threads: int = 1, backend: str = "numba
                 *program.addresses, layout.steps_address, len(layout.steps), arena_address,
             )  # fmt: skip
 
-    # An exception here, as Ctrl-C, must not free what a helper is still working with, nor let it work on for long.
+    # An exception here, such as Ctrl-C, must not free memory that a helper still uses, nor let it work on for long.
     helpers = [threading.Thread(target=work, args=(at, x, output, arena, layout, program)) for arena, at in arenas[1:]]
     try:
         for helper in helpers:

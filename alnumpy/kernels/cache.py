@@ -1,8 +1,7 @@
-"""Kernels that Numba compiles here: kept in a file, so that it happens once.
+"""Kernels that Numba compiles here: kept in a file, so that they are compiled only once.
 
-The object code is kept under a digest of all that it depends on, which is the kernels' sources, the versions of Numba
-and llvmlite, and the CPU. Code that is out of date is never found. To run what is kept, llvmlite is imported, and Numba
-is not.
+The object code is kept under a digest of everything that it depends on: the kernels' sources, the versions of Numba and
+llvmlite, and the CPU. Outdated code is never found. Running kept code imports llvmlite, but not Numba.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .library import sources_digest
 
 
 def cache_file() -> Path | None:
-    """Where compiled kernels are kept, whether or not they are; None where there is no home for them or no Numba."""
+    """Path of the cached kernels, which may not exist yet; None without a cache folder or without Numba."""
     folder = cache_folder()
     try:
         return folder / f"kernels-{_digest()}.o" if folder else None
@@ -44,7 +43,7 @@ def _cpu() -> str:
             first = file.read().split("\n\n")[0].splitlines()
         keys = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "isa")
         lines += [line for line in first if line.startswith(keys)]
-    except OSError:  # not Linux, where asking for the processor's name starts another process
+    except OSError:  # not Linux; asking for the processor's name would start another process
         lines.append(platform.processor())
     return "\n".join(lines)
 
@@ -58,7 +57,7 @@ def is_cached() -> bool:
 def warmup() -> tuple[Path | None, float]:
     """Compiles the kernels, or loads them; returns the file that keeps them, if any, and the seconds it took.
 
-    Raises ImportError where Numba is not installed.
+    Raises ImportError if Numba is not installed.
     """
     start = time.perf_counter()
     load()
@@ -67,7 +66,7 @@ def warmup() -> tuple[Path | None, float]:
 
 
 def load() -> Callable[..., None]:
-    """The runner, from the file or compiled. Raises ImportError where Numba is not installed."""
+    """The runner, from the file or compiled. Raises ImportError if Numba is not installed."""
     from . import compiler
 
     path = cache_file()
@@ -85,7 +84,7 @@ def load() -> Callable[..., None]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file exists and is ours or the administrator's: what it holds will be executed."""
+    """Whether a file exists and belongs to us or the administrator: its code will be executed."""
     try:
         return not hasattr(os, "getuid") or path.stat().st_uid in (os.getuid(), 0)
     except OSError:
@@ -93,7 +92,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read(path: Path, sign: Callable[[bytes], bytes]) -> bytes | None:
-    """Object code that is ours, whole and for this CPU; None where there is none."""
+    """Object code that is ours, complete and for this CPU; None if there is none."""
     if not _is_ours(path):
         return None
     try:
@@ -105,7 +104,7 @@ def _read(path: Path, sign: Callable[[bytes], bytes]) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> bool:
-    """Writes a file at once, so that other processes see all of it or none; returns whether that was possible."""
+    """Writes a file whole, so that other processes see all of it or none; returns whether that was possible."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(path, 0o600) as file:

@@ -1,7 +1,7 @@
-"""Kernels that were compiled ahead of time: the packaged library that this CPU can run. Neither Numba nor a compiler.
+"""Kernels that were compiled ahead of time: the packaged library that this CPU can run. Needs no Numba.
 
 ``python tools/build_kernels.py`` makes the libraries. The environment variable ALNUMPY_LIBRARY names another file to
-load instead, ALNUMPY_TARGET a level that is less than this CPU (as in ``target.py``).
+load instead, ALNUMPY_TARGET a lower level than this CPU's (as in ``target.py``).
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from .abi import NUMBER
 
 FOLDER = Path(__file__).parent / "lib"
 MANIFEST = "manifest.json"
-OTHERS = ("__init__", "cache", "library", "target")  # sources here that no kernel is made from
-ARGUMENTS = 10  # of a runner, all int64
-LEVELS = ("x86-64", "x86-64-v3", "x86-64-v4")  # of the runners in a library for x86-64
+OTHERS = ("__init__", "cache", "library", "target")  # sources here that are not part of the kernels
+ARGUMENTS = 10  # number of a runner's arguments, all int64
+LEVELS = ("x86-64", "x86-64-v3", "x86-64-v4")  # levels of the runners in a library for x86-64
 
-NEON, VFP4 = 1 << 12, 1 << 16  # of AT_HWCAP on 32-bit ARM
+NEON, VFP4 = 1 << 12, 1 << 16  # bits of AT_HWCAP on 32-bit ARM
 AT_HWCAP = 16
 HWPROBE, IMA_EXTENSIONS, VECTOR = 258, 4, 1 << 2  # the system call of RISC-V, its key and the bit of V 1.0
 
 
 class Choice(NamedTuple):
-    """The library for this computer, and why; or why there is none."""
+    """The library for this computer and the reason for it, or the reason why there is none."""
 
     path: Path | None
     reason: str
 
 
 class Machine(NamedTuple):
-    """What the choice of a library depends on."""
+    """The properties of a computer that the choice of a library depends on."""
 
-    system: str  # as sys.platform
-    name: str  # as the system calls the processor
-    bits: int  # of an address in this process
+    system: str  # sys.platform
+    name: str  # the system's name of the processor
+    bits: int  # bits of an address in this process
     has: Callable[[str], bool]  # whether the CPU has "neon" (with VFPv4) or "vector"
 
 
@@ -49,7 +49,7 @@ def this_machine() -> Machine:
 
 
 def choose(machine: Machine | None = None) -> Choice:
-    """The library to load. It may still be that the system does not allow to load it."""
+    """The library to load. The system may still refuse to load it."""
     if own := os.environ.get("ALNUMPY_LIBRARY"):
         return Choice(Path(own), "ALNUMPY_LIBRARY names it")
     system, name, bits, has = machine or this_machine()
@@ -71,20 +71,20 @@ def choose(machine: Machine | None = None) -> Choice:
         return _packaged("windows-x86_64.dll", "64-bit x86")
     if system == "darwin" and name in ("arm64", "x86_64"):
         file = FOLDER / f"macos-{name}.dylib"
-        return Choice(None, f"nobody has tried {file.name} yet; ALNUMPY_LIBRARY={file} loads it")
+        return Choice(None, f"{file.name} has not been tried yet; ALNUMPY_LIBRARY={file} loads it")
     return Choice(None, f"there is none for {bits}-bit {name or 'unknown CPUs'} on {system}")
 
 
 def _packaged(name: str, reason: str) -> Choice:
     path = FOLDER / name
-    return Choice(path, f"for {reason}") if path.exists() else Choice(None, f"{path} is not there")
+    return Choice(path, f"for {reason}") if path.exists() else Choice(None, f"{path} is missing")
 
 
 def load(path: Path) -> tuple[Callable[..., None], str]:
     """The runner of a library for this CPU, and the name of its level. It releases the GIL while it runs.
 
-    Raises OSError where the system does not load it, where it is no library of these kernels, and where ALNUMPY_TARGET
-    names a level that is not in it or that this CPU cannot run.
+    Raises OSError if the system does not load it, if it is not a library of these kernels, and if ALNUMPY_TARGET names
+    a level that is not in it or that this CPU cannot run.
     """
     try:
         library = ctypes.CDLL(str(path))
@@ -105,12 +105,12 @@ def load(path: Path) -> tuple[Callable[..., None], str]:
 
 
 def _has(feature: str) -> bool:
-    """Asks Linux what the CPU has."""
+    """Asks Linux whether the CPU has a feature."""
     libc = ctypes.CDLL(None)
     if feature == "neon":
         libc.getauxval.restype, libc.getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
         return libc.getauxval(AT_HWCAP) & (NEON | VFP4) == NEON | VFP4
-    # AT_HWCAP may also mean a draft of the vector extension that differs; this call tells them apart, on Linux 6.5.
+    # In AT_HWCAP a different draft of the vector extension has the same bit; this call of Linux 6.5 tells them apart.
     pair = (ctypes.c_uint64 * 2)(IMA_EXTENSIONS, 0)
     libc.syscall.restype = ctypes.c_long
     failed = libc.syscall(ctypes.c_long(HWPROBE), pair, ctypes.c_size_t(1), ctypes.c_size_t(0), None, ctypes.c_uint(0))
@@ -118,14 +118,14 @@ def _has(feature: str) -> bool:
 
 
 def manifest() -> Any:
-    """What the libraries were made from and with, and the SHA-256 of each."""
-    import json  # not at each start
+    """The sources and tools of the libraries, and the SHA-256 of each library."""
+    import json  # not needed at each start
 
     return json.loads((FOLDER / MANIFEST).read_text())
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()

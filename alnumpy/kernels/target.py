@@ -1,7 +1,7 @@
-"""What the kernels are compiled for: settled once, before simd.py is imported.
+"""The CPU that kernels are compiled for: chosen once, before simd.py is imported.
 
-The environment variable ALNUMPY_TARGET names a level of the CPU family, so that kernels for less than this CPU can be
-tested and timed on it; without it, kernels are for this very CPU. ``python tools/targets.py`` tests all levels.
+The environment variable ALNUMPY_TARGET names a level of the CPU family, so that kernels for lower levels can be tested and
+timed on this CPU; without it, kernels are for exactly this CPU. ``python tools/targets.py`` tests all levels.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..errors import AlnumpyError
 
 class Target(NamedTuple):
     triple: str
-    cpu: str  # as LLVM names it
-    features: str  # beyond those of the CPU's name
+    cpu: str  # LLVM's name of the CPU
+    features: str  # features beyond those of the CPU's name
     lanes: int  # float32 in one vector register
 
 
-LEVELS = {"x86-64": 4, "x86-64-v3": 8, "x86-64-v4": 16}  # lanes of SSE2, of AVX2 with FMA, of AVX-512
+LEVELS = {"x86-64": 4, "x86-64-v3": 8, "x86-64-v4": 16}  # lanes with SSE2, with AVX2 and FMA, with AVX-512
 NEEDED = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}  # a feature that shows the level
 
 
 def choose(name: str) -> Target:
-    """The target of a name: one of LEVELS, or "" for this CPU. Raises AlnumpyError for one that cannot run here."""
+    """The target with a name: one of LEVELS, or "" for this CPU. Raises AlnumpyError for one that cannot run here."""
     triple, features = llvm.get_process_triple(), llvm.get_host_cpu_features()
     if not name:
         lanes = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4

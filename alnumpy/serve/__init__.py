@@ -1,1 +1,1 @@
-"""``alnumpy serve``: a page to search one's photos, and a small HTTP interface. Needs the extra ``serve``."""
+"""``alnumpy serve``: a page for searching photos, and a small HTTP interface. Needs the extra ``serve``."""

@@ -1,4 +1,4 @@
-"""The page and the HTTP interface: what is answered to which request."""
+"""The page and the HTTP interface: requests and their answers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .indexing import Indexing
 from .thumbnails import LARGE, SMALL, Thumbnails, opened
 from .walls import Walls
 
-DECODING = 2  # uploads, and pictures of which a region is asked for, that are held in memory; others wait
-MOST = 500  # results
-PAGE = 60  # pictures of the gallery, or groups, in an answer
+DECODING = 2  # uploads and pictures with a region held in memory at once; others wait
+MOST = 500  # most results of a search
+PAGE = 60  # most pictures of the gallery, or groups, in one answer
 YEAR = 365 * 86400  # seconds
 FILTERS = ("in", "since", "until")
 SEARCH = ("k", *FILTERS, "max-distance", "skip-same", "not", "region")
@@ -54,14 +54,14 @@ HEADERS = {
 
 @dataclass
 class Service:
-    """All that requests are answered from."""
+    """Everything that requests are answered from."""
 
     gallery: Gallery
     catalog: Catalog
     thumbnails: Thumbnails
     walls: Walls
     indexing: Indexing | None
-    tell: Callable[[Exception], None]  # what nobody expected
+    tell: Callable[[Exception], None]  # reports unexpected errors
     decoding: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(DECODING))
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Service:
             return self._search(hashlib.sha256(data).hexdigest(), data)
 
     def _search(self, id: str, data: bytes | None) -> Response:
-        """The pictures most like a content, whose bytes are given if it came with the request."""
+        """The pictures most like a content; its bytes are given if they came with the request."""
         k = one("k", number(1, MOST), 10)
         skip_same = one("skip-same", asking.flag, False)
         options = filters() | {"max_distance": one("max-distance", asking.distance, None)}
@@ -98,7 +98,7 @@ class Service:
         query: Any
         if region is not None:
             query, own = [self._part(id, data, copies, region)], ""
-        elif copies:  # as it is stored, and found by the name of its content
+        elif copies:  # use the stored embedding, found by the hash of its content
             query, own = self._embedding(id), id
         else:
             query, own = [data], ""
@@ -125,7 +125,7 @@ class Service:
         end(404, f"{copies[0].path}: missing, or changed since it was indexed")
 
     def _embedding(self, id: str) -> np.ndarray:
-        """What is stored for a content. Ends the request where there is none."""
+        """The stored embedding of a content. Ends the request if there is none."""
         found = self.catalog.embedding(id, self.gallery.settings)
         if found is None:
             end(404, f"no picture of the gallery has the ID {id}")
@@ -147,7 +147,7 @@ class Service:
         return as_json(results.stats_json(self.gallery.stats(), self.gallery.folders, unreadable))
 
     def state(self) -> Response:
-        """``GET /state``: what the page shows of the gallery and of an index that is running."""
+        """``GET /state``: what the page shows about the gallery and a running index."""
         known()
         indexing = self.indexing.state() if self.indexing else None
         levels = likeness.measured(self.gallery.settings)
@@ -198,7 +198,7 @@ class Service:
         if made is None:
             end(404, "no such picture now")
         response = Response(made, mimetype="image/jpeg")
-        response.headers["Cache-Control"] = f"private, max-age={YEAR}, immutable"  # its address is its content
+        response.headers["Cache-Control"] = f"private, max-age={YEAR}, immutable"  # content has its own address
         return response
 
 
@@ -236,18 +236,18 @@ def create_app(service: Service) -> Flask:
 
 
 def filters() -> dict[str, Any]:
-    """The filters that searches and pages of the gallery have in common."""
+    """The filters that searches and pages of the gallery share."""
     dates = {name: one(name, asking.date, "") for name in ("since", "until")}
     return {"folders": several("in", asking.folder), **dates}
 
 
 def static(name: str, kind: str) -> Any:
-    """What answers with one of the page's files."""
+    """The function that answers with one of the page's files."""
     data = (resources.files(__package__) / "static" / name).read_bytes()
 
     def answer() -> Response:
         response = Response(data, content_type=kind)
-        response.headers["Cache-Control"] = "no-cache"  # it is asked for again, and answered if it has changed
+        response.headers["Cache-Control"] = "no-cache"  # browsers ask again, and get it if it has changed
         response.add_etag()
         conditional: Response = response.make_conditional(request)
         return conditional
@@ -256,7 +256,7 @@ def static(name: str, kind: str) -> Any:
 
 
 def guard(walls: Walls) -> Response | None:
-    """Refuses what must not be answered, before anything is done. The page's link exchanges its token for a cookie."""
+    """Refuses what must not be answered, before anything is done. The page's link turns its token into a cookie."""
     headers = {name.removeprefix("HTTP_"): value for name, value in request.environ.items() if name[:5] == "HTTP_"}
     refusal = walls.refusal(headers, request.remote_addr or "")
     if (refusal is None or refusal.status == 401) and request.path == "/":
@@ -267,13 +267,13 @@ def guard(walls: Walls) -> Response | None:
             return response
     if refusal is not None:
         end(refusal.status, refusal.reason)
-    if not request.environ["PATH_INFO"].startswith("/"):  # which the framework would answer with a redirection
+    if not request.environ["PATH_INFO"].startswith("/"):  # Flask would answer with a redirection
         end(400, "the target of a request begins with /")
     return None
 
 
 def harden(response: Response) -> Response:
-    """What every answer tells the browser."""
+    """The headers that every answer has."""
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
@@ -289,7 +289,7 @@ def refuse(error: Ended) -> tuple[Response, int]:
 
 
 def refuse_by_framework(error: HTTPException) -> Response:
-    """What Flask refuses, with the headers that belong to it."""
+    """An answer to a request that Flask refuses, with the headers that belong to it."""
     response: Response = error.get_response()
     response.data = json.dumps({"error": error.description}) + "\n"
     response.content_type = "application/json"

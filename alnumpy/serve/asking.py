@@ -1,4 +1,4 @@
-"""What a request asks for: its parameters and its picture, checked before anything is done."""
+"""The parameters and the picture of a request, checked before anything is done."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..filters import is_date
 from ..likeness import LEVELS
 
 MAX_UPLOAD = 50_000_000  # bytes of a picture
-MAX_TEXT = 20_000_000  # bytes of one in base64, which takes several times as much memory
-TIMES = 20  # that a parameter may be given
+MAX_TEXT = 20_000_000  # bytes of a picture in base64, which takes several times as much memory
+TIMES = 20  # how often a parameter may be given
 
 T = TypeVar("T")
 
 
 class Ended(Exception):
-    """A request is refused. Has its status, and the reason."""
+    """Refuses a request, with a status and the reason."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -36,7 +36,7 @@ def end(status: int, reason: str) -> NoReturn:
 
 
 def one(name: str, read: Callable[[str], T], otherwise: T) -> T:
-    """A parameter of the address, or what stands for it where it is not there. Ends the request where it is wrong."""
+    """A parameter of the address, or its default if it is missing. Ends the request if it is wrong."""
     found = request.args.getlist(name)
     if len(found) > 1:
         end(400, f"{name} is given {len(found)} times")
@@ -55,7 +55,7 @@ def several(name: str, read: Callable[[str], T]) -> list[T]:
 
 
 def known(*names: str) -> None:
-    """Ends the request if it has another parameter: a filter with a mistyped name must not be passed over."""
+    """Ends the request if it has another parameter: a filter with a mistyped name must not be ignored."""
     if unknown := set(request.args) - set(names):
         end(400, f"unknown parameter {min(unknown)!r}; there are {', '.join(names) or 'none here'}")
 
@@ -83,7 +83,7 @@ def distance(text: str) -> float:
 
 
 def date(text: str) -> str:
-    """Reads a date, or the beginning of one; nothing stands for any date."""
+    """Reads a date, or the beginning of one; an empty text stands for any date."""
     if text and not is_date(text):
         raise ValueError(f"must be a date such as 2024, 2024-05 or 2024-05-31, not {text!r}")
     return text
@@ -93,7 +93,7 @@ def folder(text: str) -> str:
     """Reads the path of a folder."""
     if not os.path.isabs(text) or "\0" in text:
         raise ValueError(f"must be the absolute path of a folder, not {text!r}")
-    os.fsencode(text)  # a ValueError where the file system has no such letters
+    os.fsencode(text)  # raises ValueError if the file system cannot have such letters
     return os.path.normpath(text)
 
 
@@ -125,14 +125,14 @@ def content(text: str) -> str:
 
 
 def level(text: str) -> str:
-    """Reads how much alike pictures of a group are."""
+    """Reads how alike the pictures of a group are."""
     if text not in LEVELS:
         raise ValueError(f"must be one of {', '.join(LEVELS)}, not {text!r}")
     return text
 
 
 def body() -> bytes:
-    """The picture that a request brings: its bytes, or JSON with them in base64, which a template can write."""
+    """The picture in a request: its bytes, or JSON with the bytes in base64, which a template can write."""
     if request.mimetype == "multipart/form-data":
         end(415, "send the bytes of the picture as they are: curl --data-binary @photo.jpg")
     most = MAX_TEXT if request.mimetype == "application/json" else MAX_UPLOAD

@@ -1,4 +1,4 @@
-"""What the page asks of a gallery besides searching: pictures by their content, the newest ones, folders."""
+"""The page's questions to a gallery besides searches: pictures by their content, the newest ones, folders."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..moving import as_recorded
 from ..places import Places
 from ..settings import Settings
 
-ASKED_FOR = 500  # paths in a statement
-FOLDERS = 2000  # that are listed
+ASKED_FOR = 500  # paths in one statement
+FOLDERS = 2000  # most folders that are listed
 FINDABLE = "error IS NULL AND vanished = 0 AND typeof(path) = 'blob' AND length(pictures.hash) = 32"
 
 
@@ -29,7 +29,7 @@ class Shown(NamedTuple):
     width: int  # pixels, upright
     height: int
     bytes: int
-    date: str  # when it was taken by EXIF, or else when the file was changed: ISO 8601, local time
+    date: str  # when it was taken according to EXIF, or else when the file was changed: ISO 8601, local time
 
     def details(self) -> dict[str, Any]:
         """All but the path, as fields of a JSON object."""
@@ -55,7 +55,7 @@ class Catalog:
         self.db.close()
 
     def of(self, paths: Iterable[str]) -> dict[str, Shown]:
-        """Those among some paths that can be found, by path."""
+        """The pictures among some paths that can be found, by path."""
         places = Places.of(self.db)
         names = [places.stored(path) for path in paths]
         found: list[Shown] = []
@@ -69,7 +69,7 @@ class Catalog:
         return list(self._rows("pictures.hash = ? ORDER BY path", [bytes.fromhex(id)]))
 
     def embedding(self, id: str, settings: Settings) -> np.ndarray | None:
-        """The embedding, float32 (D,), of a content; None where no picture that can be found has it."""
+        """The embedding, float32 (D,), of a content; None if no picture that can be found has it."""
         sql = f"SELECT embedding FROM contents JOIN pictures ON pictures.hash = contents.hash WHERE {FINDABLE} "
         length = packed.row_length(settings.dimension, settings.dtype)
         for (blob,) in self.db.rows(sql + "AND contents.hash = ? LIMIT 1", [bytes.fromhex(id)]):
@@ -85,7 +85,7 @@ class Catalog:
         chosen = Filter(tuple(as_recorded(self.db, folder) for folder in folders), since, until)
         places = Places.of(self.db)
         condition, values = chosen.sql(places, self._dated)
-        # Dates lie in the large table of contents, which is read for no other reason.
+        # Dates are in the large table of contents, which is read only for them.
         contents = "JOIN contents ON contents.hash = pictures.hash" if since or until else ""
         sql = (
             f"SELECT path FROM pictures {contents} WHERE {FINDABLE} AND {condition} "
@@ -101,12 +101,12 @@ class Catalog:
         return count
 
     def folders(self) -> list[str]:
-        """The folders that pictures lie in, and those above them, as far as all pictures do not lie there."""
+        """The folders with pictures and the folders above them, except folders that contain all pictures."""
         places = Places.of(self.db)
         rows = self.db.rows(f"SELECT path FROM pictures WHERE {FINDABLE}")
         folders = {os.path.dirname(places.path(path)) for (path,) in rows}
         top = ""
-        with suppress(ValueError):  # there are none, or on different drives
+        with suppress(ValueError):  # there are none, or they are on different drives
             top = os.path.commonpath(folders)
         for folder in list(folders):
             while len(folder) > len(top) and (folder := os.path.dirname(folder)) not in folders:

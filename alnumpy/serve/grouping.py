@@ -12,7 +12,7 @@ from ..groups import Member
 
 
 class Answer(NamedTuple):
-    """What is known of some groups at present."""
+    """What is known about groups of one kind at present."""
 
     groups: list[list[Member]]
     working: bool  # whether they are being looked for
@@ -24,13 +24,13 @@ class Grouping:
 
     def __init__(self, gallery: Gallery, surprised: Callable[[Exception], None]):
         self._gallery = gallery
-        self._surprised = surprised  # told what nobody expected
+        self._surprised = surprised  # is called with unexpected errors
         self._lock = Lock()
         self._found: dict[str | float, Answer] = {}
         self._working: str | float | None = None
 
     def ask(self, like: str | float, anew: bool) -> Answer:
-        """The groups of a kind as ``Gallery.groups`` takes it; the first time, and ``anew``, they are looked for."""
+        """The groups of a kind, as in ``Gallery.groups``; they are looked for the first time, and with ``anew``."""
         with self._lock:
             found = self._found.get(like)
             if (found is None or anew) and self._working is None:
@@ -49,7 +49,7 @@ class Grouping:
             self._surprised(error)
         finally:
             with self._lock:
-                if len(self._found) > 20:  # kinds, as each distance is one
+                if len(self._found) > 20:  # every distance is a kind
                     self._found.clear()
                 self._found[like] = answer
                 self._working = None

@@ -1,4 +1,4 @@
-"""An index that runs beside the page, in a thread of low priority, and what it has to tell."""
+"""An index that runs beside the page, in a thread of low priority, and its messages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NICE = 10
 
 
 class Indexing:
-    """Brings a gallery up to date with folders: once, or every so many seconds.
+    """Brings a gallery up to date with folders: once, or again and again.
 
-    ``tell`` is called with each fault, once as long as it lasts, and ``surprised`` with what nobody expected.
+    ``tell`` is called with each fault, once as long as it lasts, and ``surprised`` with unexpected errors.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Indexing:
         surprised: Callable[[Exception], None],
     ):
         self._open = open_gallery
-        self._folders = folders  # none: those that were indexed before
+        self._folders = folders  # if empty, the folders that were indexed before
         self._seconds = seconds
         self._tell = tell
         self._surprised = surprised
@@ -40,12 +40,12 @@ class Indexing:
         self._state: dict[str, Any] = {"running": False, "done": 0, "total": 0, "looks": 0, "failed": 0, "fault": None}
 
     def start(self) -> None:
-        """Begins. The thread ends with the process; what it has not stored by then, the next index finds."""
+        """Starts the thread. It ends with the process; the next index finds what it has not stored by then."""
         self._set(running=True)
         Thread(target=self._run, name="index", daemon=True).start()
 
     def state(self) -> dict[str, Any]:
-        """Whether it runs, how many of how many pictures are done in this look, and what has failed."""
+        """Whether it runs, how many of how many pictures are done in this look, and the failures."""
         with self._lock:
             return dict(self._state)
 
@@ -54,7 +54,7 @@ class Indexing:
             self._state |= fields
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
+        if sys.platform == "linux":  # only Linux has priorities of threads
             os.nice(NICE)
         still = Still()
         while True:
@@ -76,7 +76,7 @@ class Indexing:
                 )
             faults = [f"{path}: {reason}" for path, reason in report.failed]
             self._set(failed=len(faults), fault=None)
-        except (AlnumpyError, OSError, MemoryError) as error:  # as while another process writes
+        except (AlnumpyError, OSError, MemoryError) as error:  # for example while another process writes
             faults = [str(error)]
             self._set(fault=str(error))
         except Exception as error:

@@ -1,8 +1,8 @@
 """The server: waitress, with walls before the body of a request is received, and an end to slow clients.
 
 waitress receives whole requests in one thread, at next to no cost for each connection, and hands them to a few others.
-What is added here: a request that will not be answered is refused before its body is received; bodies wait while others
-take up the room; and whoever is too slow is let go.
+Added here: a request that will not be answered is refused before its body is received; bodies wait while others use up
+the room; and clients that are too slow are disconnected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .app import HEADERS
 from .asking import MAX_UPLOAD
 from .walls import EVERY_ADDRESS, Walls
 
-THREADS = 32  # most of which wait, while a few decode: so that a thumbnail needs not wait for uploads
+THREADS = 32  # most of them wait while a few decode, so that a thumbnail does not wait for uploads
 CONNECTIONS = 200
 BODIES = 4 * MAX_UPLOAD  # bytes of all bodies that are being received or answered; the large ones are on disk
 HEADER = 32 * 1024  # bytes of all headers of a request
@@ -47,7 +47,7 @@ class Request(HTTPRequestParser):
         self.seen = False  # whether its headers have been looked at
 
     def received(self, data: bytes) -> int:
-        """Takes in what has arrived; returns how many bytes of it are the request's."""
+        """Takes in bytes that have arrived; returns how many of them belong to the request."""
         consumed: int = super().received(data)
         if self.headers_finished and not self.seen and not self.empty and self.error is None:
             self.seen = True
@@ -65,7 +65,7 @@ class Request(HTTPRequestParser):
 
 
 class Answer(ErrorTask):
-    """A refusal by the server itself, as those of the application are."""
+    """A refusal by the server itself, in the application's form."""
 
     def execute(self) -> None:
         """Sends it."""
@@ -89,11 +89,11 @@ class Channel(HTTPChannel):
         self.parser_class = lambda adjustments: Request(self)
         self.since = time.monotonic()  # when the request began to arrive, or the answer to leave
         self.room = 0  # bytes that its body may take
-        self.ending = False  # whether nothing else is answered
+        self.ending = False  # whether no further request is answered
         super().__init__(server, *arguments, **options)
 
     def readable(self) -> bool:
-        """Whether more is to be received: the body of a request once there is room for it."""
+        """Whether to receive more: the body of a request only once there is room for it."""
         return bool(super().readable()) and self._has_room()
 
     def _has_room(self) -> bool:
@@ -101,13 +101,16 @@ class Channel(HTTPChannel):
         if need > self.room:
             others = sum(channel.room for channel in self.server.active_channels.values() if channel is not self)
             if others and others + need > BODIES:
-                self.last_activity, self.since = time.time(), time.monotonic()  # it is not the client who is slow
+                self.last_activity, self.since = (
+                    time.time(),
+                    time.monotonic(),
+                )  # the client did not cause the wait
                 return False
             self.room = need
         return True
 
     def received(self, data: bytes) -> bool:
-        """Takes in what has arrived."""
+        """Takes in bytes that have arrived."""
         if self.ending:
             return False
         if self.request is None:
@@ -115,9 +118,9 @@ class Channel(HTTPChannel):
         return bool(super().received(data))
 
     def handle_write(self) -> None:
-        """Sends what is to be sent. Before it closes the connection, the other side must have taken the last answer.
+        """Sends waiting bytes. The connection is closed only after the other side has taken the last answer.
 
-        Closed while something still arrives, a connection is reset, and the answer may be lost.
+        If a connection is closed while bytes still arrive, it is reset, and the answer may be lost.
         """
         last, self.close_when_flushed = self.close_when_flushed, False
         super().handle_write()
@@ -125,7 +128,7 @@ class Channel(HTTPChannel):
             self.close_when_flushed = True
         elif last and self.connected:
             self.ending, self.since = True, time.monotonic()
-            with suppress(OSError):  # the other side is gone
+            with suppress(OSError):  # the other side has closed the connection
                 self.socket.shutdown(socket.SHUT_WR)
 
     def service(self) -> None:
@@ -136,7 +139,7 @@ class Channel(HTTPChannel):
 
 
 class Server(TcpWSGIServer):
-    """Listens, and answers with an application. Raises AlnumpyError where it cannot listen."""
+    """Listens, and answers with an application. Raises AlnumpyError if it cannot listen."""
 
     channel_class = Channel
 
@@ -151,7 +154,7 @@ class Server(TcpWSGIServer):
                 channel_timeout=IDLE,
                 cleanup_interval=5,
                 max_request_header_size=HEADER,
-                max_request_body_size=MAX_UPLOAD + 1,  # from which on it refuses
+                max_request_body_size=MAX_UPLOAD + 1,  # waitress refuses bodies of this size and more
                 ident="alnumpy",
                 server_name="alnumpy",
                 clear_untrusted_proxy_headers=True,
@@ -165,7 +168,7 @@ class Server(TcpWSGIServer):
             ) from None
 
     def maintenance(self, now: float) -> None:
-        """Lets go of connections that are silent or too slow."""
+        """Closes connections that are silent or too slow."""
         super().maintenance(now)
         for channel in self.active_channels.values():
             patience = LINGER if channel.ending else PATIENCE
@@ -173,11 +176,11 @@ class Server(TcpWSGIServer):
                 channel.will_close = True
 
     def run(self) -> None:
-        """Serves until a signal raises an exception, which nothing here waits for."""
+        """Serves until a signal raises an exception."""
         wasyncore.loop(timeout=1, map=self._map, use_poll=self.adj.asyncore_use_poll)
 
     def address(self) -> str:
-        """The address that others reach it by."""
+        """The address by which others reach it."""
         host = own_address(self.family) if self.walls.host in EVERY_ADDRESS else self.walls.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.effective_port}/"
 
@@ -187,14 +190,14 @@ def own_address(family: int) -> str:
     nobody = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation: RFC 3849, RFC 5737
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((nobody, 9))  # the system chooses a way to it, which begins at our address
+            probe.connect((nobody, 9))  # the system chooses a route, which begins at our address
         except OSError:
             return f"{socket.gethostname()}.local"
         return str(probe.getsockname()[0])
 
 
 def quiet(tell: Callable[[object], None]) -> None:
-    """Has what waitress logs told as one line, and its warnings left out."""
+    """Passes on waitress's log, one line per record, without its warnings."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

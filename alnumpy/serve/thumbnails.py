@@ -1,7 +1,7 @@
 """Pictures made smaller, as JPEGs that hold nothing but pixels, and kept on disk within a limit.
 
-A picture is asked for by its content, and the file that is made smaller must have that content: so nobody is shown a
-file that is not a picture of the gallery, wherever its path leads by now.
+A picture is asked for by its content, and the file that is made smaller must have that content. So a file that is not a
+picture of the gallery is never shown, wherever its path leads by now.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .. import decode, pixels
 
 SMALL, LARGE = 400, 1600  # sides in pixels
 QUALITY = 82
-AT_ONCE = 4  # pictures that are made smaller; others wait
+AT_ONCE = 4  # pictures made smaller at the same time; others wait
 CACHE_FILE = "thumbnails.db"
 PAGE = 4096  # bytes of SQLite's pages
-WAIT = 5.0  # seconds that one waits for another process's transaction
+WAIT = 5.0  # seconds to wait for another process's transaction
 
 
 class Cache:
-    """JPEGs in one SQLite file of limited size, in which the oldest make room. For any number of threads and processes.
+    """JPEGs in one SQLite file of limited size; the oldest are removed. For any number of threads and processes.
 
-    Nothing is kept where the file cannot be written; a damaged file is begun anew.
+    Nothing is kept if the file cannot be written; a damaged file is begun anew.
     """
 
     def __init__(self, path: Path | None, limit: int):
@@ -54,13 +54,13 @@ class Cache:
         return next((jpeg for (jpeg,) in rows if isinstance(jpeg, bytes)), None)
 
     def put(self, id: str, side: int, jpeg: bytes) -> None:
-        """Keeps a JPEG, if it is not larger than the file may be."""
+        """Keeps a JPEG, unless it is larger than the file may be."""
         if len(jpeg) < (self.pages - 16) * PAGE:
             self._run("INSERT OR REPLACE INTO thumbnails (hash, side, jpeg) VALUES (?, ?, ?)",
                       [bytes.fromhex(id), side, jpeg])  # fmt: skip
 
     def _run(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The rows of a statement; none where the file fails."""
+        """The rows of a statement; none if the file fails."""
         with self._lock:
             while self._db is not None:
                 try:
@@ -74,7 +74,7 @@ class Cache:
         return []
 
     def _make_room(self) -> int:
-        """Removes the oldest tenth; how many that were."""
+        """Removes the oldest tenth. Returns how many."""
         oldest = "SELECT number FROM thumbnails ORDER BY number LIMIT 1 + (SELECT COUNT(*) FROM thumbnails) / 10"
         with suppress(sqlite3.Error):
             if self._db is not None:
@@ -82,7 +82,7 @@ class Cache:
         return 0
 
     def _open(self, anew: bool = False) -> sqlite3.Connection | None:
-        """The file, or None where it cannot be written. One that is damaged, or larger than allowed, is begun anew."""
+        """The file, or None if it cannot be written. A file that is damaged, or larger than allowed, is begun anew."""
         if self.path is None:
             return None
         try:
@@ -95,7 +95,7 @@ class Cache:
             return None
         try:
             db.execute(f"PRAGMA page_size = {PAGE}")
-            db.execute("PRAGMA synchronous = OFF")  # what a power cut damages is begun anew
+            db.execute("PRAGMA synchronous = OFF")  # a file damaged by a power cut is begun anew
             (allowed,) = db.execute(f"PRAGMA max_page_count = {self.pages}").fetchone()
             db.execute(
                 "CREATE TABLE IF NOT EXISTS thumbnails ("
@@ -112,7 +112,7 @@ class Cache:
 
 
 class Thumbnails:
-    """Makes and keeps the small pictures of a gallery."""
+    """Makes and keeps small versions of a gallery's pictures."""
 
     def __init__(self, cache: Cache, max_pixels: int):
         self.cache = cache
@@ -120,9 +120,9 @@ class Thumbnails:
         self._making = BoundedSemaphore(AT_ONCE)
 
     def get(self, id: str, side: int, paths: Iterable[str]) -> bytes | None:
-        """The JPEG of a content that files of these paths had; None where none of them has it any more.
+        """The JPEG of a content that files with these paths had; None if none of them has it any more.
 
-        Raises ImageError where it cannot be decoded.
+        Raises ImageError if it cannot be decoded.
         """
         if (kept := self.cache.get(id, side)) is not None:
             return kept
@@ -137,7 +137,7 @@ class Thumbnails:
 
 @contextmanager
 def opened(path: str, id: str) -> Iterator[IO[bytes] | None]:
-    """A file that has a content; None where it cannot be read, or has another one by now."""
+    """A file that has a content; None if it cannot be read, or has another content by now."""
 
     def at_once(name: str, flags: int) -> int:  # a pipe in the picture's place would wait for a writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -169,7 +169,7 @@ def smaller(file: IO[bytes], name: str, side: int, max_pixels: int) -> bytes:
         return pixels.to_srgb(image)
 
     image, _ = decode.decode(file, name, max_pixels, side, shrink)
-    image.info.clear()  # a comment would be written, too
+    image.info.clear()  # otherwise a comment would be written as well
     data = io.BytesIO()
     image.save(data, "JPEG", quality=QUALITY)
     return data.getvalue()

@@ -1,11 +1,11 @@
-"""Who may ask: by the Host and Origin of a request, by where it comes from, and by a token.
+"""Decides who may ask: by the Host and Origin of a request, its sender, and a token.
 
 By default the server listens on this computer only, and every program on it may ask. A browser is such a program, and
-it carries requests of strangers' pages: so a request must be addressed to a name of this computer (a stranger's domain
-may have been made to lead here), and one that names an origin must come from the server's own page.
+it also sends requests for other pages. So a request must be addressed to a name of this computer (a foreign domain may
+resolve to it), and if it names an origin, it must come from the server's own page.
 
-A server that listens to others wants its token from them: in the header ``Authorization: Bearer TOKEN``, or in a cookie
-that the page's link sets.
+A server that listens to others requires its token from them: in the header ``Authorization: Bearer TOKEN``, or in a
+cookie that the page's link sets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOKEN_FILE = "serve-token"
 
 
 class Refusal(NamedTuple):
-    """Why a request is not answered."""
+    """The reason why a request is not answered."""
 
     status: int
     reason: str
@@ -51,7 +51,7 @@ def name_of(host: str) -> str:
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An IP address, an IPv4 address as itself where it is wrapped in an IPv6 one; None for a name."""
+    """An IP address, without the IPv6 address that an IPv4 one may be wrapped in; None for a name."""
     with suppress(ValueError):
         address = ipaddress.ip_address(text.partition("%")[0])
         return getattr(address, "ipv4_mapped", None) or address
@@ -70,14 +70,14 @@ def is_local(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Walls:
-    """What a server asks of requests. Without a token it answers this computer only."""
+    """A server's conditions for requests. Without a token it answers only this computer."""
 
-    host: str  # that it listens on
+    host: str  # the host that it listens on
     token: str = ""
     cookie: str = "alnumpy"
 
     def refusal(self, headers: Mapping[str, str], peer: str) -> Refusal | None:
-        """Why a request is refused, or None. ``headers``: as in WSGI, without HTTP_; ``peer``: who sends it."""
+        """Why a request is refused, or None. ``headers``: as in WSGI, without HTTP_; ``peer``: the sender's address."""
         name = name_of(headers.get("HOST", ""))
         if not self._is_ours(name):
             return Refusal(421, f"this server has no such name; ask for it as {self.host} (see docs/SERVE.md)")
@@ -93,11 +93,11 @@ class Walls:
         return None
 
     def is_token(self, text: str) -> bool:
-        """Whether a text is the token, in a time that tells nothing of it."""
+        """Whether a text is the token, in a time that does not depend on it."""
         return bool(self.token) and hmac.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
 
     def _is_ours(self, name: str) -> bool:
-        """Whether a name is one of this server's: an address cannot have been made to lead here, as a domain can."""
+        """Whether a name is one of this server's: unlike a domain, an address cannot be made to lead here."""
         if name in LOCAL_NAMES or name == self.host.lower():
             return True
         if not self.token or not name:
@@ -108,7 +108,7 @@ class Walls:
         return self.host in EVERY_ADDRESS and address_of(name) is not None
 
     def _from_here(self, name: str, peer: str) -> bool:
-        """Whether a request comes from this computer, and was addressed as one that does."""
+        """Whether a request comes from this computer and is addressed to a local name."""
         return (name in LOCAL_NAMES and is_local(peer)) or peer == self.host
 
     def _has_token(self, headers: Mapping[str, str]) -> bool:
