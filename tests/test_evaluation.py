@@ -107,7 +107,7 @@ def test_labels_from_a_csv(make, tmp_path):
     )
     labels = read_labels(tmp_path / "labels.csv")
     result = evaluate_gallery(gallery, labels)
-    # The data base is 0x 9x 1y 2y: x at ranks 3 and 3, y at rank 1 (its tie with 0x, which comes first, at 2) and 1.
+    # The database is 0x 9x 1y 2y: x at ranks 3 and 3, y at rank 1 (its tie with 0x, which comes first, at 2) and 1.
     assert result.scores.full_map == pytest.approx((1 / 3 + 1 / 3 + 1 / 2 + 1) / 4)
     assert result.pictures == 4
     assert result.unlabelled == [str(tmp_path / "a" / name) for name in ("cat/5.png", "dog/4.png")]

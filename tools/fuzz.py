@@ -5,7 +5,7 @@
 
 Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery, serve (HTTP requests). An input is a
 good file with a few random changes, some of them made inside its structure: in the pickle of an archive, in the rows of
-a data base, in the headers of a request, with a PNG's checksums put right. A target, a seed and a number always give
+a database, in the headers of a request, with a PNG's checksums put right. A target, a seed and a number always give
 the same input. Files in tests/data/fuzz/TARGET are among the good files.
 
 Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
@@ -57,7 +57,7 @@ from alnumpy.networks import ALNet, Block
 HANG = 5.0  # seconds
 GROWTH = 800_000_000  # bytes: a progressive JPEG of 200 megapixels takes 24 for each of 30 million pixels
 CHUNK = 2000  # inputs for each worker process
-SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: data bases are synced to disk again and again
+SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: databases are synced to disk again and again
 CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
 INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 

@@ -52,7 +52,7 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave out files and folders with matching names (*.tmp), or paths below FOLDER (2019/drafts); repeatable, "
+        help="leave out files and folders with such names (*.tmp), or paths below FOLDER (2019/drafts); repeatable, "
         "kept in the gallery",
     )
     parser.add_argument(
