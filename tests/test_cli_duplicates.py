@@ -117,7 +117,7 @@ def test_a_page_side_by_side(desk):
     page = (desk / "d.html").read_text()
     assert (page.count("<section>"), page.count("<img "), page.count('class="query"')) == (2, 6, 2)
     assert 'href="./p/copy.png"' in page
-    assert "is identical to the first. Point at a picture" in page
+    assert "files identical to the first. Point at a picture" in page
     with Gallery(desk / "g.db") as gallery:
         assert likeness.explain(gallery.settings, "first") in page
     assert run("duplicates", "--db", "g.db", "--html", "p/one.png", cwd=desk)[0] == 2

@@ -119,7 +119,7 @@ def chain():
     [
         (lambda net: net.conv("stem", 8), "two layers are called stem"),
         (lambda net: net.conv("image", 8), "two layers are called image"),
-        (lambda net: net.plus("sum", "nothing"), "sum reads nothing, which is no earlier layer"),
+        (lambda net: net.plus("sum", "nothing"), "sum reads nothing, which is not an earlier layer"),
         (lambda net: net.conv("c", 9, groups=2), "not divisible into 2 groups"),
         (lambda net: net.conv("c", 9, groups=3), "not divisible into 3 groups"),
         (lambda net: net.shuffle("c", 3), "not divisible into 3 groups"),

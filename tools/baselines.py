@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Two ways to find similar pictures that need no network, measured as ALNet is, to compare it with.
+"""Measures two ways to find similar pictures without a network, for comparison with ALNet.
 
     python tools/baselines.py pictures.zip --split test
     python tools/baselines.py paris6k --landmarks
 
-Of pictures in class folders each is a query against the rest, and those of its class are relevant. Of Oxford5k and
+With class folders each picture is a query against the rest, and those of its class are relevant. With Oxford5k and
 Paris6k the queries' boxes are searched for, and scored by the official rule. Both ways give vectors, so that the same
-code ranks them as embeddings. Needs the extra: pip install 'alnumpy[train]'.
+code ranks them like embeddings. Needs the extra: pip install 'alnumpy[train]'.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@
     python tools/benchmark.py --json benchmark.json --plot benchmark.png
     python tools/benchmark.py --only latency --networks mobilenet-v2 efficientnet-lite0 --sizes 96 128
 
-A network is a file of weights, the name of one (see alnumpy models), or a preset, whose weights are drawn.
+A network is a weights file, a name of weights (see alnumpy models), or a preset with random weights.
 Parts, of which --only picks some:
 
     latency    one picture at a time, by size; the fraction of the machine's ceiling that alnumpy reaches
-    batch      64 pictures at once, for each number of threads; pictures a second and scaling
+    batch      64 pictures at once, for each number of threads; pictures per second and scaling
     cold       one picture as a whole process: wall time and peak memory
     installed  bytes on disk of each runtime with its dependencies
     profile    time and GFLOP/s of each operator of alnumpy
 
-The output of every runtime is compared with torch's before it is timed. One that is missing or wrong is listed with the
-reason. Needs the extra: pip install 'alnumpy[bench]'; of its runtimes only torch must be there.
+The output of every runtime is compared with torch's before it is timed. A runtime that is missing or wrong is listed
+with the reason. Needs the extra: pip install 'alnumpy[bench]'; of its runtimes only torch is required.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ Record = dict[str, Any]
 
 
 class Network(NamedTuple):
-    """What all runtimes compute."""
+    """The network that all runtimes compute."""
 
     spec: Spec
     params: Mapping[str, np.ndarray]
 
 
 def read_network(name: str) -> Network:
-    """The network of a weights file, of weights by name, or a preset with drawn weights."""
+    """The network of a weights file, of weights by name, or a preset with random weights."""
     try:
         loaded = weights.read(weights.locate(name or None))
     except WeightsError:
@@ -211,7 +211,7 @@ def onnx_model(network: Network, shape: tuple[int, ...]) -> bytes:
             case Cbam():
                 return cbam(x, layer)
             case _:
-                raise TypeError(f"{layer} is no layer")
+                raise TypeError(f"{layer} is not a layer")
 
     n, sizes = shape[0], {IMAGE: (shape[2], shape[3])}
     six = [constant(limit, np.float32) for limit in (0, 6)]
@@ -220,7 +220,7 @@ def onnx_model(network: Network, shape: tuple[int, ...]) -> bytes:
     ends = [("x", shape), ("y", (n, network.spec.embedding))]
     source, sink = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in ends)
     graph = helper.make_graph(nodes, network.spec.name, [source], [sink], constants)
-    # Opset 17 and its IR version: what any runtime of the last years reads.
+    # Opset 17 and its IR version, which any runtime of recent years reads.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()
@@ -237,7 +237,7 @@ def alnumpy_run(backend: str, network: Network, x: np.ndarray, threads: int) -> 
 
 
 def level_run(level: str, network: Network, x: np.ndarray, threads: int) -> Run:
-    """The packaged kernels as a lesser CPU of the family would run them."""
+    """The packaged kernels as a lower CPU of the family would run them."""
     from alnumpy import kernels
     from alnumpy.kernels import library
     from alnumpy.lower import lower
@@ -283,7 +283,7 @@ def torch_compiled(network: Network, x: Any, threads: int) -> Any:
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    torch._dynamo.reset()  # every shape is compiled for itself, none counts as a recompilation
+    torch._dynamo.reset()  # compile every shape by itself; none counts as a recompilation
     return torch.compile(torch_model(network, threads), dynamic=False)
 
 
@@ -397,7 +397,7 @@ def set_up(
             run = RUNTIMES[name](network, x, threads)
             check(run(), expected)
             good[name] = run
-        except Exception as error:  # whatever a runtime raises, the others are still of interest
+        except Exception as error:  # one runtime's failure must not stop the others
             failed[name] = reason(error)
     return good, failed
 
@@ -409,11 +409,11 @@ class Samples(NamedTuple):
     """Timed calls of one runtime, in seconds."""
 
     wall: list[float]
-    cpu: list[float]  # of all threads together
+    cpu: list[float]  # CPU seconds of all threads together
 
 
 def interleave(runs: Mapping[str, Run], rounds: int) -> dict[str, Samples]:
-    """Times the runtimes in turn, in another order each round, so that whatever disturbs the machine disturbs all.
+    """Times the runtimes in turn, in another order each round, so that a disturbance of the machine affects all.
 
     Before its turn is timed a runtime runs untimed for a while: to fill the caches, and until the threads of the one
     before it, which may spin in wait for more work, are asleep. Calls that take long make that unimportant.
@@ -468,7 +468,7 @@ def measure(
 
 
 def best_time(function: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the calls that fit into ``seconds``: for a ceiling, what disturbs the machine does not count."""
+    """The shortest of the calls that fit into ``seconds``: for a ceiling, disturbances of the machine do not count."""
     best, end = math.inf, time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         function()
@@ -497,7 +497,7 @@ def fma_kernel() -> tuple[Callable[[int, int], None], int]:
 
 
 def measure_ceiling(threads: int, seconds: float) -> Record:
-    """What the machine can do with so many threads: float32 GFLOP/s of FMA and of a matrix product, GB/s of copying."""
+    """The machine's ceiling with some threads: float32 GFLOP/s of FMA and of a matrix product, GB/s of copying."""
     a = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     out = np.empty_like(a)
     result: Record = {"threads": threads, "sgemm": 2 * 1024**3 / best_time(lambda: np.matmul(a, a, out), seconds) / 1e9}
@@ -535,7 +535,7 @@ def network_flops(spec: Spec, size: int) -> int:
 
 
 def node_bytes(spec: Spec, size: int, nodes: Sequence[Node]) -> dict[str, int]:
-    """By a node's label: bytes of the maps and weights that it cannot but read and write once."""
+    """By a node's label: bytes of the maps and weights that it must read and write at least once."""
     floats = {IMAGE: 3 * size**2}
     floats |= {
         cost.layer.name: cost.layer.channels * math.prod(cost.size) for cost in costs(spec.layers(), (size, size))
@@ -551,7 +551,7 @@ def node_bytes(spec: Spec, size: int, nodes: Sequence[Node]) -> dict[str, int]:
 
 
 def in_fresh_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a new Python in which NumPy's BLAS and OpenMP have so many threads: they read it once."""
+    """Calls a function in a new Python, since BLAS and OpenMP read their number of threads only at the start."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -559,7 +559,7 @@ def in_fresh_process(threads: int, function: Callable[..., Any], *arguments: Any
 
 # --- cold start -----------------------------------------------------------------------------------------------------
 
-# What a user of another runtime would write to embed one picture, as short as it gets.
+# The shortest program with another runtime that embeds one picture.
 READ_PICTURE = """
 import json, sys
 import numpy as np
@@ -600,7 +600,7 @@ print("", json.dumps([seconds, usage.ru_maxrss, os.waitstatus_to_exitcode(status
 
 
 def run_process(command: Sequence[str]) -> tuple[float, float, bytes]:
-    """(seconds, peak resident MB, stdout) of a process. Raises RuntimeError with its last words where it fails."""
+    """(seconds, peak resident MB, stdout) of a process. Raises RuntimeError with its last message if it fails."""
     result = subprocess.run([sys.executable, "-IS", "-c", LAUNCHER, *command], capture_output=True, check=True)
     words, _, measured = result.stderr.decode(errors="replace").strip().rpartition("\n")
     seconds, peak, code = json.loads(measured)
@@ -669,7 +669,7 @@ def measure_cold(which: str, folder: str, rounds: int) -> list[Record]:
 
 # --- installed size -------------------------------------------------------------------------------------------------
 
-# What must be installed to embed a picture; dependencies are added.
+# Packages that must be installed to embed a picture; dependencies are added.
 INSTALLS = {
     "alnumpy": ("alnumpy",),
     "alnumpy[numba]": ("alnumpy", "numba"),
@@ -681,7 +681,7 @@ INSTALLS = {
 
 
 def with_dependencies(names: Iterable[str]) -> set[str]:
-    """Distributions and those that they require, as far as they are installed; extras are not followed."""
+    """Installed distributions and those that they require; extras are not followed."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -738,7 +738,7 @@ def profile_numpy(network: Network, size: int, rounds: int) -> list[Record]:
 
 
 def profile_compiled(network: Network, size: int, rounds: int) -> list[Record]:
-    """Time and work of each step of the compiled program, run one by one. What a call costs by itself is taken off."""
+    """Time and work of each step of the compiled program, run one by one. The cost of a call itself is subtracted."""
     from alnumpy import kernels
     from alnumpy.kernels.abi import Op
     from alnumpy.lower import lower
@@ -789,7 +789,7 @@ def profile_records(backend: str, size: int, names: list[str], times: np.ndarray
 
 
 def measure_profile(sizes: Sequence[int], which: str, rounds: int) -> list[Record]:
-    """Records of both backends at each size; where one cannot be profiled, ``failed``."""
+    """Records of both backends at each size; ``failed`` if one cannot be profiled."""
     network, records = read_network(which), list[Record]()
     for size in sizes:
         for backend, profile in (("numpy", profile_numpy), ("compiled", profile_compiled)):
@@ -804,7 +804,7 @@ def measure_profile(sizes: Sequence[int], which: str, rounds: int) -> list[Recor
 
 
 def show(title: str, rows: Sequence[Sequence[str]], failed: Mapping[str, str] | None = None) -> None:
-    """Prints a table, its first column aligned left, and below it what is not in it."""
+    """Prints a table, its first column aligned left, and below it what could not be measured."""
     print(f"\n{title}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
@@ -845,7 +845,7 @@ def ratios(records: Iterable[Record], backend: str) -> dict[tuple[int, int, int]
 
 
 def show_ratios(records: Sequence[Record]) -> None:
-    """One line a backend: the ratios to the best peer and their geometric mean."""
+    """One line per backend: the ratios to the best peer and their geometric mean."""
     for backend in ("compiled", "numpy"):
         if found := ratios(records, backend):
             parts = []
@@ -876,7 +876,7 @@ def show_cores(records: Sequence[Record]) -> None:
     for threads in dict.fromkeys(record["threads"] for record in records):
         chosen = [(r["cores"], r["runtime"]) for r in records if "failed" not in r and r["threads"] == threads]
         (few, least), (many, most) = min(chosen), max(chosen)
-        print(f"cores in use where {threads} may be: {few:.2f} ({least}) to {many:.2f} ({most})")
+        print(f"cores in use of {threads} allowed: {few:.2f} ({least}) to {many:.2f} ({most})")
 
 
 def show_latency(network: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> None:
@@ -908,14 +908,14 @@ def show_latency(network: str, records: Sequence[Record], ceiling: Record, spec:
 
 
 def show_batch(network: str, records: Sequence[Record], batch: int) -> None:
-    """Pictures a second by size and threads, scaling and ratios."""
+    """Pictures per second by size and threads, scaling and ratios."""
 
     def label(record: Record) -> str:
         return f"{record['size']}x{record['size']}, {record['threads']} thr."
 
     labelled = [record | {"case": label(record)} for record in sorted(records, key=lambda r: (r["size"], r["threads"]))]
     rows = grid(labelled, "case", lambda r: f"{1e3 * batch / r['median_ms']:.1f}")
-    show(f"{network}: batches of {batch}, pictures a second, medians", rows, failures(records))
+    show(f"{network}: batches of {batch}, pictures per second, medians", rows, failures(records))
     few, most = min(r["threads"] for r in records), max(r["threads"] for r in records)
     if few != most:
         times = {(r["runtime"], r["size"], r["threads"]): r["median_ms"] for r in records if "failed" not in r}
@@ -1000,7 +1000,7 @@ def plot(file: str, records: Sequence[Record], ceiling: Record, spec: Spec) -> N
 
 
 def cpu_name() -> str:
-    """The CPU as its maker calls it, where the system tells."""
+    """The CPU's name, if the system tells it."""
     try:
         names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -1021,7 +1021,9 @@ def main() -> None:
         "--networks", nargs="+", default=[weights.default_path().stem], help="weights or presets (default: %(default)s)"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 32, 64, 128, 160], help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=30, help="of latency; others take fewer (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="rounds of the latency part; others take fewer (default: %(default)s)"
+    )
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="latency at the first, batches at each (default: 1 2)"
     )
@@ -1029,8 +1031,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="add the profile of alnumpy's operators")
     parser.add_argument("--torch-compile", action="store_true", help="add torch.compile: minutes more for each input")
     parser.add_argument("--quick", action="store_true", help="few rounds, small input: checks the tool, not the speed")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--plot", metavar="FILE", help="write a plot of the latencies there; needs matplotlib")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--plot", metavar="FILE", help="write a plot of the latencies to this file; needs matplotlib")
     args = parser.parse_args()
     if any(not list(metadata.distributions(name=name)) for name in (["matplotlib"] if args.plot else []) + ["torch"]):
         sys.exit("benchmark.py needs torch, and matplotlib for --plot: pip install 'alnumpy[bench]'")

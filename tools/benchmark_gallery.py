@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a gallery costs: search beside faiss, memory and recall of its number formats, and where indexing spends time.
+"""Measures a gallery: search beside faiss, memory and recall of its number formats, and where indexing spends time.
 
     python tools/benchmark_gallery.py FOLDER_OF_PICTURES --json gallery.json
 
 search: a gallery's search and faiss's IndexFlatL2 over the same vectors, in turn, with the same threads; medians. Both
 must find the same. Then the whole process of `alnumpy search photo.jpg`: its time, its peak memory, the file's size.
 duplicates: all groups within some distances. recall: share of the ten nearest pictures by float32 that a smaller format
-finds, too, for the pictures of FOLDER as queries of the others. indexing: photographs of 12 megapixels, drawn here.
+also finds, for the pictures of FOLDER as queries of the others. indexing: photographs of 12 megapixels, drawn here.
 Needs faiss: pip install 'alnumpy[bench]'.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 K = 10
-# The peak that Linux reports to a parent begins with the parent's own memory, so the process itself tells.
+# The peak that Linux reports to a parent begins with the parent's own memory, so the process reports its own.
 ALONE = """
 import sys
 from alnumpy.cli import main
@@ -38,7 +38,7 @@ sys.exit(code)
 
 
 def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, run in turn, after one round that does not count."""
+    """The median milliseconds of each, run in turn, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -204,7 +204,7 @@ def draw_photographs(folder: Path, count: int) -> None:
 
 
 def benchmark_indexing(scratch: Path, count: int, size: int, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds a photograph: the steps one by one in one thread, and a whole run of ``Gallery.index``."""
+    """Milliseconds per photograph: the steps one by one in one thread, and a whole run of ``Gallery.index``."""
     import alnumpy
     from alnumpy import images
     from alnumpy.gallery import Gallery
@@ -247,16 +247,18 @@ def show(title: str, table: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Runs all parts, prints tables and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, metavar="FOLDER", help="real pictures, for recall")
-    parser.add_argument("--threads", type=int, default=1, help="of every part (default: %(default)s)")
+    parser.add_argument("pictures", type=Path, metavar="FOLDER", help="folder of real pictures, for recall")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every part (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100_000, help="vectors to search (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=8, help="photographs to index (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=160, help="of the network's input (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there, too")
+    parser.add_argument(
+        "--size", type=int, default=160, help="side of the network's input in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each measurement (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
     args = parser.parse_args()
     if not args.pictures.is_dir():
-        parser.error(f"{args.pictures} is no folder")
+        parser.error(f"{args.pictures} is not a folder")
     for variable in THREAD_VARIABLES:  # before NumPy is imported
         os.environ[variable] = str(args.threads)
     os.environ["ALNUMPY_THREADS"] = str(args.threads)

@@ -3,7 +3,7 @@
     python tools/benchmark_memory.py [--only WORDS] [--threads 2]
 
 Each line is a fresh process with the NumPy backend, an empty gallery and files that differ in content but not in
-pixels; its peak is what the kernel reports of the process (VmHWM).
+pixels; its peak is the one that the kernel reports for the process (VmHWM).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def variant(data: bytes, number: int) -> bytes:
 
 
 def jpegs(count: int) -> list[tuple[bytes, int]]:
-    """So many of 12 megapixels, and two of 48."""
+    """``count`` JPEGs of 12 megapixels, and two of 48."""
     sizes = (4032, 3024, count), (8064, 6048, 2)
     return [(encoded(photo(width, height), "JPEG", quality=90), number) for width, height, number in sizes]
 
 
 WHOLE = ", decoded whole"
-CASES: dict[str, Callable[[], list[tuple[bytes, int]]]] = {  # files, and how many of each
+CASES: dict[str, Callable[[], list[tuple[bytes, int]]]] = {  # files, and the number of each
     "24 JPEGs of 12 megapixels, 2 of 48": lambda: jpegs(24),
     "200 JPEGs of 12 megapixels, 2 of 48": lambda: jpegs(200),
     "24 JPEGs of 12 megapixels, 2 of 48" + WHOLE: lambda: jpegs(24),
@@ -85,7 +85,7 @@ sys.exit(code)
 
 
 def index(folder: Path, threads: int, *options: str) -> tuple[int, float, str]:
-    """Peak in bytes, seconds and what was printed of ``alnumpy index``."""
+    """Runs ``alnumpy index``: peak in bytes, seconds, and its output."""
     environment = os.environ | {"ALNUMPY_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     command = ["index", str(folder), "--db", str(folder / "g.db"), "--backend", "numpy", *options]
     start = time.perf_counter()

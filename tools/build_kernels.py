@@ -4,11 +4,11 @@
     python tools/build_kernels.py                # into alnumpy/kernels/lib
     python tools/build_kernels.py --check        # exit code 1 if that would change a byte
 
-Needs the extra ``build``, whose versions are pinned: then every machine makes the same bytes.
+Needs the extra ``build``, whose versions are pinned so that every machine makes the same bytes.
 
-Numba's front end translates the kernels to LLVM's language, once for each width of vectors. What that text says of this
-machine is taken out; LLVM optimises it for each target; LLD links it. A library depends on nothing, not even on libc,
-and exports
+Numba's front end translates the kernels to LLVM's language, once for each width of vectors. Everything about this
+machine is removed from that text; LLVM optimises it for each target; LLD links it. A library depends on nothing, not
+even on libc, and exports
 
     int64 alnumpy_abi(void)         abi.NUMBER of the sources
     int64 alnumpy_level(void)       the best of the runners in it that this CPU can run
@@ -44,11 +44,11 @@ LEVEL = Path(__file__).with_name("x86_level.c")
 
 
 class Target(NamedTuple):
-    """A library: what its code is for, and how it is linked."""
+    """A library: the CPUs that its code is for, and how it is linked."""
 
     triple: str
-    levels: tuple[tuple[str, int], ...]  # the CPUs, as LLVM names them, and lanes of float32, worst first
-    features: str = ""  # beyond those of the CPU
+    levels: tuple[tuple[str, int], ...]  # LLVM's names of the CPUs, and lanes of float32, worst first
+    features: str = ""  # features beyond those of the CPU
     link: str = f"ld.lld {ELF} -o"
     abi: str = ""
 
@@ -68,7 +68,7 @@ TARGETS = {
 
 
 def neutral(text: str, triple: str, layout: str) -> str:
-    """The front end's text for another target, with nothing left of this process and this machine.
+    """The front end's text for another target, without anything about this process and this machine.
 
     Numba leaves addresses of its own objects, which nothing uses once they are internal and the optimiser has run.
     ``no-builtins`` keeps LLVM from calling memset for a loop that stores zeros.
@@ -78,13 +78,13 @@ def neutral(text: str, triple: str, layout: str) -> str:
     text = re.sub(r"^(@\S+ = )(common|linkonce) global", r"\1internal global", text, flags=re.M)
     text = re.sub(r"^define (?:linkonce_odr )?", "define internal ", text, flags=re.M)
     text = re.sub(r"^(define .*\)) \{$", r'\1 nounwind "no-builtins" {', text, flags=re.M)
-    if triple.startswith("armv7"):  # for which LLVM makes two instructions of a fused multiplication that it may part
+    if triple.startswith("armv7"):  # LLVM would split fused multiplications there if it may
         text = text.replace("@llvm.fmuladd.", "@llvm.fma.")
     return text
 
 
 def exported(name: str, result: str, arguments: str, body: str, windows: bool) -> str:
-    """The text of a function that others may call."""
+    """The text of an exported function."""
     return f'define {"dllexport " * windows}{result} @{name}({arguments}) nounwind "no-builtins" {{\n{body}}}\n'
 
 
@@ -146,7 +146,7 @@ def build(name: str, texts: dict[int, str], folder: Path, output: Path) -> None:
 
 
 def front_end(lanes: int) -> None:
-    """Prints the text for vectors of ``lanes``. To be called in a process that has not imported the kernels."""
+    """Prints the text for vectors of ``lanes``. Call it in a process that has not imported the kernels."""
     from alnumpy.kernels import target
 
     target.TARGET = target.Target("", "", "", lanes)
@@ -158,7 +158,9 @@ def front_end(lanes: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with what is there instead of writing it")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the existing libraries instead of writing them"
+    )
     parser.add_argument("--front-end", type=int, metavar="LANES", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.front_end:
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
                 name: FOLDER.joinpath(name).read_bytes() if FOLDER.joinpath(name).exists() else b"" for name in names
             }
             changed = [name for name in names if output.joinpath(name).read_bytes() != there[name]]
-            print(f"differ from {FOLDER}: {', '.join(changed)}" if changed else "as they are there, byte for byte")
+            print(f"differ from {FOLDER}: {', '.join(changed)}" if changed else "identical to the existing ones")
             return 1 if changed else 0
     return 0
 

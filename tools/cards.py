@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Print the model cards from what the weights files hold: weights/NAME.md, and the table in README.md.
+"""Write the model cards from the data in the weights files: weights/NAME.md, and the table in README.md.
 
     python tools/cards.py            # writes them
-    python tools/cards.py --check    # exit code 1 where they differ
+    python tools/cards.py --check    # exit code 1 if they differ
     python tools/cards.py --measure  # times all networks first, side by side, on a machine that does nothing else
 
-A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. To measure takes compiled kernels, or the
+A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. Measuring needs compiled kernels, or the
 extra ``numba``.
 """
 
@@ -27,7 +27,7 @@ from alnumpy.weights import Weights
 from benchmark import cpu_name, in_fresh_process
 
 BACKENDS = {"numpy": "with NumPy", "compiled": "compiled"}
-ROUNDS = 40  # of all networks, one picture each
+ROUNDS = 40  # rounds over all networks, one picture each
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = re.compile(r"(?<=<!-- weights -->\n).*?(?=<!-- end of weights -->)", re.S)
 
@@ -76,7 +76,7 @@ def table(paths: list[Path]) -> str:
 
 
 def measure(paths: list[Path]) -> None:
-    """Records in each weights file how long a picture takes that is decoded already, with one thread."""
+    """Records in each weights file how long a decoded picture takes with one thread."""
     times = in_fresh_process(1, in_turn, paths)
     machine = f"the least of {ROUNDS} with one thread of {cpu_name()}, all networks in turn, NumPy {np.__version__}"
     for path in paths:
@@ -86,7 +86,7 @@ def measure(paths: list[Path]) -> None:
 
 
 def in_turn(paths: list[Path]) -> dict[tuple[Path, str], float]:
-    """The least seconds of each network with each backend; the first round does not count."""
+    """The shortest time of each network with each backend, in seconds; the first round does not count."""
     runs = [(path, name, load(path, backend=name, threads=1)) for path in paths for name in BACKENDS]
     least: dict[tuple[Path, str], float] = {}
     for number in range(ROUNDS + 1):
@@ -105,10 +105,12 @@ def parameters(found: Weights) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 where --check finds a difference."""
+    """Returns 1 if --check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, and say what differs")
-    parser.add_argument("--measure", action="store_true", help="time the networks first, and record that in the files")
+    parser.add_argument("--check", action="store_true", help="write nothing, and report differences")
+    parser.add_argument(
+        "--measure", action="store_true", help="time the networks first, and record the times in the files"
+    )
     args = parser.parse_args(argv)
     paths = sorted((ROOT / "weights").glob("*.h5"))
     if args.measure:

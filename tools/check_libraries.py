@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Run the packaged kernels where Python cannot be had: the Windows library in Wine, Linux's with musl instead of glibc.
+"""Run the packaged kernels where there is no Python: the Windows library in Wine, Linux's with musl instead of glibc.
 
     python tools/check_libraries.py
 
-Every library must give the very bits that this computer's own gives at the same level. Needs an x86-64 Linux, the extra
-``build`` (for its C compiler), and Debian's packages wine and musl; what is missing is named and left out. Exit code 1
-for wrong bits, 3 where nothing could be run.
+Every library must give exactly the same bits as this computer's own at the same level. Needs an x86-64 Linux, the extra
+``build`` (for its C compiler), and Debian's packages wine and musl; missing ones are named and left out. Exit code 1
+for wrong bits, 3 if nothing could be run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from build_kernels import zig
 
 SOURCE = Path(__file__).with_name("run_library.c")
 MUSL = "/lib/ld-musl-x86_64.so.1"
-SYSTEMS = {  # what is to be shown: the library, the compiler's name of the system, what runs its programs
+SYSTEMS = {  # printed name: the library, the compiler's name of the system, the program that runs its programs
     "Windows, in Wine": ("windows-x86_64.dll", "x86_64-windows-gnu", shutil.which("wine")),
     "Linux with musl": ("linux-x86_64.so", "x86_64-linux-musl -dynamic", MUSL if os.path.exists(MUSL) else None),
 }

@@ -1,9 +1,9 @@
-"""How much it matters to embeddings whether colour profiles are heeded.
+"""Measures how much colour profiles matter to embeddings.
 
     python tools/colours.py PICTURES.zip [--inputs 200]
 
-Pictures in sRGB are stored in other colour spaces; each is then embedded as if it were sRGB (ignored) and by its
-profile (heeded). Printed are L2 distances to the embedding of the original, divided by that of a JPEG of quality 50.
+Pictures in sRGB are stored in other colour spaces; each is then embedded as if it were sRGB (ignored) and with its
+profile (heeded). Prints L2 distances to the embedding of the original, divided by that of a JPEG of quality 50.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def ink_profile() -> bytes:
 
 
 def separated(image: Image.Image) -> Image.Image:
-    """A picture as inks, with as much black as takes the place of the other three."""
+    """A picture as inks, in which black replaces the other three as far as possible."""
     inks = 255 - np.asarray(image)
     black = inks.min(2)
     return Image.frombytes("CMYK", image.size, np.dstack([inks - black[..., None], black]).tobytes())
@@ -99,7 +99,7 @@ def separated(image: Image.Image) -> Image.Image:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="a zip of pictures in sRGB")
-    parser.add_argument("--inputs", type=int, default=200, help="how many of them (default: %(default)s)")
+    parser.add_argument("--inputs", type=int, default=200, help="number of pictures (default: %(default)s)")
     args = parser.parse_args(argv)
     with zipfile.ZipFile(args.pictures) as file:
         names = sorted(name for name in file.namelist() if images.is_picture(name))

@@ -4,9 +4,9 @@
     python tools/compare.py HEAD~1 HEAD
     python tools/compare.py HEAD . --sizes 28 160             # a dot is the working tree
 
-Each revision runs in a process of its own, with its own kernels; the processes take turns, a round after another, so
-that what disturbs the machine disturbs all of them alike. Prints the median over the rounds of one picture's time, and
-how many times faster that is than the revision before.
+Each revision runs in a process of its own, with its own kernels; the processes take turns, round by round, so
+that a disturbance of the machine affects all of them alike. Prints the median over the rounds of one picture's time,
+and how many times faster that is than the revision before.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "weights" / "alnet-mnist.h5"  # a file that early revisions read, too
+WEIGHTS = ROOT / "weights" / "alnet-mnist.h5"  # a file that even early revisions read
 
-# Reads a side length a line and answers with the seconds of one picture, the least of some repetitions.
+# Reads one side length per line and answers with the seconds of one picture, the shortest of some repetitions.
 WORKER = """
 import sys, time, numpy, alnumpy
 embedder = alnumpy.load(sys.argv[2], backend=sys.argv[1], threads=1)
@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 
 def unpack(revision: str, folder: Path) -> Path:
-    """The tree of a commit in a new folder; "." is the working tree. Raises CalledProcessError for no such commit."""
+    """The tree of a commit in a new folder; "." is the working tree. Raises CalledProcessError for unknown ones."""
     if revision == ".":
         return ROOT
     archive = subprocess.run(
@@ -62,7 +62,7 @@ def start(tree: Path, cache: Path, backend: str) -> subprocess.Popen[str]:
 
 
 def ask(worker: subprocess.Popen[str], size: int) -> float:
-    """Seconds of one picture. Raises EOFError where the worker died."""
+    """Seconds of one picture. Raises EOFError if the worker died."""
     assert worker.stdin
     assert worker.stdout
     print(size, file=worker.stdin, flush=True)
@@ -74,7 +74,7 @@ def ask(worker: subprocess.Popen[str], size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revisions", nargs="+", help="commits, as git names them, or . for the working tree")
+    parser.add_argument("revisions", nargs="+", help="commits in git's notation, or . for the working tree")
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 128], help="default: 28 128")
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--backend", choices=("numba", "numpy"), default="numba", help="default: %(default)s")

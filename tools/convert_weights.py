@@ -3,7 +3,7 @@
 
     python tools/convert_weights.py runs/mnist/best.pt -o weights/alnet-mnist.h5
 
-Where torch is installed, torch computes the self-test's embedding. Nothing in the checkpoint is executed.
+If torch is installed, it computes the self-test's embedding. Nothing in the checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def note(message: str) -> None:
 
 
 def self_test(spec: Spec, arrays: Arrays, x: np.ndarray) -> tuple[np.ndarray, str]:
-    """The embedding of the self-test's input and what computed it: torch where it is installed, else alnumpy."""
+    """The embedding of the self-test's input and the name of what computed it: torch if installed, else alnumpy."""
     try:
         import torch
 

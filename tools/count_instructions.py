@@ -3,9 +3,9 @@
 
     python tools/count_instructions.py --roots FOLDER > table.md
 
-FOLDER holds what .ci/foreign made there: a root of Debian for each CPU. Needs cc and qemu's user mode with plugins
-(Debian's qemu-user), and neither an ARM nor a RISC-V: a change that is bad for a Raspberry Pi shows without one. Counts
-are not times: NumPy's are with the BLAS that Debian takes by default, which OpenBLAS outdoes; memory is not counted.
+FOLDER holds the roots that .ci/foreign made: a Debian for each CPU. Needs cc and qemu's user mode with plugins
+(Debian's qemu-user), but neither an ARM nor a RISC-V: a change that is bad for a Raspberry Pi shows without one. Counts
+are not times: NumPy's are with Debian's default BLAS, which OpenBLAS surpasses; waiting for memory is not counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Cpu(NamedTuple):
     library: str
 
 
-CPUS = {  # by what is printed
+CPUS = {  # by the printed name
     "aarch64 (Cortex-A72)": Cpu("arm64", "aarch64", "cortex-a72", "linux-aarch64.so"),
     "armv7 (Cortex-A15)": Cpu("armhf", "arm", "cortex-a15", "linux-armv7.so"),
     "riscv64": Cpu("riscv64", "riscv64", "rv64", "linux-riscv64.so"),
@@ -48,7 +48,7 @@ CPUS = {  # by what is printed
 
 
 def count(plugin: Path, roots: Path, cpu: Cpu, picture: tuple[str, int], backend: str) -> float:
-    """Instructions per picture: what three more pictures take, divided by three."""
+    """Instructions per picture: those of three more pictures, divided by three."""
     root = roots / cpu.root
 
     def run(pictures: int) -> int:

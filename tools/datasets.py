@@ -25,9 +25,9 @@ from alnumpy.evaluation import LandmarkQuery, parse_ground_truth
 
 MNIST_FILES = {"train": "train", "test": "t10k"}
 SUN397_LISTS = {"train": "Training", "test": "Testing"}
-MAX_BYTES = 4 * images.MAX_PIXELS  # of one file in a zip: the largest picture that is read, not compressed at all
+MAX_BYTES = 4 * images.MAX_PIXELS  # bytes of one file in a zip: the largest picture that is read, not compressed
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "validation"}
-NAMED = 5  # of many bad pictures, how many an error names
+NAMED = 5  # most bad pictures that an error names
 
 Reader = Callable[[], bytes]
 Box = tuple[float, float, float, float]
@@ -38,13 +38,13 @@ class LeftOut(UserWarning):
 
 
 class Landmarks(NamedTuple):
-    """Oxford5k or Paris6k: the data base, and the queries, which are boxes in some of its pictures."""
+    """Oxford5k or Paris6k: the database, and the queries, which are boxes in some of its pictures."""
 
-    names: list[str]  # of the pictures that can be read, without folder and suffix
+    names: list[str]  # names of the readable pictures, without folder and suffix
     images: np.ndarray  # uint8 RGB (N, size, size, 3)
     queries: list[LandmarkQuery]
-    query_images: np.ndarray  # uint8 RGB (Q, size, size, 3), of the boxes
-    unreadable: dict[str, str]  # the other pictures, and why
+    query_images: np.ndarray  # uint8 RGB (Q, size, size, 3): the boxes
+    unreadable: dict[str, str]  # the other pictures, and the reasons
 
 
 def _read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
@@ -83,9 +83,9 @@ def mnist(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 def files(source: str | Path) -> dict[str, Reader]:
     """The files in a folder or a zip: path within it, with "/", to a function that reads its bytes.
 
-    Where train/ and all else lies in one folder, paths begin below that. The files that macOS adds are left out.
+    If train/ and everything else lies in one folder, paths begin below that. The files that macOS adds are left out.
     Nothing is extracted; symbolic links to folders are not followed. Raises OSError for a folder that cannot be listed,
-    or ValueError for what is neither a folder nor a zip; the readers raise OSError or ValueError.
+    or ValueError for a path that is neither a folder nor a zip; the readers raise OSError or ValueError.
     """
     found = {
         name.removeprefix("./").lstrip("/"): read
@@ -112,7 +112,7 @@ def _all_files(root: Path) -> dict[str, Reader]:
 
     def reader(member: zipfile.ZipInfo) -> Reader:
         def read() -> bytes:
-            if member.file_size > MAX_BYTES:  # zipfile reads no more than this size, whatever the data would give
+            if member.file_size > MAX_BYTES:  # zipfile never reads more than this size
                 raise ValueError(f"{member.file_size} bytes, more than the limit of {MAX_BYTES}")
             try:
                 return archive.read(member)
@@ -143,7 +143,7 @@ def decode(data: bytes, size: int, box: Box | None = None) -> np.ndarray:
     """
     try:
         opened = Image.open(io.BytesIO(data), formats=images.FORMATS)
-    except UnidentifiedImageError:  # whose message has an address in memory
+    except UnidentifiedImageError:  # its message has an address in memory
         raise ImageError(f"not a picture that can be read ({', '.join(images.FORMATS)})") from None
     with opened as image:
         if image.width * image.height > images.MAX_PIXELS:
@@ -168,9 +168,9 @@ def load_pictures(
     threads: int = 0,
     boxes: Sequence[Box] | None = None,
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Named ones of ``files``, or boxes of them, decoded by ``threads`` threads (0: one for each CPU).
+    """The named pictures of ``files``, or boxes of them, decoded by ``threads`` threads (0: one for each CPU).
 
-    Returns uint8 (N, size, size, 3), and of those that cannot be read, which are black, why.
+    Returns uint8 (N, size, size, 3), with black for unreadable pictures, and the reasons for these.
     """
     pixels = np.zeros((len(names), size, size, 3), np.uint8)
     failed: dict[str, str] = {}
@@ -182,7 +182,7 @@ def load_pictures(
             failed[names[i]] = str(error)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        warnings.simplefilter("ignore")  # of Pillow, about damaged metadata
+        warnings.simplefilter("ignore")  # Pillow's warnings about damaged metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for _ in tqdm(pool.map(load, range(len(names))), "decoding", len(names), unit=" pictures", disable=None):
             pass
@@ -194,7 +194,7 @@ def load_readable(
 ) -> tuple[np.ndarray, np.ndarray]:
     """``load_pictures`` without those that cannot be read: a warning names them.
 
-    Returns the pictures and which of the names they are. Raises ValueError where no picture can be read.
+    Returns the pictures and the indices of their names. Raises ValueError if no picture can be read.
     """
     pixels, failed = load_pictures(found, names, size, threads)
     good = np.array([i for i, name in enumerate(names) if name not in failed], np.int64)
@@ -213,11 +213,11 @@ def class_folders(source: str | Path, split: str) -> tuple[dict[str, Reader], np
     """Pictures in class folders below the folder ``split`` of a folder or a zip ("" for the top).
 
     Returns their readers by name, labels int64 (N,) and the sorted class names, which the labels index. A class is the
-    path of its folder below the split's, as "object/cat" where folders are nested. Pictures are ordered by class and
-    then by name, numbers in names by value.
+    path of its folder below the split's, for example "object/cat" if folders are nested. Pictures are ordered by class
+    and then by name, numbers in names by value.
 
-    Raises FileNotFoundError, or ValueError where there is no picture, one is in no class folder, and where ``split`` is
-    "" but there are splits.
+    Raises FileNotFoundError, or ValueError if there is no picture, if one is in no class folder, or if ``split`` is ""
+    but there are splits.
     """
     found = files(source)
     below = f"{split}/" if split else ""
@@ -232,7 +232,7 @@ def class_folders(source: str | Path, split: str) -> tuple[dict[str, Reader], np
     if "." in classes.values():
         name = min(name for name, folder in classes.items() if folder == ".")
         raise ValueError(f"{source}: {name} is in no class folder")
-    for name in () if split else classes:  # else the same class would be two
+    for name in () if split else classes:  # otherwise one class would count as two
         if not SPLIT_NAMES.isdisjoint(part.lower() for part in name.split("/")[:-2]):
             raise ValueError(f"{source}: {name} seems to be of a split; train/, and test/ or val/, belong at the top")
     class_names = sorted(set(classes.values()))
@@ -248,7 +248,7 @@ def load_class_folders(
     """The pictures of ``class_folders`` as uint8 RGB (N, size, size, 3), labels and class names.
 
     The short side becomes ``size`` pixels, the centre is cropped. Pictures that cannot be read are left out with a
-    warning. Raises what ``class_folders`` does, and ValueError where no picture can be read.
+    warning. Raises the errors of ``class_folders``, and ValueError if no picture can be read.
     """
     pictures, labels, class_names = class_folders(source, split)
     pixels, good = load_readable(source, pictures, list(pictures), size, threads)
@@ -258,7 +258,7 @@ def load_class_folders(
 def load_folder(source: str | Path, size: int, threads: int = 0) -> np.ndarray:
     """All pictures of a folder or a zip at any depth, ordered by name, without labels: uint8 RGB (N, size, size, 3).
 
-    Pictures that cannot be read are left out with a warning. Raises FileNotFoundError, or ValueError where no picture
+    Pictures that cannot be read are left out with a warning. Raises FileNotFoundError, or ValueError if no picture
     can be read.
     """
     found = files(source)
@@ -347,8 +347,8 @@ def landmark_files(source: str | Path) -> tuple[dict[str, str], dict[str, Reader
 def landmarks(source: str | Path, size: int, threads: int = 0) -> Landmarks:
     """The pictures and the queries of ``landmark_files``, decoded.
 
-    Pictures that cannot be read, as the twenty of Paris6k that are damaged in the original, are left out and reported.
-    Raises what ``landmark_files`` does, and ValueError for a query whose picture cannot be read.
+    Pictures that cannot be read, such as the twenty of Paris6k that are damaged in the original, are left out and
+    reported. Raises the errors of ``landmark_files``, and ValueError for a query whose picture cannot be read.
     """
     pictures, found, queries = landmark_files(source)
     names = list(pictures)
@@ -373,7 +373,7 @@ def landmark_classes(
 
     The paper's code reads labels from the pictures' names: a class is a name without its number. Every fifth picture by
     name is the "test" split, the others are "train". Pictures that cannot be read are left out with a warning. Raises
-    FileNotFoundError, or ValueError where there is no picture.
+    FileNotFoundError, or ValueError if there is no picture.
     """
     found = files(source)
     pictures = sorted((name for name in found if images.is_picture(name)), key=natural)

@@ -17,21 +17,20 @@ Printed by `python tools/document_commands.py`; a test keeps this page true.
 Results go to stdout, progress and warnings to stderr. The exit code is 0 if all went well, 1 if some input failed and
 2 for wrong usage.
 
-**Lists of paths.** Where `-` stands for a list of paths on stdin, there is one path per line, ended by LF or CR LF,
-or a NUL behind each: `find . -name '*.jpg' -print0 | alnumpy embed -`. The option `-0` prints such lists, for `xargs
--0`.
+**Lists of paths.** Where `-` stands for a list of paths on stdin, there is one path per line, ended by LF or CR LF, or
+each is followed by a NUL: `find . -name '*.jpg' -print0 | alnumpy embed -`. The option `-0` prints such lists, for
+`xargs -0`.
 
 **Names that are not text.** Names of files are bytes. JSON has a second field for a name that is not UTF-8:
 `path_base64` beside `path` (`query_base64` beside `query`) holds all of its bytes in base64, and `path` shows U+FFFD
-for what is not text. CSV has the bytes themselves in the column `path`, and the same base64 in a last column
-`path_base64` if it has a header. In text such bytes are shown as escapes, so that a result is one line whatever its
-name.
+for bytes that are not text. CSV has the bytes themselves in the column `path`, and the same base64 in a last column
+`path_base64` if it has a header. In text such bytes are shown as escapes, so that every result is one line.
 """
 
 
 def page() -> str:
-    """The whole page; versions of Python lay it out differently."""
-    os.environ |= {"COLUMNS": str(WIDTH), "NO_COLOR": "1"}  # which argparse reads
+    """The whole page; its layout depends on the version of Python."""
+    os.environ |= {"COLUMNS": str(WIDTH), "NO_COLOR": "1"}  # argparse reads these
     parser = cli.build_parser()
     (commands,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = [BEGINNING]

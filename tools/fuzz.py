@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Feed damaged and hostile files to alnumpy's readers, and report what no file may make them do.
+"""Feed damaged and hostile files to alnumpy's readers, and report what no file should be able to make them do.
 
     python tools/fuzz.py weights --inputs 50000 --seed 0
 
@@ -9,7 +9,7 @@ a database, in the headers of a request, with a PNG's checksums put right. A tar
 the same input. Files in tests/data/fuzz/TARGET are among the good files.
 
 Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
-that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak of memory.
+that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ from alnumpy.networks import ALNet, Block
 HANG = 5.0  # seconds
 GROWTH = 800_000_000  # bytes: a progressive JPEG of 200 megapixels takes 24 for each of 30 million pixels
 CHUNK = 2000  # inputs for each worker process
-SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: databases are synced to disk again and again
+SCRATCH = (
+    "/dev/shm" if os.path.isdir("/dev/shm") else None
+)  # in memory, since databases are synced to disk again and again
 CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
 INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 
@@ -68,14 +70,14 @@ class Target(NamedTuple):
     """A reader, the errors that it documents, good files for it, and a way to change them inside their structure."""
 
     seeds: Callable[[Path], None]  # writes files into a folder
-    read: Callable[[Path], list[np.ndarray]]  # what it returns must be finite
+    read: Callable[[Path], list[np.ndarray]]  # returns arrays, which must be finite
     errors: tuple[type[Exception], ...]
     inside: Callable[[random.Random, bytes, Change], bytes]
-    tokens: tuple[bytes, ...]  # what the format gives a meaning
+    tokens: tuple[bytes, ...]  # bytes that have a meaning in the format
 
 
 class Outcome(NamedTuple):
-    """What became of one input."""
+    """The outcome of one input."""
 
     fault: str | None
     accepted: bool = False
@@ -165,7 +167,7 @@ def read_weights(path: Path) -> list[np.ndarray]:
 
 
 def checkpoint_seeds(folder: Path) -> None:
-    """safetensors; the archives, which take torch to write, are files in the corpus."""
+    """Writes safetensors; the archives, which only torch can write, are files in the corpus."""
     header = b'{"a.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],'
     header += b'"data_offsets":[24,32]},"__metadata__":{"format":"pt"}}'
     (folder / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(32)))
@@ -175,7 +177,7 @@ def read_checkpoint_file(path: Path) -> list[np.ndarray]:
     for name, array in read_checkpoint(path).tensors.items():
         name.encode("utf-8", "surrogatepass")
         array.sum()  # reads all of it
-    return []  # the converter refuses what is not finite
+    return []  # the converter refuses values that are not finite
 
 
 def inside_archive(rng: random.Random, data: bytes, change: Change) -> bytes:
@@ -269,7 +271,7 @@ def avif_seeds(folder: Path) -> None:
 
 
 def _without_times(data: bytes) -> bytes:
-    """The file of a sequence without the times at which it was made, in its headers of movie, track and media."""
+    """The file of a sequence without the times of its making, in its headers of movie, track and media."""
     for name in (b"mvhd", b"tkhd", b"mdhd"):
         at = data.find(name)
         while at >= 0:
@@ -294,7 +296,7 @@ def profile_seeds(folder: Path) -> None:
 
 
 def inside_profile(rng: random.Random, data: bytes, change: Change) -> bytes:
-    """A picture whose colour profile alone has changed, at the same length."""
+    """A picture of which only the colour profile has changed, at the same length."""
     at = data.find(b"acsp") - 36
     if at < 0:
         return change(rng, data)
@@ -368,7 +370,7 @@ def read_gallery(path: Path) -> list[np.ndarray]:
 
 
 def inside_database(rng: random.Random, data: bytes, change: Change) -> bytes:
-    """A data base with one value of one row replaced by something odd."""
+    """A database with one value of one row replaced by something odd."""
     odd = (None, -1, 2**63 - 1, 1e308, "text", "", b"", b"\xff" * 96, b"\0" * 7)
     table = rng.choice(("meta", "contents", "pictures", "whitening"))
     with tempfile.NamedTemporaryFile(dir=SCRATCH) as file:
@@ -401,7 +403,7 @@ STATUSES = {200, 206, 303, 304, 400, 401, 403, 404, 405, 411, 413, 415, 421, 422
 
 
 class Refused(Exception):
-    """A request was answered with a status that says why not."""
+    """A request was refused with a status and a reason."""
 
 
 def request(method: str, address: str, body: bytes = b"", *headers: str) -> bytes:
@@ -440,7 +442,7 @@ def serve_seeds(folder: Path) -> None:
 
 @cache
 def serving(folder: Path) -> Any:
-    """A server in a thread of this process, with a gallery of a few pictures beside a file that nobody may see."""
+    """A server in a thread of this process, with a gallery of a few pictures beside a file that must never be shown."""
     from alnumpy.serve import app, catalog, server, thumbnails, walls
 
     (folder / "pictures").mkdir(parents=True)
@@ -464,12 +466,12 @@ def serving(folder: Path) -> Any:
 
 
 def read_request(path: Path) -> list[np.ndarray]:
-    """Sends a request, and looks at all that is answered. Raises Refused for one that is refused in good order."""
+    """Sends a request and checks the whole answer. Raises Refused if the request is refused properly."""
     port, faults, ids = serving(path.parent / "serving")
     data = path.read_bytes().replace(b"%ID", ids[0]).replace(b"%OTHER", ids[1])
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=2 * HANG) as connection:
-        with suppress(ConnectionError):  # the server may have heard enough
+        with suppress(ConnectionError):  # the server may have closed the connection
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         with suppress(ConnectionError):
@@ -490,7 +492,7 @@ def read_request(path: Path) -> list[np.ndarray]:
         raise AssertionError(f"without its headers: {head!r}")
     if status >= 400:
         length = int(head.lower().partition(b"content-length:")[2].split()[0])
-        if body and not body.startswith(b"HTTP/1."):  # which answers another request, after one that was HEAD
+        if body and not body.startswith(b"HTTP/1."):  # this answers another request, after a HEAD request
             json.loads(body[:length])
         raise Refused(status)
     return []
@@ -724,7 +726,7 @@ TARGETS = {
 
 
 def good_files(target: Target, name: str) -> list[tuple[str, bytes]]:
-    """The corpus, as suffix and content: what code makes, then what lies in the repository."""
+    """The corpus, as suffix and content: files made by code, then files in the repository."""
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         target.seeds(Path(folder))
         paths = sorted(Path(folder).iterdir()) + sorted((CORPUS / name).glob("*"))
@@ -761,7 +763,7 @@ def work(
     target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers: range, folder: str, pipe: Connection
 ) -> None:
     """A worker process: sends an Outcome for each input."""
-    os.dup2(os.memfd_create("stderr"), 2)  # where C libraries would write
+    os.dup2(os.memfd_create("stderr"), 2)  # C libraries would write there
     warnings.simplefilter("ignore")
     path = Path(folder, "input" + corpus[0][0])
     path.write_bytes(corpus[0][1])
@@ -776,7 +778,7 @@ def work(
         suffix, data = make(target, corpus, seed, number)
         path = Path(folder, "input" + suffix)
         path.write_bytes(data)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         start = time.monotonic()
         fault, accepted = judge(target, path)
         seconds = time.monotonic() - start
@@ -803,7 +805,7 @@ def outcomes(target: Target, corpus: list[tuple[str, bytes]], seed: int, numbers
             theirs.close()
             outcome = None
             while done < todo.stop and (outcome is None or outcome.fault is None):
-                if not ours.poll(HANG + (outcome is None)):  # the first one takes the start as well
+                if not ours.poll(HANG + (outcome is None)):  # the first one includes the start
                     outcome = Outcome(f"no answer within {HANG:g} seconds")
                 else:
                     try:
@@ -822,8 +824,8 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 nothing found, 1 something found, 2 wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--inputs", type=int, default=1000, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random changes (default: %(default)s)")
+    parser.add_argument("--inputs", type=int, default=1000, help="number of inputs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random changes (default: %(default)s)")
     parser.add_argument(
         "--save", type=Path, default=Path("runs/fuzz"), help="folder for findings (default: %(default)s)"
     )

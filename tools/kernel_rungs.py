@@ -48,7 +48,7 @@ def outputs_innermost(x, w, bias, y):
                 y[p, o] += x[p, k] * w[k, o]
 
 
-# From here on memory is addressed as the kernels do it: by addresses of float32 and indices.
+# From here on memory is addressed as in the kernels: by addresses of float32 and indices.
 
 
 def in_tiles(rows, cols):
@@ -87,11 +87,11 @@ def packed(x, w, y, pixels, inputs, outputs, chunk):
 
 
 def rungs(pixels: int, inputs: int, outputs: int) -> dict[str, Run]:
-    """What to run, by its name; each returns its result, float32 (pixels, outputs)."""
+    """The rungs by name; each returns its result, float32 (pixels, outputs)."""
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((pixels, inputs), np.float32), rng.standard_normal((inputs, outputs), np.float32)
     bias, y = rng.standard_normal(outputs, np.float32), np.empty((pixels, outputs), np.float32)
-    by_output = np.ascontiguousarray(w.T)  # as PyTorch has the weights of a convolution
+    by_output = np.ascontiguousarray(w.T)  # PyTorch's order of the weights of a convolution
     panels = np.float32(pack_dense(w.T, bias))
     aligned, chunk = aligned_zeros(len(panels)), max(1, CHUNK // inputs // TILE_PIXELS) * TILE_PIXELS
     aligned[:] = panels
@@ -114,7 +114,7 @@ def rungs(pixels: int, inputs: int, outputs: int) -> dict[str, Run]:
 
 
 def measure(pixels: int, inputs: int, outputs: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of each rung, medians. Raises ValueError for one whose result is not NumPy's."""
+    """Milliseconds of each rung, medians. Raises ValueError if a result differs from NumPy's."""
     runs = rungs(pixels, inputs, outputs)
     expected = runs["NumPy's matrix product"]()
     for name, run in runs.items():

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""What ``alnumpy serve`` bears: many clients at once beside an index that runs, in a gallery of many pictures.
+"""Measures ``alnumpy serve`` under load: many clients at once beside a running index, in a gallery of many pictures.
 
     python tools/load_serve.py --clients 50 --minutes 5 --pictures 100000
 
-Makes a gallery of that many pictures, most of them embeddings without a file, and starts the server on it, which is to
-look for new pictures every second in a folder that gets one again and again. The clients, all of this computer, search
-by pictures and by what is found, and fetch thumbnails, pages of the gallery and its state. Then Ctrl-C, in the midst of
-it. Prints the latencies by what was asked, the memory at the start and at its peak, how long the start and the end
-took, and each answer that was not expected. Exit code 1 if there was any. Runs on Linux, which tells a process's
-memory.
+Makes a gallery of that many pictures, most of them embeddings without a file, and starts the server on it, which looks
+for new pictures every second in a folder that keeps getting some. The clients, all on this computer, search by pictures
+and by results, and fetch thumbnails, pages of the gallery and its state. Then comes Ctrl-C, in the midst of it. Prints
+the latencies by kind of request, the memory at the start and at its peak, how long the start and the end took, and each
+unexpected answer. Exit code 1 if there was any. Runs on Linux, which tells a process's memory.
 """
 
 from __future__ import annotations
@@ -39,7 +38,14 @@ from benchmark_gallery import make_gallery
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 60  # seconds for an answer
-KINDS = {"upload": 4, "like": 3, "thumbnail": 6, "large": 1, "page": 1, "state": 1}  # how often each is asked for
+KINDS = {
+    "upload": 4,
+    "like": 3,
+    "thumbnail": 6,
+    "large": 1,
+    "page": 1,
+    "state": 1,
+}  # relative frequency of each request
 
 
 class Clients:
@@ -48,7 +54,7 @@ class Clients:
     def __init__(self, port: int, uploads: list[bytes], ids: list[str]):
         self.port = port
         self.uploads = uploads
-        self.ids = ids  # of pictures that have a file
+        self.ids = ids  # IDs of pictures that have a file
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.faults: Counter[str] = Counter()
         self.stopping = False
@@ -93,7 +99,7 @@ class Clients:
 
 
 def ask(port: int, address: str) -> Any:
-    """What is answered, beside the clients."""
+    """The answer to one request beside the clients."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
         connection.request("GET", address)
         return json.loads(connection.getresponse().read())
@@ -106,7 +112,7 @@ def memory(pid: int, field: str) -> float:
 
 
 def photograph(rng: np.random.Generator, side: int) -> bytes:
-    """A JPEG of smooth colours, as large as one of a phone takes to decode."""
+    """A JPEG of smooth colours that takes as long to decode as one of a phone."""
     small = Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8))
     data = io.BytesIO()
     small.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
@@ -114,7 +120,7 @@ def photograph(rng: np.random.Generator, side: int) -> bytes:
 
 
 def feed(folder: Path, stopped: Callable[[], bool]) -> None:
-    """Gives an index work: two new pictures a second, which were last written to long ago."""
+    """Gives an index work: two new pictures per second, which were last written to long ago."""
     rng = np.random.default_rng(1)
     number = 0
     while not stopped():
@@ -130,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=5, help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=2000, help="in the gallery (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=2000, help="pictures in the gallery (default: %(default)s)")
     parser.add_argument("--side", type=int, default=3000, help="height in pixels of uploads (default: %(default)s)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:

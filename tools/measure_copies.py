@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures how far altered copies of pictures are from them, and other pictures, for each network and setting.
+"""Measures how far altered copies and other pictures are from pictures, for each network and setting.
 
 python tools/measure_copies.py FOLDER [WEIGHTS ...] prints the tables of docs/DUPLICATES.md and the numbers of
-alnumpy/likeness.py. FOLDER holds photographs that show different things. Pictures and copies are files, decoded as a
-gallery decodes them: as they are, and enlarged, when fast decoding has something to do.
+alnumpy/likeness.py. FOLDER holds photographs that show different things. Pictures and copies are files, decoded as in
+a gallery: at their own size, and enlarged, so that fast decoding has an effect.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def saved(image: Image.Image, format: str = "JPEG", quality: int = 95) -> bytes:
 
 
 def encoded(format: str, quality: int) -> Change:
-    """Saved once more."""
+    """Saves a picture once more."""
     return lambda image: saved(image, format, quality)
 
 
 def scaled(factor: float) -> Change:
-    """Smaller or larger."""
+    """Makes a picture smaller or larger."""
     return lambda image: image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def cropped(share: float) -> Change:
-    """A share of width and height cut off, from the left and the top."""
+    """Cuts off a share of width and height, from the left and the top."""
     return lambda image: image.crop((round(image.width * share), round(image.height * share), *image.size))
 
 
 def rotated(degrees: float) -> Change:
-    """Turned, and cropped to what has no corners of another colour."""
+    """Turns a picture and crops the corners of another colour."""
 
     def change(image: Image.Image) -> Image.Image:
         turned = image.rotate(degrees, Image.Resampling.BICUBIC)
@@ -58,11 +58,11 @@ def rotated(degrees: float) -> Change:
 
 
 def brightened(factor: float) -> Change:
-    """Brighter or darker."""
+    """Makes a picture brighter or darker."""
     return lambda image: ImageEnhance.Brightness(image).enhance(factor)
 
 
-# Level, name, change. "near": what programs do to a picture on its way; "similar": what people do to it.
+# Level, name, change. "near": changes by programs; "similar": changes by people.
 CHANGES: list[tuple[str, str, Change]] = [
     ("near", "JPEG, quality 90", encoded("JPEG", 90)),
     ("near", "JPEG, quality 50", encoded("JPEG", 50)),
@@ -80,12 +80,12 @@ CHANGES: list[tuple[str, str, Change]] = [
     ("", "mirrored", ImageOps.mirror),
     ("", "grey", lambda image: ImageOps.grayscale(image).convert("RGB")),
 ]
-SHARE = 0.95  # of the copies that a level's distance must find
+SHARE = 0.95  # share of the copies that a level's distance must find
 SETTINGS = ("as it is", "normalised", "flipped", "normalised, flipped")
 
 
 def embeddings(embedder: alnumpy.Embedder, files: list[bytes], fast: bool) -> list[np.ndarray]:
-    """Embeddings (N, D) of picture files for each of SETTINGS, as a gallery makes them."""
+    """Embeddings (N, D) of picture files for each of SETTINGS, made as in a gallery."""
     draft = embedder.preprocessing.draft if fast else 0
     x = np.stack([images.load(file, embedder.preprocessing, draft=draft)[0] for file in files])
     plain, flipped = embedder.forward(x), postprocess.average_mirrored(embedder.forward, x)
@@ -106,7 +106,7 @@ def measure(embedder: alnumpy.Embedder, originals: list[bytes], fast: bool) -> t
         far = [float(np.quantile(d, SHARE)) for d in apart]
         counts = level and (
             title != "half the size" or side // 2 >= embedder.preprocessing.draft
-        )  # else it lost too much
+        )  # otherwise it has lost too much
         if counts:
             levels[level].append(far)
         cells = [f"{np.median(d):.3g} / {q:.3g}" for d, q in zip(apart, far, strict=True)]
@@ -128,8 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="photographs of different things")
     parser.add_argument("weights", nargs="*", default=[weights.default_path()], help="names or files of weights")
-    parser.add_argument("--pictures", type=int, default=300, help="how many, spread over the folder")
-    parser.add_argument("--enlarged", type=int, default=4, help="times (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=300, help="number of pictures, spread over the folder")
+    parser.add_argument("--enlarged", type=int, default=4, help="factor of enlarging (default: %(default)s)")
     args = parser.parse_args()
     found = images.find(args.folder, recursive=True)
     paths = found[:: max(1, len(found) // args.pictures)][: args.pictures]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Record what torch computes, for devices without torch: writes tests/data/recorded.npz.
+"""Record torch's results for devices without torch: writes tests/data/recorded.npz.
 
     python tools/record_parity.py
 

@@ -60,11 +60,11 @@ from torch_network import Network
 TOOLS = Path(__file__).resolve().parent
 DOCS = TOOLS.parent / "docs"
 BATCH = 100
-PHOTO_SIZES = {"alnet-photo": (48, 64, 128, 160), "efficientnet-lite0": (96, 128, 160, 192, 224)}  # of the input
+PHOTO_SIZES = {"alnet-photo": (48, 64, 128, 160), "efficientnet-lite0": (96, 128, 160, 192, 224)}  # sides of the input
 BASELINE_SIZE = 128
-WHITENED = (256, 128)  # dimensions
+WHITENED = (256, 128)  # numbers of dimensions
 
-Take = Callable[[], images.ImageSource]  # what gives one picture
+Take = Callable[[], images.ImageSource]  # returns one picture
 
 # The paper's tables 2 to 6: FLOPs, parameters and bytes of the saved model in millions, "mAP@1", "mAP@5".
 PAPER = {
@@ -110,14 +110,14 @@ PAPER = {
     },
 }
 LANDMARKS = "--size 80 160 --epochs 40 20 --crop 0.5 --flip"
-RECIPES = {  # of tools/train.py
+RECIPES = {  # options of tools/train.py
     "MNIST": "--size 28 --epochs 16 --shift 2 --rotate 10 --stretch 0.1",
     "SVHN": "--size 32 --epochs 12 --shift 2",
     "SUN397": "--size 64 128 --epochs 20 10 --crop 0.5 --flip",
     "Oxbuild5k": LANDMARKS,
     "Paris6k": LANDMARKS,
 }
-# Of the six networks of tables 2 to 6, all by one recipe; and ALNet once by the paper's.
+# Recipes for the six networks of tables 2 to 6: one for all of them, and the paper's once for ALNet.
 SIX = "--size 28 --epochs {epochs} --shift 2 --rotate 10 --stretch 0.1"
 EPOCHS = 2
 TIMED = 40  # runs of which the fastest counts
@@ -141,13 +141,13 @@ ABLATIONS = {  # table 7, "mAP@1" on the five data sets
 
 
 PAPERS_RECIPE = "ALNet, the paper's recipe"  # a row beside the six
-SHIPPED = {"MNIST": "alnet-mnist"}  # weights
+SHIPPED = {"MNIST": "alnet-mnist"}  # the weights that ship, by data set
 
-Vectors = list[np.ndarray]  # of the pictures of classes, of the queries of landmarks, of the landmarks
+Vectors = list[np.ndarray]  # vectors of the pictures of classes, of the queries of landmarks, of the landmarks
 
 
 class Places(NamedTuple):
-    """Landmarks: the names of those that can be read, and what is searched for."""
+    """Landmarks: the names of the readable ones, and the queries."""
 
     names: list[str]
     queries: list[LandmarkQuery]
@@ -157,9 +157,9 @@ class Places(NamedTuple):
 
 
 def embed(embedder: alnumpy.Embedder, pictures: Sequence[Take]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Embeddings as a gallery makes them of files, before they are normalised.
+    """Embeddings made as in a gallery, before they are normalised.
 
-    Returns which pictures can be read, their embeddings, and the means of those with their mirror images'.
+    Returns the indices of the readable pictures, their embeddings, and the means of those with their mirror images'.
     """
 
     def load(take: Take) -> np.ndarray | None:
@@ -182,7 +182,7 @@ def embed(embedder: alnumpy.Embedder, pictures: Sequence[Take]) -> tuple[list[in
 
 
 def boxed(read: Reader, box: Box) -> Take:
-    """What gives a box of a picture."""
+    """A function that returns a box of a picture."""
 
     def take() -> images.ImageSource:
         image = images.read(read())
@@ -198,13 +198,13 @@ def against_the_rest(vectors: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the parameters in a weights file; its self-test is left out, whose last bits differ by the machine."""
+    """SHA-256 of the parameters in a weights file; without the self-test, whose last bits depend on the machine."""
     parameters = weights.read(path).parameters
     return hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest()
 
 
 def trained(options: str, source: Path, out: Path, speed: list[str]) -> Path:
-    """Trains a network by ``tools/train.py``, or goes on where it was stopped. Returns its weights file."""
+    """Trains a network by ``tools/train.py``, or continues where it was stopped. Returns its weights file."""
     resume = ["--resume"] if (out / "last.pt").exists() else []
     command = [str(TOOLS / "train.py"), str(source), *options.split(), "--out", str(out), *resume, *speed]
     subprocess.run([sys.executable, *command], check=True)
@@ -222,7 +222,7 @@ def retrieved(file: Path, size: int, pictures: np.ndarray, labels: np.ndarray) -
 
 
 def milliseconds(file: Path, size: int) -> float:
-    """What one picture takes in one thread, at best."""
+    """The shortest time for one picture in one thread."""
     embedder, taken = alnumpy.load(file, size, threads=1), []
     picture = np.zeros((1, 3, size, size), np.float32)
     for _ in range(TIMED):
@@ -250,7 +250,7 @@ def measure_six(
 ) -> Iterator[dict[str, Any]]:
     """Trains the six networks of a data set as the paper had them, by one recipe, and ALNet by the paper's.
 
-    Yields all that is known after each. What was ``found`` before by the same recipes is kept.
+    Yields all results after each. Results ``found`` before by the same recipes are kept.
     """
     size = DATA_SIZES[data]
     pictures, labels, _ = train.load(source, "test", size)
@@ -276,7 +276,7 @@ def measure_six(
 
 
 def measure_shipped(data: str, source: Path) -> None:
-    """Prints what the shipped weights find, and what they cost, without training."""
+    """Prints accuracy and cost of the weights that ship, without training."""
     file = weights.locate(SHIPPED[data])
     size, spec = weights.read(file).preprocessing.size, weights.read(file).spec
     pictures, labels, _ = train.load(source, "test", size)
@@ -318,7 +318,7 @@ def whitened(mean: np.ndarray, projection: np.ndarray, plain: np.ndarray, flippe
 
 
 def measure_baselines(classes: Path, landmark_data: Path) -> dict[str, Any]:
-    """What needs no network."""
+    """Measures the ways that need no network."""
     pixels, labels, _ = load_class_folders(classes, "test", BASELINE_SIZE)
     found = landmarks(landmark_data, BASELINE_SIZE)
     places = Places(found.names, found.queries)
@@ -330,7 +330,7 @@ def measure_baselines(classes: Path, landmark_data: Path) -> dict[str, Any]:
 
 
 def measure_photos(file: Path, sizes: Sequence[int], classes: Path, landmark_data: Path) -> dict[str, Any]:
-    """Retrieval by one network at several input sizes, in pictures that it was not trained on."""
+    """Retrieval by one network at several input sizes, on pictures that it was not trained on."""
     tested, labels, _ = class_folders(classes, "test")
     learnt_from, _, _ = class_folders(classes, "train")
     paths, found, queries = landmark_files(landmark_data)
@@ -363,7 +363,7 @@ def measure_photos(file: Path, sizes: Sequence[int], classes: Path, landmark_dat
 
 
 def measure_formats(file: Path, source: Path) -> dict[str, Any]:
-    """What the number formats of weights files cost: retrieval in MNIST or class folders, at the weights' own size."""
+    """The loss by number formats of weights files: retrieval in MNIST or class folders, at the weights' own size."""
     found = weights.read(file)
     if any(source.glob("*-images-idx3-ubyte*")):
         digits, labels, _ = train.load(source, "test", found.preprocessing.size)
@@ -385,9 +385,9 @@ def measure_formats(file: Path, source: Path) -> dict[str, Any]:
 
 
 def measure_decoding(classes: Path, landmark_data: Path, enlarged: list[int]) -> list[dict[str, Any]]:
-    """What galleries find whose JPEGs were decoded whole, and fast: of pictures as they are, and enlarged.
+    """Retrieval in galleries with JPEGs decoded whole, and fast: pictures at their own size, and enlarged.
 
-    Each picture is enlarged as many times, and saved as a JPEG of quality 90.
+    Each picture is enlarged by the factor, and saved as a JPEG of quality 90.
     """
     tests = {name: read for name, read in files(classes).items() if name.startswith("test/")}
     rows = []
@@ -434,7 +434,7 @@ def enlarge(read: Reader, path: Path, factor: int) -> int:
 
 
 def decoded_at(side: int, embedder: alnumpy.Embedder) -> int:
-    """By what fast decoding divides the size of a JPEG with such a short side."""
+    """The factor by which fast decoding divides the size of a JPEG with this short side."""
     return max(scale for scale in SCALES if scale <= max(1, side // embedder.preprocessing.draft))
 
 
@@ -474,7 +474,7 @@ def recount(system: str, data: str) -> tuple[float, float]:
         flops -= sum(cost.multiply_adds for cost in each if "conv.weight" in cost.layer.shapes())
     if system == "ShuffleNetV2" and data != "MNIST":  # its pool was a function, which the counter did not see
         flops -= each[-1].flops
-    if system != "ALNet":  # which is counted without a classifier
+    if system != "ALNet":  # ALNet is counted without a classifier
         flops += classes * (2 * spec.embedding - 1)
     if system != "ALNet" or classes == 10:
         parameters += classes * (spec.embedding + 1)
@@ -594,7 +594,7 @@ def measured(row: dict[str, Any] | None, *keys: str) -> list[str]:
 
 
 def draw(results: dict[str, Any], data: str, path: Path) -> None:
-    """The six networks as in the paper's figure 3: what they reach, and what they cost, theirs and ours.
+    """The six networks as in the paper's figure 3: accuracy and cost, theirs and ours.
 
     The accuracies are in the paper's figure only, so that its "mAP@1" stands for them.
     """
@@ -746,38 +746,51 @@ def main() -> None:
         ("ablations", list(RECIPES), "train ALNet and its ablations on a data set, and measure each"),
     ):
         part = parts.add_parser(name, help=about)
-        part.add_argument("data", choices=choices, help="which one: sets the recipe")
-        part.add_argument("source", type=Path, help="the data, as tools/train.py reads it")
+        part.add_argument("data", choices=choices, help="the data set, which selects the recipe")
+        part.add_argument("source", type=Path, help="the data, in a form that tools/train.py reads")
         threads = torch.get_num_threads()
         part.add_argument("--threads", type=int, default=threads, help="CPU threads (default: %(default)s)")
-        part.add_argument("--compile", action="store_true", help="torch.compile, as train.py --compile")
+        part.add_argument("--compile", action="store_true", help="torch.compile, like train.py --compile")
         runs = Path("runs/reproduce")
-        part.add_argument("--runs", type=Path, default=runs, help="where to train; goes on if stopped")
+        part.add_argument(
+            "--runs", type=Path, default=runs, help="folder to train in; continues a run that was stopped"
+        )
         if name == "networks":
             only = "measure the weights that ship, without training"
             part.add_argument("--measure-only", action="store_true", help=only)
-            part.add_argument("--epochs", type=int, default=EPOCHS, help="of each network (default: %(default)s)")
-            part.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="some of them, by their rows")
+            part.add_argument(
+                "--epochs", type=int, default=EPOCHS, help="epochs of each network (default: %(default)s)"
+            )
+            part.add_argument(
+                "--only", nargs="+", default=[], metavar="NETWORK", help="only these networks, by their rows"
+            )
     part = parts.add_parser("kinds", help="measure networks on some classes, by directions")
     part.add_argument("data", type=Path, help="folder or zip with class folders")
     part.add_argument("--split", default="train", help="its folder (default: %(default)s)")
     part.add_argument("--only", default="*", metavar="PATTERN", help="classes (default: all)")
-    part.add_argument("--weights", nargs="+", default=["alnet-photo"], help="names or files (default: alnet-photo)")
-    part.add_argument("--sizes", type=int, nargs="+", default=[48, 64], help="of the input (default: 48 64)")
+    part.add_argument(
+        "--weights", nargs="+", default=["alnet-photo"], help="names or files of weights (default: alnet-photo)"
+    )
+    part.add_argument("--sizes", type=int, nargs="+", default=[48, 64], help="sides of the input (default: 48 64)")
     part = parts.add_parser("photos", help="measure networks on pictures they were not trained on")
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with train/ and test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
     part.add_argument(
-        "--weights", nargs="+", default=list(PHOTO_SIZES), help="names or files (default: alnet-photo and Lite0)"
+        "--weights",
+        nargs="+",
+        default=list(PHOTO_SIZES),
+        help="names or files of weights (default: alnet-photo and Lite0)",
     )
-    part.add_argument("--sizes", type=int, nargs="+", help="of the input (default: those that make sense)")
-    part = parts.add_parser("formats", help="measure what float16 and int8 cost")
+    part.add_argument("--sizes", type=int, nargs="+", help="sides of the input (default: useful ones for each network)")
+    part = parts.add_parser("formats", help="measure the loss by float16 and int8")
     part.add_argument("weights", help="name or file of float32 weights")
     part.add_argument("data", type=Path, help="folder of MNIST, or folder or zip with class folders below test/")
-    part = parts.add_parser("decoding", help="measure what fast decoding costs")
+    part = parts.add_parser("decoding", help="measure the loss by fast decoding")
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
-    part.add_argument("--enlarged", type=int, nargs="+", default=(1, 4, 8), help="times (default: 1 4 8)")
+    part.add_argument(
+        "--enlarged", type=int, nargs="+", default=(1, 4, 8), help="factors of enlarging (default: 1 4 8)"
+    )
     parts.add_parser("sizes", help="measure the sizes of saved models")
     parts.add_parser("tables", help="write the tables of the page from what was measured")
     args = parser.parse_args()
@@ -786,7 +799,7 @@ def main() -> None:
     page = args.docs / "RESULTS.md"
     try:
         results = json.loads(stored.read_text()) if stored.exists() else {}
-        fill(page.read_text(), tables(results))  # so that nothing is measured in vain
+        fill(page.read_text(), tables(results))  # fails early if the page does not fit
         if args.part == "networks" and args.measure_only:
             measure_shipped(args.data, args.source)
             return

@@ -3,9 +3,9 @@
 
     python tools/screenshots.py --chromium /usr/bin/chromium
 
-The photographs on it are landscapes that are drawn here, from numbers, so that nobody has rights to them. They go into
-a folder with a date each, a few of them more than once as duplicates, and are indexed and searched as any others are.
-Needs Playwright and a Chromium: pip install 'alnumpy[browser]'.
+The photographs on it are landscapes drawn here, from random numbers, so that nobody has rights to them. They get dates,
+a few of them are duplicated, and they are indexed and searched like any others. Needs Playwright and a Chromium: pip
+install 'alnumpy[browser]'.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def ridge(rng: Rng, base: float, height: float, rough: float) -> np.ndarray:
 
 
 def ground(draw: ImageDraw.ImageDraw, line: np.ndarray, colour: Colour) -> None:
-    """All below a line."""
+    """Fills everything below a line."""
     draw.polygon([(0, HEIGHT), *enumerate(line.tolist()), (WIDTH, HEIGHT)], fill=colour)
 
 
@@ -244,7 +244,7 @@ FAMILIES: dict[str, Callable[[Rng], Image.Image]] = {
 
 
 def photographs(folder: Path, each: int = 8) -> list[Path]:
-    """Draws landscapes into folders, with dates as files of photographs have them."""
+    """Draws landscapes into folders, with dates like those of photographs' files."""
     written = []
     for family, (name, draw) in enumerate(FAMILIES.items()):
         (folder / name).mkdir(parents=True)
@@ -252,7 +252,7 @@ def photographs(folder: Path, each: int = 8) -> list[Path]:
             rng = np.random.default_rng([family, number])
             image = draw(rng)
             grain = rng.normal(0, 4, (HEIGHT, WIDTH, 1))
-            tint = rng.uniform(0.8, 1.12) * rng.uniform(0.88, 1.1, 3)  # of the hour and of the weather
+            tint = rng.uniform(0.8, 1.12) * rng.uniform(0.88, 1.1, 3)  # the colour of the hour and the weather
             y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
             light = 1 - 0.14 * (x**2 + y**2)[..., None]
             image = Image.fromarray((np.asarray(image) * light * tint + grain).clip(0, 255).astype(np.uint8))
@@ -303,7 +303,7 @@ SETTLED = """() => {
 
 
 def settled(page: Any) -> None:
-    """Waits until all that is to be seen has been loaded; at most half a minute."""
+    """Waits until everything visible has been loaded; at most half a minute."""
     for _ in range(150):
         page.wait_for_timeout(200)
         if page.evaluate(SETTLED):
@@ -316,7 +316,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chromium", default="/usr/bin/chromium", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "serve.jpg", help="default: %(default)s")
-    parser.add_argument("--all", type=Path, metavar="FOLDER", help="also write each view in each size and theme there")
+    parser.add_argument(
+        "--all", type=Path, metavar="FOLDER", help="also write each view in each size and theme to this folder"
+    )
     args = parser.parse_args(argv)
     from playwright.sync_api import sync_playwright
 

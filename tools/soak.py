@@ -3,14 +3,14 @@
 
     python tools/soak.py --minutes 30
 
-A folder of made pictures changes all the time: pictures come, go, change, are renamed, copied and damaged, also while
+A folder of made pictures changes all the time: pictures come, go, change, are renamed, copied and damaged, even while
 they are indexed. In every round one thing goes wrong on purpose: an indexer is killed or terminated, meets a full disk,
 or finds that another one is writing. A thread searches all the while. Then this process, which lives through all
 rounds, indexes, and its answers are compared with distances that are computed from the files by the plain NumPy
 network, one by one.
 
-Prints a line a minute to stderr, and a summary as JSON to stdout. Exit code 1 if an answer was wrong or if memory, file
-handles or threads have grown. Runs on Linux, which tells a process these numbers.
+Prints one line per minute to stderr, and a summary as JSON to stdout. Exit code 1 if an answer was wrong or if memory,
+file handles or threads have grown. Runs on Linux, which tells a process these numbers.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from alnumpy.embedder import available
 from alnumpy.errors import GalleryError
 from alnumpy.gallery import Gallery, Match
 
-FEWEST, MOST = 30, 60  # pictures
-TOLERANCE = 2e-5  # of a distance, relative to the norms of both embeddings: twice what the backends may differ
-MEMORY_GROWTH = 4_000_000  # bytes between the middle and the last third of all rounds, which allocators do not reach
+FEWEST, MOST = 30, 60  # numbers of pictures
+TOLERANCE = 2e-5  # error of a distance, relative to the norms of both embeddings: twice that between backends
+MEMORY_GROWTH = 4_000_000  # bytes between the middle and the last third of all rounds; allocators stay below
 MOST_VIOLATIONS = 20  # then it ends
 
-# The command line with a limit on the size of files, which a write meets as it meets a full disk.
+# The command line with a limit on the size of files, which has the effect of a full disk.
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
@@ -59,15 +59,15 @@ run()
 
 
 class Soak:
-    """The folder of pictures, what is known of it, and what was found."""
+    """The folder of pictures, its expected state, and the findings."""
 
     def __init__(self, folder: Path, seed: int):
         self.random = random.Random(seed)
         self.pictures = folder / "pictures"
         self.pictures.mkdir()
         self.database = folder / "gallery.db"
-        self.contents: dict[Path, bytes] = {}  # what is on the disk
-        self.broken: set[bytes] = set()  # contents that are no pictures
+        self.contents: dict[Path, bytes] = {}  # the contents on the disk
+        self.broken: set[bytes] = set()  # contents that are not pictures
         self.embeddings: dict[bytes, np.ndarray] = {}  # by content, float32 (D,), of the plain network
         self.embedder = alnumpy.load(normalize=True, backend="compiled" if available("compiled") else "numpy")
         self.counts: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class Soak:
         }
 
     def round(self) -> None:
-        """Changes and one fault, then indexing, and everything that can be asked."""
+        """Changes and one fault, then indexing and all checks."""
         self.change()
         getattr(self, self.random.choice(["kill", "terminate", "fill_disk", "write_twice", "ask_command_line"]))()
         self.index()
@@ -121,7 +121,7 @@ class Soak:
         self.check_embeddings()
         with closing(sqlite3.connect(self.database)) as connection:
             (sound,) = connection.execute("PRAGMA integrity_check").fetchone()
-        self.expect(sound == "ok", f"the data base is damaged: {sound}")
+        self.expect(sound == "ok", f"the database is damaged: {sound}")
         self.counts["rounds"] += 1
         gc.collect()
         memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
@@ -173,14 +173,14 @@ class Soak:
         self.broken &= set(self.contents.values())
 
     def expected(self) -> dict[Path, np.ndarray]:
-        """What every good picture's embedding is, by the plain network and from the bytes alone."""
+        """The embedding of every good picture, by the plain network and only from its bytes."""
         known, self.embeddings = self.embeddings, {}
         weights = self.embedder.weights
         for content in set(self.contents.values()) - self.broken:
             if content not in known:
                 x = images.preprocess(Image.open(io.BytesIO(content)).convert("RGB"), weights.preprocessing)
                 embedding = reference.forward(weights.spec, weights.parameters, x[None])[0]
-                known[content] = embedding / np.linalg.norm(embedding)  # as the default weights ask for
+                known[content] = embedding / np.linalg.norm(embedding)  # the default weights record this
             self.embeddings[content] = known[content]
         return {p: self.embeddings[content] for p, content in self.contents.items() if content not in self.broken}
 
@@ -194,7 +194,7 @@ class Soak:
         return self.start("index", str(self.pictures), "--db", str(self.database), limit=limit)
 
     def end_index(self, number: signal.Signals) -> None:
-        """Sends a signal to an indexer at a random moment, while pictures change under its eyes."""
+        """Sends a signal to an indexer at a random moment, while pictures change."""
         with self.start_index() as process:
             time.sleep(self.random.uniform(0, 0.3))
             self.change()
@@ -236,7 +236,7 @@ class Soak:
     # What must hold all the same
 
     def index(self) -> None:
-        """Indexes undisturbed: afterwards the gallery must hold what the folder holds."""
+        """Indexes undisturbed: afterwards the gallery must have exactly the pictures of the folder."""
         with Gallery(self.database, self.embedder, "a") as gallery:
             report = gallery.index(self.pictures, prune=True)
             held = {picture.path for picture in gallery if picture.error is None}
@@ -278,7 +278,7 @@ class Soak:
             self.expect(min(distances.values()) >= found[-1].distance - slack, f"{query}: a nearer one was not found")
 
     def check_embeddings(self) -> None:
-        """Embeds the whole folder, the damaged pictures among the others."""
+        """Embeds the whole folder, including the damaged pictures."""
         expected = self.expected()
         paths = self.random.sample(list(self.contents), len(self.contents))
         for path, result in zip(paths, self.embedder.embed_files(paths, self.random.randint(1, 40)), strict=True):
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Index, search and embed for a long time while things go wrong.")
     parser.add_argument("--minutes", type=float, default=30, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and faults (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pictures and faults (default: %(default)s)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         summary = Soak(Path(folder), args.seed).run(args.minutes * 60)

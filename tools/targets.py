@@ -4,7 +4,7 @@
     python tools/targets.py                        # tests/test_kernels.py and tests/test_compiled.py
     python tools/targets.py tests/test_kernels.py -k stem
 
-Arguments are pytest's; files begin with "tests". Exits with 1 where a test fails at any level.
+Arguments are pytest's; files begin with "tests". The exit code is 1 if a test fails at any level.
 """
 
 from __future__ import annotations

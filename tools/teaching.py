@@ -1,4 +1,4 @@
-"""A better network as the teacher: what it makes of pictures, and what of a student may stay as it is meanwhile."""
+"""A better network as the teacher: its embeddings of pictures, and the layers of a student that stay frozen."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def embeddings(teacher: Embedder, images: Tensor, folder: Path, name: str) -> Te
 
 
 def least_squares(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (M, E) and bias (M,) of the linear layer that comes nearest to ``wanted`` (N, M) from ``given`` (N, E)."""
+    """Weight (M, E) and bias (M,) of the linear layer that best maps ``given`` (N, E) to ``wanted`` (N, M)."""
     x, y = given.double(), wanted.double()
     centre, middle = x.mean(0), y.mean(0)
     x, y = x - centre, y - middle
@@ -76,9 +76,9 @@ class WholeMap:
 
 
 class Front:
-    """The first layers of a network, which training leaves as they are: alnumpy's compiled kernels compute them.
+    """The first layers of a network, which training does not change: alnumpy's compiled kernels compute them.
 
-    They take a tenth of the time that torch takes, since nothing has to be kept for a backward pass.
+    They take a tenth of the time that torch takes, since they keep nothing for a backward pass.
     """
 
     def __init__(self, layers: Sequence[Layer], params: dict[str, np.ndarray]):
@@ -97,7 +97,7 @@ class Front:
         self.program = Program(0, walk.pack.weights.join(), walk.pack.tables.join(), walk.nodes)
 
     def __call__(self, images: Tensor, threads: int) -> Tensor:
-        """float32 (N, 3, H, W) -> what the last of the layers gives, (N, C, H', W') in channels-last memory."""
+        """float32 (N, 3, H, W) -> the output of the last layer, (N, C, H', W') in channels-last memory."""
         size = evaluate(self.layers, (images.shape[2], images.shape[3]), lambda layer, size, *_: layer.size(size))
         program = replace(self.program, channels=size[0] * size[1] * self.width)
         backend = "compiled" if kernels.packaged()[0].path else "numba"
@@ -108,7 +108,7 @@ class Front:
 def split(layers: tuple[Layer, ...], last: str) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
     """The layers up to the last one of ``last``, which is a layer's name or its first part, and those after them.
 
-    The others read the picture where they read the last of the first. Raises ValueError where they cannot be parted.
+    The others read the picture where they read the last of the first. Raises ValueError if they cannot be split.
     """
     ends = [i for i, layer in enumerate(layers, 1) if layer.name == last or layer.name.startswith(f"{last}.")]
     if not ends or ends[-1] == len(layers):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alnumpy.layers import Add, Cbam, Concat, Conv, Layer, Mean, Pool, Shuffle, Slice, SqueezeExcite, evaluate
 from alnumpy.networks import Spec
 
-# In place, where a module is the only reader of what it gets.
+# In place if a module is the only reader of its input.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "": nn.Identity,
     "relu": lambda: nn.ReLU(inplace=True),
@@ -29,7 +29,7 @@ class ConvBN(nn.Module):
 
     def __init__(self, layer: Conv):
         super().__init__()
-        self.pads = layer.pads if layer.padding == "same" else None  # which depend on the size of the input
+        self.pads = layer.pads if layer.padding == "same" else None  # these depend on the size of the input
         padding = 0 if self.pads else layer.kernel // 2
         self.conv = nn.Conv2d(
             layer.cin, layer.channels, layer.kernel, layer.stride, padding, groups=layer.groups, bias=layer.bias
@@ -121,7 +121,7 @@ def module(layer: Layer) -> nn.Module:
         case Cbam():
             return CBAM(layer)
         case _:
-            raise TypeError(f"{layer} is no layer")
+            raise TypeError(f"{layer} is not a layer")
 
 
 class Network(nn.Module):

@@ -13,16 +13,16 @@ one, is held out. Several are trained on together, each with its own classes. Pi
 and left out.
 
 With --teacher the network learns the directions of the embeddings of better weights: a linear layer, dropped
-afterwards, makes the teacher's normalised and centred embedding of the whole picture from the network's of what it
-sees of it, and 1 - cosine is the loss. What the teacher gives is computed once and kept beside OUT. Labels need not be
-there (--unlabelled); --label-weight adds the classifier's loss.
+afterwards, maps the network's embedding of the part that it sees to the teacher's normalised and centred embedding
+of the whole picture, and 1 - cosine is the loss. The teacher's embeddings are computed once and kept beside OUT. Labels
+are not needed (--unlabelled); --label-weight adds the classifier's loss.
 
 Recipe "paper" is section 4.3: SGD, learning rate 0.1, momentum 0.9, weight decay 1e-4, the rate lowered in steps.
 Recipe "modern" is Muon for the matrices and AdamW for the rest, a rate that rises for a tenth of the steps and then
 falls as a cosine, label smoothing, an exponential moving average of the weights and, on a GPU, mixed precision.
 
 Writes OUT/best.pt (the weights with the highest accuracy on held-out pictures or, with a teacher, the highest mean
-cosine with its embeddings, in percent), OUT/last.pt (to go on from with --resume; --epochs may be others then),
+cosine with its embeddings, in percent), OUT/last.pt (for --resume, with which --epochs may differ),
 OUT/log.csv and OUT/curve.png. Needs the extra: pip install 'alnumpy[train]'.
 """
 
@@ -62,12 +62,12 @@ from alnumpy.networks import SPECS, Spec
 from datasets import LeftOut, files, landmark_classes, load_class_folders, load_folder, mnist, sun397, svhn
 from torch_network import Network
 
-MODERN_LR = 0.02  # of Muon
-ADAM_SHARE = 0.2  # of it for what AdamW trains
+MODERN_LR = 0.02  # learning rate of Muon
+ADAM_SHARE = 0.2  # share of it for the arrays that AdamW trains
 EMA_DECAY = 0.999
 EVALUATION_BATCH = 500
-STATISTICS_BATCHES = 100  # of which batch norm's statistics of the averaged weights are taken
-FITTED = 10_000  # pictures by which the layer from the network to its teacher begins
+STATISTICS_BATCHES = 100  # batches from which batch norm's statistics of the averaged weights are computed
+FITTED = 10_000  # pictures that the layer from the network to its teacher is first fitted to
 COMPARED = 2_000  # held-out pictures whose embeddings are compared with the teacher's after each epoch
 UNLABELLED = -1
 
@@ -109,7 +109,8 @@ def gather(
 ) -> Data:
     """Several data sets as one: the classes of each source follow those of the source before.
 
-    Of the ``unlabelled`` every tenth picture is held out. Classes whose names fit one of ``leave_out`` are in no split.
+    Every tenth of the ``unlabelled`` pictures is held out. Classes whose names fit one of ``leave_out`` are in no
+    split.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -135,7 +136,7 @@ def gather(
 
 
 def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Of each channel over all pixels of uint8 (N, 3, H, W), in 0..1, exact: from the histogram of the 256 values."""
+    """Mean and deviation of each channel over all pixels of uint8 (N, 3, H, W), in 0..1; exact, from the histogram."""
     values, means, stds = np.arange(256) / 255, [], []
     for channel in range(3):
         share = torch.bincount(images[:, channel].flatten(), minlength=256).numpy() / images[:, channel].numel()
@@ -154,7 +155,7 @@ def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
 
 @dataclass
 class Augmentation:
-    """What a training batch undergoes. The scale of the crop is one draw for a batch: simple, and fast on a CPU."""
+    """The random changes of a training batch. The scale of the crop is drawn once per batch, which is fast on a CPU."""
 
     size: int
     shift: int  # pixels, black moving in
@@ -162,7 +163,7 @@ class Augmentation:
     stretch: float  # most share by which each side becomes longer or shorter, black moving in
     crop: float  # least side of the random square, as a share of the picture's
     flip: bool
-    unscaled: float = 0.0  # share of the batches of squares that have the network's size, where pictures are as large
+    unscaled: float = 0.0  # share of the batches with squares of the network's size, if pictures are that large
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 (N, 3, S, S) -> float32 (N, 3, size, size) in 0..255."""
@@ -214,7 +215,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    if x.shape[1] > 1:  # a single row is done: its one singular value is 1
+    if x.shape[1] > 1:  # a single row is finished: its one singular value is 1
         for _ in range(5):
             gram = x @ x.mT
             x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -298,9 +299,9 @@ def compiled(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 class Student(Network):
-    """A network while it learns: it gives scores of classes and, where it has a teacher, what that would give.
+    """A network while it learns: it gives scores of classes and, with a teacher, its estimate of the teacher's.
 
-    The layers up to ``frozen``, if any, are not computed: the input is what they give.
+    The layers up to ``frozen``, if any, are not computed: the input is their output.
     """
 
     def __init__(self, spec: Spec, classes: int, targets: int = 0, frozen: str = ""):
@@ -318,7 +319,7 @@ class Student(Network):
 
 @torch.no_grad()
 def settle(model: Network, inputs: Iterable[Tensor]) -> None:
-    """Takes batch norm's statistics anew, of ``inputs``: for averaged weights, to which no others belong."""
+    """Computes batch norm's statistics anew from ``inputs``: averaged weights have no others that fit."""
     modules = [model.get_submodule(layer.name) for layer in model.layers]
     norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -333,7 +334,7 @@ def settle(model: Network, inputs: Iterable[Tensor]) -> None:
 
 
 class Trainer:
-    """A network, its optimisers and their schedule: all that a checkpoint to resume from has to hold."""
+    """A network, its optimisers and their schedule: everything that a checkpoint to resume from must hold."""
 
     def __init__(self, args: argparse.Namespace, classes: int, steps: int, device: torch.device, targets: int = 0):
         self.device, self.modern, self.label_weight = device, args.recipe == "modern", args.label_weight
@@ -383,20 +384,20 @@ class Trainer:
         self.smoothing = 0.1 if self.modern else 0.0
 
     def parts(self) -> dict[str, Any]:
-        """What has a state, by its name in the checkpoint."""
+        """The parts that have a state, by name in the checkpoint."""
         parts = {"model": self.model} | ({"average": self.average} if self.average else {})
         parts |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
         return parts | {f"scheduler{i}": scheduler for i, scheduler in enumerate(self.schedulers)}
 
     def seen(self, x: Tensor) -> Tensor:
-        """What the trained layers read of the network's input, channels last in memory."""
+        """The input of the trained layers for the network's input, channels last in memory."""
         if self.front:
             x = self.front(x.cpu(), self.threads).to(self.device)
         return x.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-        """Gives the layer to the teacher the weights that are best for these inputs and targets: a start at no cost."""
+        """Fits the layer to the teacher to these inputs and targets: a good start at no cost."""
         assert self.model.teacher
         self.model.eval()
         given, wanted = zip(*((self.model.embed(x), targets) for x, targets in batches), strict=True)
@@ -429,7 +430,7 @@ class Trainer:
         return loss.detach()
 
     def network(self, inputs: Iterable[Tensor]) -> Student:
-        """What to evaluate and to keep. The averaged weights need batch norm's statistics of their own: ``inputs``."""
+        """The network to evaluate and keep. Averaged weights need batch norm's statistics of their own: ``inputs``."""
         if not self.average:
             return self.model
         averaged: Student = self.average.module  # type: ignore[assignment]
@@ -449,7 +450,7 @@ class Normalise:
 
 @torch.inference_mode()
 def accuracy(model: Student, data: Data, inputs: Callable[[Tensor], Tensor]) -> float:
-    """Share of the pictures that have a label whose highest score is this label, in percent."""
+    """Share of the labelled pictures whose highest score is their label, in percent."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64)
     for images, labels in zip(data.images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH), strict=True):
@@ -459,7 +460,7 @@ def accuracy(model: Student, data: Data, inputs: Callable[[Tensor], Tensor]) -> 
 
 @torch.inference_mode()
 def agreement(model: Student, images: Tensor, targets: Tensor, inputs: Callable[[Tensor], Tensor]) -> float:
-    """Mean cosine of what the student makes of pictures and the teacher's embeddings, in percent."""
+    """Mean cosine between the student's estimates and the teacher's embeddings, in percent."""
     model.eval()
     cosines = [
         F.cosine_similarity(model(inputs(part))[1], wanted.to(part.device)).cpu()
@@ -473,24 +474,24 @@ def save(path: Path, checkpoint: dict) -> None:
     temporary = path.with_suffix(".tmp")
     try:
         torch.save(checkpoint, temporary)
-    except RuntimeError as error:  # as torch calls a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written; is the disk full? ({str(error).splitlines()[0]})") from None
     os.replace(temporary, path)
 
 
 def load_last(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A checkpoint to go on from. Raises ValueError where it is damaged, or of a run with other settings."""
+    """A checkpoint to resume from. Raises ValueError if it is damaged, or of a run with other settings."""
     with open(path, "rb") as file:
         try:
             last = torch.load(file, weights_only=True, map_location=device)
             theirs = last["settings"]
         except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
-            raise ValueError(f"{path}: not a checkpoint of train.py to go on from, or damaged") from None
+            raise ValueError(f"{path}: not a checkpoint of train.py, or damaged") from None
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"{path}: its run has another {name}; give it what it was begun with, or train into another folder"
+                f"{path}: its run has another {name}; give the value that it was begun with, or another folder"
             )
     return last
 
@@ -536,12 +537,14 @@ def parser() -> argparse.ArgumentParser:
     add("sources", type=Path, nargs="*", metavar="SOURCE", help="data sets to train on together")
     unlabelled = "folders or zips of pictures to learn from the teacher, whatever their folders; a tenth is held out"
     add("--unlabelled", type=Path, nargs="+", default=[], metavar="FOLDER", help=unlabelled)
-    left_out = "classes not to learn from, as 'object/*2'"
+    left_out = "classes not to learn from, for example 'object/*2'"
     add("--leave-out", nargs="+", default=[], metavar="PATTERN", help=left_out)
     add("--teacher", metavar="WEIGHTS", help="name or file of weights whose embeddings are to be learned")
-    share = "of the classifier's loss beside the teacher's (default: 0, no classifier)"
+    share = "weight of the classifier's loss beside the teacher's (default: 0, no classifier)"
     add("--label-weight", type=within(float, 0, 1e3), help=share)
-    add("--freeze", default="", metavar="LAYER", help="leave the layers up to this one, as block2, as --init has them")
+    add(
+        "--freeze", default="", metavar="LAYER", help="keep the layers up to this one, for example block2, as in --init"
+    )
     add("--spec", choices=SPECS, default="alnet", help="which network (default: %(default)s)")
     add("--stem", type=within(int, 1, 1024), help="channels of its first convolution (default: the network's own)")
     add("--recipe", choices=("paper", "modern"), default="paper", help="see above (default: %(default)s)")
@@ -559,10 +562,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--lr", type=within(float, 1e-12, 1e3), help=f"highest learning rate (default: 0.1; modern: {MODERN_LR})")
     add("--per-epoch", type=within(int, 2), help="pictures in an epoch, drawn anew for each (default: all)")
-    add("--batch-size", type=within(int, 2), default=128, help="pictures a step (default: %(default)s)")
+    add("--batch-size", type=within(int, 2), default=128, help="pictures per step (default: %(default)s)")
     shift = "random shift, in pixels of --load-size (default: none, as the paper)"
     add("--shift", type=within(int, 0, 64), default=0, help=shift)
-    rotate = "random rotation of at most so many degrees either way (default: none)"
+    rotate = "largest random rotation, in degrees either way (default: none)"
     add("--rotate", type=within(float, 0, 180), default=0.0, help=rotate)
     stretch = "each side made longer or shorter by at most this share (default: none)"
     add("--stretch", type=within(float, 0, 0.9), default=0.0, help=stretch)
@@ -571,15 +574,15 @@ def parser() -> argparse.ArgumentParser:
     unscaled = "share of the batches of squares of the network's size, not scaled, where pictures are that large"
     add("--unscaled", type=within(float, 0, 1), default=0.0, help=unscaled)
     add("--flip", action="store_true", help="mirror half of the pictures")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: %(default)s)")
     add("--init", metavar="WEIGHTS", help="name or file of weights to start from, with a new classifier")
     devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
     add("--device", choices=devices, default=devices[0], help="(default here: %(default)s)")
     threads = torch.get_num_threads()
     add("--threads", type=within(int, 1, 1024), default=threads, help="CPU threads (default: %(default)s)")
-    add("--compile", action="store_true", help="torch.compile: a minute to start, then less time a step")
+    add("--compile", action="store_true", help="torch.compile: a minute to start, then less time per step")
     add("--out", type=Path, help="folder to write to (default: runs/ and the names of the data)")
-    add("--resume", action="store_true", help="go on from OUT/last.pt, to the end of --epochs")
+    add("--resume", action="store_true", help="continue from OUT/last.pt, to the end of --epochs")
     return parser
 
 
@@ -603,7 +606,7 @@ def train(args: argparse.Namespace) -> None:
     args.out = args.out or Path("runs", "-".join(source.stem for source in [*args.sources, *args.unlabelled]))
     checkpoint = args.out / "last.pt"
     if checkpoint.exists() and not args.resume:
-        raise ValueError(f"{checkpoint} is there: --resume goes on with that run, another --out begins a new one")
+        raise ValueError(f"{checkpoint} exists: --resume continues that run, another --out begins a new one")
 
     training, held_out = (
         gather(args.sources, split, args.load_size, args.unlabelled, args.leave_out) for split in ("train", "test")
@@ -620,7 +623,7 @@ def train(args: argparse.Namespace) -> None:
     mean, std = mean_and_std(training.images)
     if 0 in std:
         raise ValueError("all training pictures have one and the same value in a colour channel")
-    if args.init and args.freeze:  # what stays as it is must see what it has always seen
+    if args.init and args.freeze:  # the frozen layers must see the same input as before
         kept = weights.read(weights.locate(args.init)).preprocessing
         mean, std = list(kept.mean), list(kept.std)
     normalise = Normalise(mean, std, device)
@@ -725,7 +728,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def told(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as a line of its own."""
+    """Prints a warning as one line."""
     print(f"train.py: {message}", file=sys.stderr)
 
 
@@ -739,7 +742,7 @@ def main() -> None:
     except (OSError, ValueError, EOFError, AlnumpyError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: stopped; --resume goes on after the last whole epoch, if there was one")
+        sys.exit("train.py: stopped; --resume continues after the last complete epoch, if there was one")
 
 
 if __name__ == "__main__":
