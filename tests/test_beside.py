@@ -196,7 +196,7 @@ def test_the_orientation_wherever_it_stands(data, tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, 9, 255])
-def test_an_orientation_that_there_is_not(value):
+def test_an_undefined_orientation_is_ignored(value):
     exif = SIX.replace(struct.pack("<HH", 6, 0), struct.pack("<HH", value, 0))
     np.testing.assert_array_equal(pixels(png(chunk(b"eXIf", exif))), np.asarray(UPRIGHT))
 
@@ -208,7 +208,7 @@ PHOTO = Image.effect_noise((160, 120), 70).convert("RGB")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 30}, {"optimize": True}])
-def test_a_jpeg_without_its_end_marker_is_whole_where_all_rows_are_there(options):
+def test_a_jpeg_without_its_end_marker_is_complete_if_it_has_all_rows(options):
     data = encoded("JPEG", PHOTO, **options)
     wanted = pixels(data)
     for end in (
@@ -234,7 +234,7 @@ def test_scans_are_counted_in_the_picture_alone():
     np.testing.assert_array_equal(pixels(two[:2] + comment + two[2:]), pixels(encoded("JPEG", PHOTO)))
 
 
-def test_kinds_of_jpeg_and_png_that_are_not_read_are_named():
+def test_unsupported_kinds_of_jpeg_and_png_are_named():
     data = encoded("JPEG", PHOTO)
     at = data.index(b"\xff\xc0")
     with pytest.raises(ImageError, match="a JPEG of 12 bits per sample"):

@@ -71,7 +71,7 @@ def test_near_by_default_and_the_one_to_keep_first(desk):
     assert len(found(desk, "--threshold", "1e9")) == 1
 
 
-def test_whom_to_keep(desk):
+def test_which_picture_of_a_group_comes_first(desk):
     assert found(desk, "--keep", "oldest")[0][0] == "small.png"
     assert found(desk, "--keep", "newest")[0][0] == "one.png"
     assert found(desk, "--keep", "bytes")[0][0] == max(
@@ -90,7 +90,7 @@ def test_reference_folders_come_first_and_are_kept(desk):
     assert {os.path.relpath(path, desk / "p") for path in out.split("\0")[:-1]} == {"one.png", "copy.png", "saved.jpg"}
 
 
-def test_forms(desk):
+def test_output_formats(desk):
     code, out, err = run("duplicates", "--db", "g.db", "--like", "exact", cwd=desk)
     size = (desk / "p" / "one.png").stat().st_size
     assert (code, err) == (0, "")
@@ -124,7 +124,7 @@ def test_a_page_side_by_side(desk):
     assert run("duplicates", "--db", "g.db", "--html", "g.db", cwd=desk)[0] == 2
 
 
-def test_networks_that_were_not_measured(desk):
+def test_levels_of_unmeasured_networks_are_refused(desk):
     run("index", "p", "--db", "h.db", "--size", "40", cwd=desk)
     code, out, err = run("duplicates", "--db", "h.db", cwd=desk)
     assert (code, out) == (1, "")

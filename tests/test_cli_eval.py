@@ -110,7 +110,7 @@ def test_damaged_embeddings(desk):
     assert err.endswith(".png: damaged in the gallery, left out\n")
 
 
-def test_one_label_is_no_measure(desk):
+def test_a_single_label_is_reported(desk):
     for picture in (desk / "p").glob("*/*.png"):
         picture.rename(desk / "p" / picture.name)
     assert run("index", "p", "--db", "h.db", "--weights", MNIST, cwd=desk)[0] == 0

@@ -76,7 +76,7 @@ def test_search(desk):
     assert answer["results"][0] == {"rank": 1, "distance": 0.0, "path": str(desk / "p" / "b.png"), "same": True}
 
 
-def test_what_has_no_pictures_is_named(desk):
+def test_folders_and_galleries_without_pictures_are_named(desk):
     (desk / "empty" / "below").mkdir(parents=True)
     code, out, err = run("search", "empty", "--db", "g.db", cwd=desk)
     assert (code, out, err) == (1, "", "alnumpy: empty: no pictures in this folder itself\n")
@@ -128,7 +128,7 @@ def test_remove(desk):
     assert sorted(os.listdir(desk)) == before
 
 
-def test_large_pictures_are_shown_where_the_limit_allows(desk):
+def test_large_pictures_are_shown_if_the_limit_allows(desk):
     Image.new("RGB", (6000, 5001), "red").save(desk / "p" / "large.png")
     limit = ("--max-pixels", "40000000")
     assert run("index", "p", "--db", "g.db", *limit, cwd=desk)[1].startswith("1 embedded")
@@ -139,7 +139,7 @@ def test_large_pictures_are_shown_where_the_limit_allows(desk):
         assert montage.getpixel((92, 92)) == (255, 0, 0)
 
 
-def test_pictures_of_results_outlive_a_reader_who_had_enough(desk):
+def test_pages_are_written_even_if_the_reader_of_stdout_stops(desk):
     reader, writer = os.pipe()
     os.close(reader)
     command = ["search", "p/a.png", "--db", "g.db", "--montage", "m.png", "--html", "m.html"]
@@ -207,7 +207,7 @@ def test_wrong_usage_is_exit_2(arguments):
 
 
 @pytest.mark.parametrize("command", ["index p", "search p/a.png", "duplicates --threshold 1", "stats", "remove p"])
-def test_what_is_no_gallery_is_named(desk, command):
+def test_a_file_that_is_no_gallery_is_refused(desk, command):
     (desk / "other.db").write_text("hello" * 100)
     code, out, err = run(*command.split(), "--db", "other.db", cwd=desk)
     assert (code, out) == (1, "")
@@ -263,7 +263,7 @@ def test_reduce(digits):
         ("--dimensions 4", 2, "--out"),
     ],
 )
-def test_what_cannot_be_reduced_is_named(digits, arguments, code, message):
+def test_galleries_that_cannot_be_reduced_are_named(digits, arguments, code, message):
     before = (digits / "g.db").read_bytes()
     found, out, err = run("reduce", "--db", "g.db", *arguments.split(), cwd=digits)
     assert (found, out) == (code, "")
@@ -272,7 +272,7 @@ def test_what_cannot_be_reduced_is_named(digits, arguments, code, message):
     assert (digits / "g.db").read_bytes() == before
 
 
-def test_what_is_left_out_and_passed_over_is_said(desk):
+def test_files_left_out_and_passed_over_are_reported(desk):
     (desk / "p" / ".old").mkdir()
     shutil.copy(desk / "p" / "a.png", desk / "p" / ".old" / "d.png")
     (desk / "p" / "clip.mp4").write_bytes(b"video")

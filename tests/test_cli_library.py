@@ -166,7 +166,7 @@ def test_move_reads_no_file(desk):
     assert (code, "the same or below it" in err) == (1, True)
 
 
-def test_half_of_a_folder_elsewhere_is_no_move(desk):
+def test_half_of_a_folder_elsewhere_does_not_count_as_moved(desk):
     run("index", "p", cwd=desk)
     (desk / "q").mkdir()
     shutil.move(desk / "p" / "a.png", desk / "q" / "a.png")

@@ -67,7 +67,7 @@ def test_csv_gives_every_name_back(desk):
     assert [base64.b64decode(row["path_base64"]) for row in rows] == [b"", full(desk)]
 
 
-def test_text_shows_what_is_not_text_on_one_line(desk):
+def test_names_that_are_not_text_are_shown_on_one_line(desk):
     code, out, err = run("search", "p/b.png", "--db", "g.db", cwd=desk)
     assert (code, err, out.count("\n")) == (0, "", 2)
     assert out.endswith(f"\t{desk}/p/\\udcff\\n.png\n")

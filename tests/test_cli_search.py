@@ -68,7 +68,7 @@ def test_since_and_until(desk):
         assert run("search", "p/a.png", "--db", "g.db", "--since", wrong, cwd=desk)[0] == 2
 
 
-def test_dates_of_a_gallery_of_an_earlier_version(desk):
+def test_a_gallery_of_an_earlier_version_gets_dates(desk):
     with closing(sqlite3.connect(desk / "g.db", isolation_level=None)) as db:
         db.execute("UPDATE contents SET taken = NULL")
     assert found(desk, "--until", "2023") == []
@@ -93,7 +93,7 @@ def test_dates():
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif", "heic"])
-def test_when_a_picture_was_taken(tmp_path, suffix):
+def test_dates_in_exif_data(tmp_path, suffix):
     if suffix == "avif" and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow has no AVIF")
     path = tmp_path / f"a.{suffix}"
@@ -130,7 +130,7 @@ def test_distance_and_copies(desk):
     assert "no picture passes" in err
 
 
-def test_filters_rank_as_a_search_without_does(desk):
+def test_filters_rank_like_a_search_without_them(desk):
     plain = run("search", "p", "--db", "g.db", "--csv", cwd=desk)
     assert plain == run("search", "p", "--db", "g.db", "--csv", "--in", "p", cwd=desk)
     assert plain == run("search", "p", "--db", "g.db", "--csv", "--since", "0001", cwd=desk)

@@ -29,7 +29,7 @@ def test_a_commit_and_the_working_tree_side_by_side():
     assert 1 / 3 < float(rows[1].split()[2]) < 3  # the same code, on a machine however noisy
 
 
-def test_no_such_commit():
+def test_an_unknown_commit_is_refused():
     done = compare("no-such-commit")
     assert done.returncode == 1
     assert "compare.py: no-such-commit: not a commit" in done.stderr

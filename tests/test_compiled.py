@@ -95,7 +95,7 @@ def test_planar_maps_of_any_width_are_read_by_every_layer() -> None:
     in_a_network(lambda net: None)
 
 
-def test_what_is_changed_in_place_is_read_by_nobody_else() -> None:
+def test_a_map_changed_in_place_has_no_other_reader() -> None:
     def excited(net: Chain) -> None:
         expanded = net.conv("wide", 16, "relu")
         net.squeeze_excite("se", 4, "relu", "sigmoid")

@@ -95,7 +95,7 @@ def test_containers_of_a_state_dict(tmp_path, wrap):
     assert weights.read(tmp_path / "w.h5").preprocessing.size == 28
 
 
-def test_what_lies_beside_a_network_is_named(tmp_path):
+def test_tensors_beside_the_network_are_named(tmp_path):
     """An average is not taken where the network itself is there; of several networks none is guessed."""
     model, other = trained(), trained(seed=1)
     random, averaged = other.state_dict(), model.state_dict()
@@ -373,7 +373,7 @@ def test_without_torch(tmp_path):
     assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
 
 
-def test_what_the_command_line_says_is_in_the_file(tmp_path):
+def test_options_are_recorded_in_the_file(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "c.pt")
     arguments = "--size 40 --mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --interpolation bicubic --channels BGR --bn-eps 0.001"
     arguments += " --share 0.9"
@@ -390,7 +390,7 @@ def test_what_the_command_line_says_is_in_the_file(tmp_path):
     assert found.source_sha256 == hashlib.sha256((tmp_path / "c.pt").read_bytes()).hexdigest()
 
 
-def test_what_was_assumed_is_said(tmp_path):
+def test_assumptions_are_reported(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "c.pt")
     code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5")
     assert code == 0
@@ -413,7 +413,7 @@ def test_layouts_that_do_not_fit_are_refused(tmp_path):
     assert "has no CBAM" in err
 
 
-def test_a_module_that_could_be_taken_for_another_is_refused(tmp_path):
+def test_an_ambiguous_module_is_refused(tmp_path):
     state = {f"net.{name}": tensor for name, tensor in trained().state_dict().items()}
     state = {"auxiliary.weight": torch.zeros(80, 1280)} | state
     torch.save(state, tmp_path / "c.pt")
@@ -477,7 +477,7 @@ def test_float16_prints_its_loss(tmp_path):
     assert 0.5 <= ratio < 0.54
 
 
-def test_what_cannot_be_matched_is_named_with_both_shapes(tmp_path):
+def test_unmatched_modules_are_named_with_both_shapes(tmp_path):
     state = trained().state_dict()
     state["block3.depthwise.conv.weight"] = torch.zeros(144, 1, 5, 5)
     torch.save(state, tmp_path / "c.pt")
@@ -716,7 +716,7 @@ def test_many_names_of_one_dictionary_take_no_time(tmp_path, monkeypatch):
     assert 1 <= len(looked_at) <= 5
 
 
-def test_names_in_an_archive_are_no_paths(tmp_path):
+def test_names_in_an_archive_are_not_used_as_paths(tmp_path):
     """Entries are found by name and never written to disk."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -755,7 +755,7 @@ def test_overlapping_entries_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("where", [1, 2**31, 2**32 - 1])
-def test_a_table_that_points_outside_the_archive_is_damage(tmp_path, where):
+def test_a_table_that_points_outside_the_archive_is_refused(tmp_path, where):
     path = tmp_path / "c.pt"
     archive(path, tensor_pickle(), data__0=DATA)
     content = bytearray(path.read_bytes())
@@ -785,7 +785,7 @@ def test_numbers_and_sizes_have_limits(tmp_path):
             read_checkpoint(tmp_path / name)
 
 
-def test_what_is_not_a_regular_file_is_refused(tmp_path):
+def test_a_fifo_or_device_is_refused(tmp_path):
     os.mkfifo(tmp_path / "c.pt")  # opening it would wait for ever
     for path, message in ((tmp_path / "c.pt", "not a regular file"), (tmp_path, "not a regular file")):
         code, out, err = convert(path, tmp_path / "w.h5")

@@ -57,21 +57,21 @@ def head(outputs, inputs):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_preset_is_told_by_its_shapes(name):
+def test_every_preset_is_recognised_by_its_shapes(name):
     shapes = parameters(SPECS[name].layers())
     modules = group_modules({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()})
     found = detect([*modules[::-1], head(10, SPECS[name].embedding)])
     assert sorted(parameters(found.layers()).values()) == sorted(shapes.values())
 
 
-def test_another_network_is_none():
+def test_an_unknown_network_is_not_recognised():
     modules = group_modules({name: np.zeros(shape) for name, shape in parameters(SPECS["alnet"].layers()).items()})
     assert detect(modules[:-1]) is None
     assert detect([*modules, head(10, 1280), head(10, 1280), head(10, 1280)]) is None
     assert detect([]) is None
 
 
-def test_what_the_names_of_timm_leave_open_is_listed(tmp_path, capsys):
+def test_fields_that_timms_names_do_not_show_are_listed(tmp_path, capsys):
     ours, arrays = foreign(LITE0, timm)
     path = write_safetensors(tmp_path / "c.safetensors", arrays)
     assert run(path, "-o", tmp_path / "w.h5") == 0
@@ -88,7 +88,7 @@ def test_what_the_names_of_timm_leave_open_is_listed(tmp_path, capsys):
         np.testing.assert_array_equal(found.parameters[name], array)
 
 
-def test_what_is_given_is_not_assumed(tmp_path, capsys):
+def test_given_fields_are_not_assumed(tmp_path, capsys):
     _, arrays = foreign(LITE0, timm)
     path = write_safetensors(tmp_path / "c.safetensors", arrays)
     given = "--bn-eps 1e-5 --set padding=symmetric --set activation=relu"
@@ -185,13 +185,13 @@ class TestAgainst:
         words = fit.removeprefix("they fit with ").split()
         assert run(checkpoint, "-o", tmp_path / "w.h5", "--against", against, *words) == 0
 
-    def test_none_that_fits(self, tmp_path, checkpoint, capsys):
+    def test_no_alternative_fits(self, tmp_path, checkpoint, capsys):
         np.savez(tmp_path / "a.npz", input=self.x, embedding=np.ones((2, 1280)))
         assert run(checkpoint, "-o", tmp_path / "w.h5", "--against", tmp_path / "a.npz") == 1
         assert "is the input preprocessed" in capsys.readouterr().err
         assert not (tmp_path / "w.h5").exists()
 
-    def test_files_that_hold_something_else(self, tmp_path, checkpoint, capsys):
+    def test_files_without_the_arrays_are_refused(self, tmp_path, checkpoint, capsys):
         (tmp_path / "text.npz").write_text("text")
         np.savez(tmp_path / "one.npz", input=self.x)
         np.savez(tmp_path / "shape.npz", input=self.x, embedding=np.ones((2, 7)))

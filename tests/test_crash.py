@@ -207,7 +207,7 @@ def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path, u
     assert len(dump(tmp_path / "out" / "gallery.db")[0]) == COUNT + 7
 
 
-def test_of_two_indexers_one_works_and_one_is_told(tmp_path, undisturbed):
+def test_a_second_indexer_is_refused(tmp_path, undisturbed):
     db = tmp_path / "gallery.db"
     with index(db, undisturbed.pictures) as first, index(db, undisturbed.pictures) as second:
         messages = [process.stderr.read() for process in (first, second)]

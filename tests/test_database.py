@@ -165,7 +165,7 @@ def test_missing_and_empty_files(path, embedder):
         (sqlite3.DatabaseError("malformed"), r"damaged, or not a database \(malformed\); restore it"),
     ],
 )
-def test_what_sqlite_says_is_told_with_the_remedy(path, embedder, monkeypatch, error, message):
+def test_sqlite_errors_come_with_a_remedy(path, embedder, monkeypatch, error, message):
     class Failing:
         in_transaction = False
 
@@ -244,7 +244,7 @@ def setting(db):
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
-def test_an_older_version_is_read_as_it_is_and_brought_up_to_date_by_a_writer(folder, path, embedder, version):
+def test_an_older_version_is_read_as_it_is_and_migrated_by_a_writer(folder, path, embedder, version):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         opened.remove(folder / "b.png")
@@ -288,7 +288,7 @@ def test_damaged_paths_sort_as_in_sqlite():
     assert sorted(values, key=listing._order) == expected
 
 
-def test_a_reader_meets_the_tables_of_one_moment(tmp_path, monkeypatch):
+def test_a_reader_sees_the_tables_of_one_moment(tmp_path, monkeypatch):
     """A writer that makes the tables, script by script, must not come between the questions that a reader asks."""
     path = tmp_path / "gallery.db"
     Database(path, True).close()

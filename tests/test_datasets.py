@@ -70,7 +70,7 @@ def test_split_is_a_folder_and_not_a_prefix_of_its_name(store):
     assert datasets.load_class_folders(store(members), "train/object", 4)[2] == ["cat", "dog"]
 
 
-def test_what_a_mac_zips_is_what_was_in_the_folder(store):
+def test_a_zip_made_by_macos_has_the_folders_pictures(store):
     """It puts the folder's name before all, and files of its own beside and below."""
     members = {f"pictures/{name}": data for name, data in class_files().items()}
     members |= {f"__MACOSX/pictures/train/object/cat/._{i}.png": b"\0\5\x16\7" for i in (1, 2, 10)}
@@ -122,7 +122,7 @@ def test_pictures_of_any_folder_without_labels(store):
     assert images[:, 0, 0].tolist() == [[0, 0, 255], [255, 0, 0], [0, 255, 0]]  # 2, 10, a/b/9
 
 
-def test_what_is_no_regular_file_is_named(tmp_path):
+def test_a_fifo_among_the_pictures_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"a/x.png: not a regular file"):
@@ -134,13 +134,13 @@ def test_formats_are_those_of_the_device(store):
         datasets.load_class_folders(store({"a/x.png": encoded("red", format="PPM")}), "", 8)
 
 
-def test_damaged_metadata_are_no_fault(store):
+def test_damaged_metadata_are_ignored(store):
     file = io.BytesIO()
     Image.new("RGB", (12, 8), "red").save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")  # cut short
     assert datasets.load_class_folders(store({"a/x.jpg": file.getvalue()}), "", 8)[0][0, 0, 0, 0] > 250
 
 
-def test_what_is_not_there_is_named(store, tmp_path):
+def test_missing_folders_and_misplaced_pictures_are_named(store, tmp_path):
     source = store(class_files())
     with pytest.raises(ValueError, match="no pictures below test; its folders: train, val"):
         datasets.load_class_folders(source, "test", 8)
@@ -164,7 +164,7 @@ def test_bombs_are_refused(store, monkeypatch):
         datasets.load_class_folders(source, "train", 8)
 
 
-def test_a_member_that_would_unpack_to_much_is_not_read(tmp_path, monkeypatch):
+def test_a_member_that_would_inflate_to_too_much_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/a/x.bmp", encoded("red", (40, 40), "BMP"))
     monkeypatch.setattr(datasets, "MAX_BYTES", 4853)
@@ -276,7 +276,7 @@ def test_sun397(store):
         ({"Training_01.txt": b"/a/abbey/sun_unlisted.jpg"}, r"no picture can be read: /a/abbey/sun_unlisted.jpg: "),
     ],
 )
-def test_sun397_names_what_does_not_fit(store, change, message):
+def test_sun397_names_inconsistent_lists(store, change, message):
     source = store(SUN397 | change)
     with pytest.raises(ValueError, match=message):
         datasets.sun397(source, source, "train", 4)
@@ -342,7 +342,7 @@ def test_landmarks(store):
         ({"jpg/all_souls_2.jpg": b""}, r"jpg/all_souls/all_souls_2.jpg and jpg/all_souls_2.jpg have the same name"),
     ],
 )
-def test_landmarks_name_what_does_not_fit(store, change, message):
+def test_landmarks_name_inconsistent_files(store, change, message):
     with pytest.raises(ValueError, match=message):
         datasets.landmarks(store(landmark_files() | change), 8)
 

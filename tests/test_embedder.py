@@ -131,7 +131,7 @@ def test_auto_stays_on_numpy_until_the_start_of_numba_is_repaid(monkeypatch, no_
     assert fresh.backend_used == "numba"
 
 
-def test_without_a_library_and_numba_there_is_numpy(monkeypatch, no_library):
+def test_numpy_runs_without_a_library_and_numba(monkeypatch, no_library):
     monkeypatch.setattr(embedder_module, "find_spec", lambda name: None)
     assert set(used(alnumpy.load(), 200)) == {"numpy"}
     with pytest.raises(MissingExtraError, match=r"pip install 'alnumpy\[numba\]'"):

@@ -101,7 +101,7 @@ def test_a_signal_during_a_late_import_removes_the_temporary_file(tmp_path):
     end(process, signal.SIGTERM, tmp_path / "work")
 
 
-def test_a_signal_that_python_would_ignore(tmp_path):
+def test_a_signal_in_a_destructor_ends_the_process(tmp_path):
     """In a destructor an exception is only printed: the process ends all the same."""
     code = START.replace(
         "program.run()",
@@ -140,7 +140,7 @@ def test_from_the_start_of_python_no_traceback_names_our_files(tmp_path):
         assert (process.returncode, err) in ((-15, b""), (143, b"alnumpy: terminated\n"))
 
 
-def test_what_nobody_expected_is_one_line_and_a_traceback_with_debug():
+def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug():
     code = START.replace(
         "program.run()", "from alnumpy import cli\ncli.main = lambda: 1 / len(chr(10)[1:])\nprogram.run()"
     )
@@ -263,7 +263,7 @@ def usual(place):
     return results
 
 
-def test_the_guard_guards(place):
+def test_the_guard_notices_sockets(place):
     code = "import socket; socket.socket()"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(place / "guard")}, check=False,
                           capture_output=True).returncode == 99  # fmt: skip
@@ -313,7 +313,7 @@ def test_a_locale_without_letters(place, usual):
         assert run(place, "embed - --format csv", env=env, stdin=file)[1].startswith(listed + b",")
 
 
-def test_stdout_that_nobody_reads(place, usual):
+def test_stdout_without_a_reader(place, usual):
     """As with ``| head -1``, but certain to come before the first line."""
     for command in [*(COMMANDS[name] for name in usual), "--help", "--version", "embed --help", "info --spec lnet"]:
         reader, writer = os.pipe()
@@ -331,7 +331,7 @@ def test_stdout_that_is_full(place, usual):
         assert err in (told := b"alnumpy: stdout: No space left on device\n", usual[name][2] + told)
 
 
-def test_stdin_closed_and_the_current_folder_gone(place, usual):
+def test_stdin_closed_and_the_current_folder_removed(place, usual):
     wrap = ["sh", "-c", f'mkdir {place}/gone && cd {place}/gone && rmdir ../gone && exec "$@" <&-', "sh"]
     assert run_all(place, wrap=wrap) == usual
     code, _, err = run(place, "stats --db g.db", wrap=wrap)
@@ -373,7 +373,7 @@ def test_a_read_only_install_without_home_or_cache(place, usual, tmp_path, unpri
         path.chmod(0o755)  # so that the folder can be removed
 
 
-def test_where_kernels_cannot_be_kept_one_line_says_so(place, tmp_path):
+def test_kernels_that_cannot_be_kept_are_reported_in_one_line(place, tmp_path):
     """Also under -W error. Compiling is replaced by what a usual run has kept."""
     pytest.importorskip("numba")
     cache.warmup()
@@ -393,7 +393,7 @@ def test_where_kernels_cannot_be_kept_one_line_says_so(place, tmp_path):
         assert re.fullmatch(r"alnumpy: compiled kernels cannot be kept .*ALNUMPY_CACHE_DIR .*\n", result.stderr)
 
 
-def test_what_may_not_be_read_or_written_is_named(place, usual, tmp_path, unprivileged):
+def test_files_without_permission_are_named(place, usual, tmp_path, unprivileged):
     shutil.copytree(place / "p", tmp_path / "p")
     (tmp_path / "p" / "a.png").chmod(0)
     _, out, err = run(place, f"embed {tmp_path}/p --recursive --format csv", **unprivileged)

@@ -35,7 +35,7 @@ def test_examples():
         *[("WEBP", "WebP"), ("JPEG2000", "JPEG 2000"), ("MPO", "JPEG"), ("EPS", "PostScript"), ("PCX", None)],
     ],
 )
-def test_what_pillow_writes(format, kind):
+def test_files_written_by_pillow(format, kind):
     assert kind_of(saved(format)) == kind
 
 
@@ -123,7 +123,7 @@ def test_names_that_settle_nothing(name):
     assert by_name(name) is None
 
 
-def test_names_of_no_picture():
+def test_names_that_no_picture_has():
     names = {"a.mp4": "video", "a.MOV": "video", "notes.txt": "other", "a.json": "other", "a.zip": "archive"}
     assert {name: by_name(name) for name in names} == names
 
@@ -154,13 +154,13 @@ def test_without_extras(without_extras):
     assert formats.decoders() == f"alnumpy {formats.__version__}, Pillow {PIL.__version__}"
 
 
-def test_with_what_is_installed():
+def test_kinds_readable_with_the_installed_packages():
     assert formats.readable("AVIF") == ("avif" in features.modules and features.check("avif"))
     assert by_name("a.avif") == ("AVIF" if formats.readable("AVIF") else None)
     assert by_name("a.HEIC") == ("HEIC" if formats.readable("HEIC") else None)
 
 
-def test_nothing_passed_over():
+def test_no_files_passed_over():
     assert passed_over({"other": 3, "HTML": 1}) == ""
     assert passed_over({"video": 1}) == "1 video"
     assert refusal("HTML") == "this is an HTML page, which is not supported"

@@ -60,7 +60,7 @@ def test_a_format_outside_the_list_is_refused(tmp_path):
         read(path)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+def test_unreadable_kinds_of_files_are_named(tmp_path):
     heads = {
         "this is a video, which is not supported": b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100),
         "this is an HTML page, which is not supported": b"<!DOCTYPE html><html>Not found</html>",
@@ -98,7 +98,7 @@ def test_pictures_are_found_by_name_or_by_first_bytes(tmp_path):
             assert read(path).size == (12, 9)
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
@@ -260,7 +260,7 @@ def test_damaged_files_are_named(tmp_path, content, message):
         read(path)
 
 
-def test_what_is_not_a_regular_file_is_named(tmp_path):
+def test_a_fifo_or_folder_is_named(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
     for name, message in [("fifo.png", "not a regular"), ("dangling.png", "No such file"), ("", "not a regular")]:
@@ -417,7 +417,7 @@ def attempt(path):
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
-def test_truncated_files_are_named_or_lack_nothing(tmp_path, good_files):
+def test_truncated_files_are_named_unless_complete(tmp_path, good_files):
     for good in good_files:
         content, pixels = good.read_bytes(), np.asarray(read(good))
         cut = tmp_path / good.name
@@ -467,7 +467,7 @@ def test_extreme_sizes(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff", "gif"])
-def test_of_many_frames_the_first(tmp_path, suffix):
+def test_the_first_of_many_frames_is_read(tmp_path, suffix):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     with Image.open(tmp_path / f"a.{suffix}") as image:
@@ -509,7 +509,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">II4s", zlib.crc32(chunk), 99, b"IDAT")
 
 
-def test_what_a_header_claims_is_not_believed(tmp_path):
+def test_a_headers_size_is_not_trusted(tmp_path):
     path = tmp_path / "a.png"
     for width, height in ((65535, 65535), (2**31 - 1, 2**31 - 1), (20_000, 1_501)):
         path.write_bytes(png_header(width, height) + bytes(100))
@@ -574,7 +574,7 @@ print((memory("VmHWM") - before) / (image.width * image.height))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["a.webp", "grey.png", "a.png", "progressive.jpg"])
-def test_the_memory_that_the_limit_of_pixels_reckons_with(tmp_path, name):
+def test_memory_per_pixel_is_below_the_limits_assumption(tmp_path, name):
     picture = Image.effect_noise((1500, 1400), 40).convert("LA" if name == "grey.png" else "RGBA")
     picture.putalpha(100)
     if name.endswith("jpg"):

@@ -22,7 +22,7 @@ from alnumpy.gallery import Gallery
 from alnumpy.ingest import Ingest
 
 
-def test_what_is_stored(folder, path, embedder):
+def test_stored_rows(folder, path, embedder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     noise(folder / "turned.jpg", 7, (40, 20), exif=exif)
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path
     assert len(after[1]) == 3  # the old content of b.png is gone
 
 
-def test_a_lack_of_memory_is_not_the_pictures_fault(folder, path, embedder, monkeypatch):
+def test_a_lack_of_memory_is_not_blamed_on_the_picture(folder, path, embedder, monkeypatch):
     def failing(*_):
         raise MemoryError
 
@@ -198,7 +198,7 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
         assert "huge.png" not in read
 
 
-def test_a_file_that_is_written_to_meanwhile_is_not_believed(folder, path, embedder, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_refused(folder, path, embedder, monkeypatch):
     def touched(source, *arguments, load=images.load):
         os.utime(source, (1, 1))
         return load(source, *arguments)
@@ -262,7 +262,7 @@ def test_a_file_replaced_with_its_size_and_time_kept_is_noticed(folder, path, em
         assert found[name]
 
 
-def test_what_failed_is_tried_again_by_another_version_or_when_asked(folder, path, embedder, monkeypatch):
+def test_failed_files_are_tried_again_by_another_version_or_on_request(folder, path, embedder, monkeypatch):
     read = []
     monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
     with Gallery(path, embedder, "a") as opened:
@@ -291,7 +291,7 @@ def test_what_failed_is_tried_again_by_another_version_or_when_asked(folder, pat
         assert len(read) == 5
 
 
-def test_what_was_passed_over_is_counted_by_kind(folder, path, embedder, monkeypatch):
+def test_files_passed_over_are_counted_by_kind(folder, path, embedder, monkeypatch):
     (folder / "clip.mp4").write_bytes(b"video")
     (folder / "photo.xyz").write_bytes(b"8BPS\0\1" + bytes(600))
     noise(folder / "scan", 30, format="PNG")

@@ -525,7 +525,7 @@ def test_cache_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert list(own.parent.iterdir()) == [own]
 
 
-def test_cache_file_depends_on_all_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_file_depends_on_everything_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest() -> str:
         cache._digest.cache_clear()
         return cache._digest()
@@ -564,7 +564,7 @@ def test_only_whole_code_of_our_own_for_this_cpu_is_loaded(monkeypatch: pytest.M
     assert cache._read(path, compiler.sign) is None
 
 
-def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_warning_if_kernels_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from alnumpy.kernels import compiler
 
     (tmp_path / "file").touch()
@@ -576,7 +576,7 @@ def test_where_nothing_can_be_kept_one_warning_says_so(monkeypatch: pytest.Monke
     assert len(warned) == 1
 
 
-def test_run_refuses_what_the_kernels_cannot_read() -> None:
+def test_run_refuses_other_dtypes_and_shapes() -> None:
     spec = ALNet("tiny", 2, True, (), embedding=8, groups=2, cbam="")
     program = lower.lower(spec, random_params(spec))
     for x in (

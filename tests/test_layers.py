@@ -8,7 +8,7 @@ from alnumpy.errors import SpecError
 from alnumpy.layers import CBAM_LAYOUTS, IMAGE, MAX_LAYERS, Add, Chain, Conv, Slice, evaluate, parameters
 
 
-def test_evaluate_drops_what_is_read_no_more():
+def test_evaluate_drops_values_after_their_last_reader():
     net = Chain()
     first = net.conv("first", 4)
     net.conv("second", 4)
@@ -57,7 +57,7 @@ def test_size_follows_from_the_padding(kernel, stride, padding):
         assert layer.size((side, side + 1)) == tuple((p - kernel) // stride + 1 for p in padded)
 
 
-def test_same_padding_is_tensorflows():
+def test_same_padding_agrees_with_tensorflow():
     layer = Conv("c", (IMAGE,), 8, 3, 5, 2, padding="same")
     assert layer.pads((224, 225)) == ((1, 2), (2, 2))
     assert Conv("c", (IMAGE,), 8, 3, 3, 2, padding="same").pads((224, 7)) == ((0, 1), (1, 1))
@@ -157,7 +157,7 @@ def test_a_network_has_at_most_512_layers():
         net.conv("one more", 8)
 
 
-def test_strides_that_differ_are_seen_however_many_there_are():
+def test_different_strides_are_noticed_at_any_depth():
     net = chain()
     for i in range(5):
         net.conv(f"left{i}", 8, stride=2)

@@ -69,7 +69,7 @@ def test_every_protocol_of_pickles(tmp_path, protocol):
     np.testing.assert_array_equal(read_checkpoint(path).tensors["part"], [5, 6, 7, 8])
 
 
-def test_an_optimizer_lies_beside_the_network(tmp_path):
+def test_an_optimizer_beside_the_network_is_ignored(tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -105,7 +105,7 @@ def test_a_view_of_a_storage(tmp_path):
             read_checkpoint(path)
 
 
-def test_files_that_are_cut_off_are_refused(tmp_path):
+def test_truncated_files_are_refused(tmp_path):
     whole = save(state(), tmp_path / "c.pt").read_bytes()
     for length in np.linspace(1, len(whole) - 1, 60).astype(int):
         (tmp_path / "cut.pt").write_bytes(whole[:length])
@@ -125,7 +125,7 @@ def test_files_that_are_cut_off_are_refused(tmp_path):
         (4, [], "is missing"),
     ],
 )
-def test_what_stands_around_the_object_is_checked(tmp_path, position, value, message):
+def test_the_parts_around_the_object_are_checked(tmp_path, position, value, message):
     path = save({"x": torch.arange(4.0)}, tmp_path / "c.pt")
     pickles, rest = parts(path)
     pickles[position] = pickle.dumps(value, 2)
@@ -135,7 +135,7 @@ def test_what_stands_around_the_object_is_checked(tmp_path, position, value, mes
 
 
 @pytest.mark.parametrize("count", [-1, 3, 5, 2**40, 2**63 - 1])
-def test_a_count_of_elements_that_cannot_be(tmp_path, count):
+def test_an_impossible_count_of_elements_is_refused(tmp_path, count):
     path = save({"x": torch.arange(4.0)}, tmp_path / "c.pt")
     pickles, rest = parts(path)
     path.write_bytes(b"".join(pickles) + struct.pack("<q", count) + rest[8:])

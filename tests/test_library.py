@@ -66,7 +66,7 @@ def test_the_libraries_are_those_of_the_manifest_and_of_these_sources():
     assert {name: library.sha256(FOLDER / name) for name in manifest["sha256"]} == manifest["sha256"]
 
 
-def test_the_builder_is_pinned_to_what_made_them():
+def test_the_builders_versions_are_pinned():
     config = configparser.RawConfigParser()
     config.read(Path(__file__).parents[1] / "setup.cfg")
     pinned = config["options.extras_require"]["build"].split()
@@ -90,7 +90,7 @@ def levels():
 @pytest.mark.parametrize(
     "name", ["alnet", "lnet", "mobilenet-v1", "efficientnet-lite0", "shufflenet-v2", "mobilenet-v3"]
 )
-def test_every_level_computes_what_the_reference_does(monkeypatch, name):
+def test_every_level_agrees_with_the_reference(monkeypatch, name):
     spec = next(spec for key, spec in SPECS.items() if key.startswith(name))
     params = random_params(spec)
     program = lower(spec, params)
@@ -145,7 +145,7 @@ def embed(**environment):
     return done.stdout
 
 
-def test_where_the_library_cannot_be_loaded_numpy_computes(tmp_path):
+def test_numpy_computes_if_the_library_cannot_be_loaded(tmp_path):
     (tmp_path / "text.so").write_text("not a library")
     assert embed(ALNUMPY_LIBRARY=str(tmp_path / "text.so")).startswith(f"numpy {tmp_path / 'text.so'}")
     assert embed(ALNUMPY_LIBRARY=str(tmp_path / "none.so")).startswith(f"numpy {tmp_path / 'none.so'}")
@@ -155,7 +155,7 @@ def test_where_the_library_cannot_be_loaded_numpy_computes(tmp_path):
 
 @here
 @pytest.mark.skipif(not LEVEL, reason="a library of one level")
-def test_a_level_can_be_asked_for():
+def test_a_level_can_be_chosen():
     assert embed(ALNUMPY_TARGET="x86-64").startswith("compiled")
     assert "no kernels for ALNUMPY_TARGET=x86-64-v9" in embed(ALNUMPY_TARGET="x86-64-v9")
 

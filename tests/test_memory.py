@@ -88,7 +88,7 @@ def test_a_child_made_by_fork_starts_with_an_empty_budget():
     assert done.stdout == "7\n"
 
 
-def test_what_the_limit_is(budget, monkeypatch):
+def test_limits_of_memory(budget, monkeypatch):
     monkeypatch.delenv(memory.VARIABLE, raising=False)
     budget.limit = None
     monkeypatch.setattr(memory, "room", lambda: 10**9)
@@ -109,7 +109,7 @@ def test_what_the_limit_is(budget, monkeypatch):
         memory.set_limit(0)
 
 
-def test_what_the_machine_has_left(tmp_path, monkeypatch):
+def test_free_memory_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_address_room", lambda: None)
 
     def write(files):
@@ -137,7 +137,7 @@ def test_what_the_machine_has_left(tmp_path, monkeypatch):
 
 
 @linux
-def test_an_address_space_that_is_limited():
+def test_a_limited_address_space():
     code = (
         "import resource; from alnumpy import memory\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)\n"
@@ -247,7 +247,7 @@ def picture(tmp_path):
     return path
 
 
-def test_who_gets_no_memory_tries_again_alone(picture, monkeypatch):
+def test_a_picture_without_memory_is_tried_again_alone(picture, monkeypatch):
     held = []
 
     def open_plugin(*arguments, real=decode.open_plugin):
@@ -268,7 +268,7 @@ def test_who_gets_no_memory_tries_again_alone(picture, monkeypatch):
     assert memory.held() == 0
 
 
-def test_too_little_memory_is_no_damage(picture, monkeypatch):
+def test_too_little_memory_is_not_reported_as_damage(picture, monkeypatch):
     calls = []
 
     def failing(*_):
@@ -287,7 +287,7 @@ def test_too_little_memory_is_no_damage(picture, monkeypatch):
 
 
 @pytest.mark.parametrize("words", ["could not create decoder object", "broken data stream when reading image file"])
-def test_what_decoders_say_where_memory_is_short(picture, monkeypatch, words):
+def test_messages_of_decoders_without_memory(picture, monkeypatch, words):
     def load(self):
         exec(compile(f"raise OSError({words!r})", "ImageFile.py", "exec"), {"__name__": "PIL.ImageFile"})
 
@@ -314,7 +314,7 @@ with ThreadPoolExecutor(4) as pool:
 
 
 @linux
-def test_several_large_pictures_where_addresses_are_few(tmp_path):
+def test_several_large_pictures_in_a_small_address_space(tmp_path):
     """Four WebPs that take 150 MB each, four threads that take 64 MB of addresses each, and 550 MB for all of them."""
     Image.new("RGBA", (64, 64)).save(tmp_path / "small.webp")
     Image.new("RGBA", (3000, 3000), (200, 30, 90, 120)).save(tmp_path / "0.webp", method=0, quality=10)
@@ -329,7 +329,7 @@ def test_several_large_pictures_where_addresses_are_few(tmp_path):
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, IndexError, ValueError, ZeroDivisionError])
-def test_an_error_of_ones_own_code_is_not_the_pictures(picture, monkeypatch, error):
+def test_an_error_in_alnumpys_code_is_not_blamed_on_the_picture(picture, monkeypatch, error):
     def failing(*_):
         raise error("a mistake")
 
@@ -339,7 +339,7 @@ def test_an_error_of_ones_own_code_is_not_the_pictures(picture, monkeypatch, err
             images.load(source, HOW)
 
 
-def test_an_error_within_a_decoder_is_the_pictures(picture, monkeypatch):
+def test_an_error_in_a_decoder_is_blamed_on_the_picture(picture, monkeypatch):
     def load(self):
         exec(compile("None + 1", "ImageFile.py", "exec"), {"__name__": "PIL.ImageFile"})
 

@@ -59,7 +59,7 @@ def test_montage(searches):
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".png", "\udcff\n\x1b[31m\u202e\u4e2d.png", ""])
-def test_captions_fit_whatever_the_name(name):
+def test_captions_fit_for_any_name(name):
     text = _fit(printable(name))
     assert "\n" not in text
     assert len(text) < 60
@@ -114,7 +114,7 @@ def test_html(searches):
     assert links[1] == f"file://{searches[0][0]}"
 
 
-def test_links_are_relative_where_the_page_lies_above_the_pictures(tmp_path):
+def test_links_are_relative_if_the_page_lies_above_the_pictures(tmp_path):
     (tmp_path / "a b").mkdir()
     inside, outside = tmp_path / "a b" / "c:#%.png", tmp_path.parent / "x.png"
     assert link_to(str(inside), str(tmp_path / "page.html")) == "./a%20b/c%3A%23%25.png"

@@ -208,13 +208,13 @@ def test_numbers_count_as_numbers():
     assert orders(["b10", "b9", "b"], "xxx", "xxx") == [[2, 1, 0]]
 
 
-def test_what_shares_a_parent_stands_together():
+def test_names_with_one_parent_stand_together():
     names = ["a.one", "a.two", "b.one", "b.two"]
     assert orders(names, "xyxz", "xyxz") == [[0, 1, 2, 3]]
     assert orders(names, "xyxz", "xxyz") == []
 
 
-def test_two_orders_are_not_one():
+def test_two_possible_orders_are_reported():
     assert len(orders(["first", "second"], "xx", "xx")) == 2
     assert orders(["first", "second"], "xy", "yx") == [[1, 0]]
 
@@ -230,7 +230,7 @@ def test_two_orders_are_not_one():
         ([f"{i}a" for i in range(40)], "x" * 40, "x" * 39 + "y"),  # which must not take for ever
     ],
 )
-def test_names_without_an_order(names, kinds, wanted):
+def test_names_that_allow_no_order(names, kinds, wanted):
     assert orders(names, kinds, wanted) == []
 
 

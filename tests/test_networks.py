@@ -209,7 +209,7 @@ def test_json_round_trip(spec):
     assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_alnet_is_written_as_before_there_were_families():
+def test_alnet_is_written_without_a_family():
     assert ALNet().to_dict() == {
         "name": "alnet",
         "stem": 32,

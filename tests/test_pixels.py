@@ -132,7 +132,7 @@ def test_unused_upper_bits_beside_alpha(colour):
 
 
 @pytest.mark.parametrize("bits", [13, 14, 15])
-def test_more_bits_are_told_by_the_file_alone(bits):
+def test_more_bits_need_a_hint_in_the_file(bits):
     values = GREY.astype(np.uint16) << (bits - 8)
     dark = (values >> 8).astype(np.uint8)
     grey = {"silent": png(values, 16, 0), "sBIT": png(values, 16, 0, (b"sBIT", bytes([bits])))}
@@ -151,7 +151,7 @@ def test_more_bits_are_told_by_the_file_alone(bits):
     np.testing.assert_array_equal(shown(tiff((colour, {}))), colour >> 8)
 
 
-def test_a_file_that_contradicts_its_own_hint():
+def test_a_contradicted_hint_is_ignored():
     values = GREY.astype(np.uint16) << 8
     np.testing.assert_array_equal(shown(tiff((values, {281: (3, [1023])})))[..., 0], GREY)
     np.testing.assert_array_equal(shown(tiff((values, {281: (3, [int(values.max())])})))[..., 0], GREY)
@@ -252,7 +252,7 @@ def test_a_bmp_with_alpha():
     np.testing.assert_array_equal(shown(bmp(stored, (0xFF0000, 0xFF00, 0xFF, 0xFF000000))), expected)
 
 
-def test_what_is_transparent_throughout_in_other_formats_is_white():
+def test_wholly_transparent_pictures_of_other_formats_are_white():
     clear = Image.fromarray(np.dstack([COLOUR, np.zeros((12, 16), np.uint8)]))
     for format in ("PNG", "TIFF", "WEBP"):
         assert (shown(saved(clear, format, **({"lossless": True} if format == "WEBP" else {}))) == 255).all()
@@ -260,7 +260,7 @@ def test_what_is_transparent_throughout_in_other_formats_is_white():
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("order", [II, MM])
-def test_the_fourth_band_of_a_tiff_is_alpha_where_the_file_says_so(depth, order):
+def test_the_fourth_band_of_a_tiff_is_alpha_if_the_file_says_so(depth, order):
     infrared = GREY // 3
     array = np.dstack([COLOUR, infrared])
     if depth == 16:
@@ -316,7 +316,7 @@ def test_a_thumbnail_before_the_picture(mark, where, order):
     np.testing.assert_array_equal(shown(data)[..., 0], LARGE)
 
 
-def test_the_largest_page_that_is_no_thumbnail():
+def test_the_largest_page_that_is_not_a_thumbnail():
     reduced, other = {254: (4, [1])}, np.full((30, 30), 9, np.uint8)
     data = tiff((THUMB, reduced), (np.tile(LARGE, (4, 4)), reduced), (other, {}), (LARGE, {}), (other, {}))
     np.testing.assert_array_equal(shown(data)[..., 0], LARGE)
@@ -330,7 +330,7 @@ def test_a_document_stays_at_its_first_page():
     assert shown(tiff((page, {}), (np.tile(page, (4, 4)), {}))).shape[:2] == (640, 480)
 
 
-def test_pages_that_are_no_pictures():
+def test_pages_that_are_not_pictures():
     unknown = {262: (3, [32803])}  # a camera's sensor
     assert shown(tiff((THUMB, {254: (4, [1])}), (LARGE, unknown))).shape == (12, 16, 3)
     data = tiff((THUMB, {254: (4, [1])}), (LARGE, unknown), (LARGE, {}))
@@ -367,7 +367,7 @@ def test_an_animation_that_shows_nothing_is_its_first_frame(format, options):
 
 
 @pytest.mark.parametrize(("format", "options"), ANIMATIONS)
-def test_no_empty_frame_for_want_of_the_others(tmp_path, format, options):
+def test_an_empty_frame_does_not_replace_missing_ones(tmp_path, format, options):
     first, second = Image.new("RGB", (16, 12), "white"), Image.fromarray(COLOUR)
     data = saved(first, format, save_all=True, append_images=[second], duration=100, **options)
     whole = shown(data)
@@ -379,7 +379,7 @@ def test_no_empty_frame_for_want_of_the_others(tmp_path, format, options):
             assert "a: " in str(error)  # noqa: PT017
 
 
-def test_no_thumbnail_for_want_of_its_picture(tmp_path):
+def test_a_thumbnail_does_not_replace_its_missing_picture(tmp_path):
     data = tiff((THUMB, {254: (4, [1])}), (LARGE, {}))
     for cut in range(len(data) - 300, len(data)):
         (tmp_path / "a").write_bytes(data[:cut])

@@ -43,13 +43,13 @@ def test_average_mirrored():
 
 
 @pytest.mark.parametrize("dimensions", [1, 5, 12])
-def test_what_it_learned_from_has_mean_0_and_covariance_1(dimensions):
+def test_the_training_vectors_get_mean_0_and_covariance_1(dimensions):
     whitened = linear(CORRELATED, learn_whitening([CORRELATED], dimensions))
     np.testing.assert_allclose(whitened.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(whitened.T @ whitened / len(whitened), np.eye(dimensions), atol=1e-4)
 
 
-def test_it_is_what_scikit_learn_computes():
+def test_it_agrees_with_scikit_learn():
     decomposition = pytest.importorskip("sklearn.decomposition")
     theirs = decomposition.PCA(4, whiten=True, svd_solver="full").fit(CORRELATED.astype(np.float64))
     ours = learn_whitening([CORRELATED], 4)
@@ -70,7 +70,7 @@ def test_distances_in_all_dimensions_are_mahalanobis():
     np.testing.assert_allclose(pairwise(whitened) ** 2, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_white_already_is_turned_only():
+def test_white_vectors_are_only_rotated():
     white = linear(CORRELATED, learn_whitening([CORRELATED], 12)).astype(np.float32)
     again = learn_whitening([white], 12)
     np.testing.assert_allclose(pairwise(linear(white, again)[:50]), pairwise(white[:50]), rtol=1e-3, atol=1e-3)
@@ -79,7 +79,7 @@ def test_what_is_white_already_is_turned_only():
     np.testing.assert_allclose(pairwise(whiten(white[:50], again.mean, again.projection)), angles, atol=1e-3)
 
 
-def test_no_change_of_scale_or_origin_or_mixture_matters():
+def test_it_is_invariant_to_scale_origin_and_mixture():
     changed = (CORRELATED @ RNG.normal(size=(12, 12)) - 7).astype(np.float32)
     distances = [pairwise(linear(data, learn_whitening([data], 12))[:50]) for data in (CORRELATED, changed)]
     np.testing.assert_allclose(*distances, rtol=2e-3, atol=2e-3)
@@ -114,7 +114,7 @@ def test_a_vector_has_the_same_bits_in_any_batch():
         (CORRELATED[:0], 0),
     ],
 )
-def test_more_dimensions_than_there_are_axes_are_refused(embeddings, rank):
+def test_more_dimensions_than_axes_are_refused(embeddings, rank):
     if rank:
         whitening = learn_whitening([embeddings], rank)
         assert whitening.kept == pytest.approx(1)

@@ -84,7 +84,7 @@ def test_console_examples(desk, page, line, request):
     assert (desk / written[1]).stat().st_size if written else result.stdout
 
 
-def test_no_page_has_examples_that_are_not_run():
+def test_all_examples_are_run():
     assert [page.stem for page in DOCS if page not in EXAMPLES and blocks(page, "console")] == []
 
 

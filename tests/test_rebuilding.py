@@ -51,7 +51,7 @@ def fresh(path, folder, embedder, **options):
         return {picture.path: picture.embedding for picture in opened if picture.embedding is not None}
 
 
-def test_all_is_kept_but_the_embeddings(gallery, folder, tmp_path):
+def test_everything_but_the_embeddings_is_kept(gallery, folder, tmp_path):
     with Gallery(gallery) as opened:
         before = {p.path: (p.hash, p.added, p.vanished, p.left_out) for p in opened}
         rules, folders = opened.stats()["exclude"], opened.folders
@@ -91,7 +91,7 @@ def test_options_of_a_new_gallery_can_be_changed(gallery):
         assert not opened.settings.normalize
 
 
-def test_the_old_gallery_is_searched_until_the_new_one_is_whole(gallery, folder, embedder):
+def test_the_old_gallery_is_searched_until_the_new_one_is_complete(gallery, folder, embedder):
     reader = Gallery(gallery, embedder)
     wanted = reader.search(folder / "a.png")
     seen = []
@@ -119,7 +119,7 @@ def test_the_old_gallery_is_searched_until_the_new_one_is_whole(gallery, folder,
                 reader.search(folder / "a.png")
 
 
-def test_nothing_is_lost_that_is_out_of_reach(gallery, folder, embedder):
+def test_pictures_out_of_reach_are_not_lost(gallery, folder, embedder):
     before = dump(gallery)
     (folder / "a.png").rename(folder / "hidden")
     with pytest.raises(GalleryError, match=r"left as it was, since 1 of its pictures.*a\.png: let alnumpy index mark"):
@@ -133,7 +133,7 @@ def test_nothing_is_lost_that_is_out_of_reach(gallery, folder, embedder):
         assert [os.path.basename(p.path) for p in opened if p.error] == ["a.png", "broken.png"]
 
 
-def test_what_is_no_rebuild_is_left_alone(gallery, folder, embedder, tmp_path):
+def test_a_file_that_is_not_a_rebuild_is_left_alone(gallery, folder, embedder, tmp_path):
     with Gallery(f"{gallery}-new", embedder, "a") as opened:
         opened.index(folder)
     before = dump(Path(f"{gallery}-new"))
@@ -184,7 +184,7 @@ def kill_at(moment, gallery, seed=1):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize(("moment", "embedded"), [("embedding", 2), ("half way", 0)])
-def test_killed_before_it_was_whole_and_started_again(gallery, folder, embedder, tmp_path, moment, embedded):
+def test_a_killed_rebuild_is_continued(gallery, folder, embedder, tmp_path, moment, embedded):
     with Gallery(gallery, embedder) as opened:
         wanted = opened.search(folder / "a.png")
     before = dump(gallery)
@@ -205,7 +205,7 @@ def test_killed_before_it_was_whole_and_started_again(gallery, folder, embedder,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_after_it_was_whole(gallery, folder):
+def test_a_rebuild_killed_after_it_was_complete(gallery, folder):
     kill_at("after", gallery)
     with Gallery(gallery, other()) as opened:
         assert opened.search(folder / "a.png", k=1)[0][0].path == str(folder / "a.png")
@@ -214,7 +214,7 @@ def test_killed_after_it_was_whole(gallery, folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_another_network_than_the_one_that_was_stopped(gallery, folder):
+def test_a_rebuild_with_another_network_begins_anew(gallery, folder):
     kill_at("embedding", gallery)
     assert rebuild(gallery, other(2)).embedded == 4
     with Gallery(gallery, other(2)) as opened:

@@ -59,7 +59,7 @@ def source(tmp_path, path, embedder):
     return root
 
 
-def test_a_reduced_gallery_is_whitened_and_found_in_like_any_other(source, path, embedder, tmp_path):
+def test_a_reduced_gallery_is_whitened_and_searched_like_any_other(source, path, embedder, tmp_path):
     with Gallery(path) as whole:
         kept = whole.reduce(tmp_path / "small.db", 4)
         with pytest.raises(GalleryError, match=r"small.db: exists already; choose another name"):
@@ -92,7 +92,7 @@ def test_a_reduced_gallery_is_whitened_and_found_in_like_any_other(source, path,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_new_pictures_are_whitened_by_what_was_learned(source, path, tmp_path, dtype):
+def test_new_pictures_are_whitened_by_the_recorded_projection(source, path, tmp_path, dtype):
     embedder = Embedder(small_weights(), normalize=True, backend="numpy", threads=2)
     settings = {"dtype": dtype, "flip": True}
     with Gallery(tmp_path / "whole.db", embedder, "a", **settings) as whole:
@@ -116,7 +116,7 @@ def test_new_pictures_are_whitened_by_what_was_learned(source, path, tmp_path, d
             Gallery(tmp_path / "small.db", **different)
 
 
-def test_what_cannot_be_reduced_leaves_nothing_behind(source, path, embedder, tmp_path, monkeypatch):
+def test_a_failed_reduction_leaves_nothing_behind(source, path, embedder, tmp_path, monkeypatch):
     before = sorted(os.listdir(tmp_path))
     with Gallery(path) as whole:
         for dimensions in (25, 1000):

@@ -237,7 +237,7 @@ def test_layer(layer, data):
         np.testing.assert_array_equal(x, copy)
 
 
-def test_a_layer_of_no_known_kind_is_refused():
+def test_an_unknown_kind_of_layer_is_refused():
     with pytest.raises(TypeError, match="layer is no layer"):
         reference.compute(Layer("x", X, 3), {}, np.zeros((1, 3, 2, 2)))
 

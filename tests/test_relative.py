@@ -45,7 +45,7 @@ ALL = ["copy.png", "p/one/a.png", "p/one/b.png", "p/twö/c.png"]
 
 
 @pytest.mark.parametrize("place", ["elsewhere", "deeper/and/elsewhere"])
-def test_all_works_where_the_whole_folder_was_moved(disk, tmp_path, embedder, place):
+def test_everything_works_after_the_whole_folder_was_moved(disk, tmp_path, embedder, place):
     assert stored(disk / "g.db") == {".", "./p/one", "./p/twö", *(f"./{name}" for name in ALL)}
     now = tmp_path / place
     now.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def paths_of(pictures, root):
     return [os.path.relpath(picture.path, root) for picture in pictures]
 
 
-def test_only_what_is_missing_as_a_whole_is_kept_after_a_move(disk, tmp_path, embedder):
+def test_only_folders_missing_as_a_whole_are_kept_after_a_move(disk, tmp_path, embedder):
     disk.rename(tmp_path / "now")
     shutil.rmtree(tmp_path / "now" / "p")
     with Gallery(tmp_path / "now" / "g.db", embedder, "a") as opened:
@@ -100,7 +100,7 @@ def test_a_copy_of_the_whole_is_recognised(disk, tmp_path, embedder):
         assert (paths(opened, tmp_path / "copy"), Counting.embedded) == (ALL, before)
 
 
-def test_what_is_not_below_the_gallery_is_refused(disk, tmp_path, embedder):
+def test_pictures_outside_the_gallerys_folder_are_refused(disk, tmp_path, embedder):
     other = tmp_path / "other"
     other.mkdir()
     noise(other / "x.png", 7)

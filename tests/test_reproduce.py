@@ -16,13 +16,13 @@ from alnumpy.evaluation import evaluate_gallery
 from alnumpy.retrieval import evaluate
 
 
-def test_the_page_shows_what_was_measured():
+def test_the_page_shows_the_measured_figures():
     results = json.loads((reproduce.DOCS / "results.json").read_text())
     page = (reproduce.DOCS / "RESULTS.md").read_text()
     assert reproduce.fill(page, reproduce.tables(results)) == page
 
 
-def test_the_figures_are_of_the_weights_that_ship():
+def test_the_figures_belong_to_the_weights_that_ship():
     results = json.loads((reproduce.DOCS / "results.json").read_text())
     shipped = alnumpy.weights.default_path().parent
     assert set(results["photos"]["networks"]) == set(reproduce.PHOTO_SIZES)
@@ -44,7 +44,7 @@ def test_int8_costs_less_than_half_a_point():
         assert coarse["bytes"] < 1e6 * megabytes
 
 
-def test_cards_say_what_was_measured():
+def test_cards_have_the_measured_figures():
     networks = json.loads((reproduce.DOCS / "results.json").read_text())["photos"]["networks"]
     for name, measured in networks.items():
         found = alnumpy.weights.read(alnumpy.weights.locate(name))
@@ -223,7 +223,7 @@ def test_decoding(tmp_path, monkeypatch):
     assert "| alnet-photo, full mAP | 48 | 200 | 1/2 |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_nothing_is_measured_for_a_page_that_cannot_be_filled(collections, tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_filled_is_refused_before_measuring(collections, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "measure_photos", lambda *_: 1 / 0)
     arguments = ["photos", "--classes", collections / "classes", "--landmarks", collections / "places"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])

@@ -20,7 +20,7 @@ from alnumpy.gallery import Gallery
 from alnumpy.scan import AWAY, EMPTIED, GONE, WITHOUT_PICTURES, Found, Recorded, Rules, Stamp, Volume, find, plan
 
 
-def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path, embedder, tmp_path):
+def test_missing_pictures_are_marked_only_below_the_folders_walked(folder, path, embedder, tmp_path):
     other = tmp_path / "pictures2"  # its name starts with the other's
     other.mkdir()
     noise(other / "d.png", 5)
@@ -43,7 +43,7 @@ def test_vanished_pictures_are_marked_below_the_folders_walked_only(folder, path
 
 
 @pytest.mark.parametrize("call", ["scandir", "is_dir", "lstat"])
-def test_what_cannot_be_listed_has_not_vanished_and_is_named(folder, path, embedder, monkeypatch, call):
+def test_folders_that_cannot_be_listed_are_named_and_not_missing(folder, path, embedder, monkeypatch, call):
     """As a folder that may not be entered, or one of a network share whose handle is stale."""
     below = str(folder / "below")
 
@@ -144,7 +144,7 @@ def test_pictures_of_a_disk_behind_a_link_are_not_pruned(path, embedder, tmp_pat
         assert counts(opened.index([link.parent, link], prune=True)) == {"unchanged": 2}
 
 
-def test_a_folder_that_much_is_gone_from_is_listed_once(folder, path, embedder, monkeypatch):
+def test_a_folder_with_many_missing_pictures_is_listed_once(folder, path, embedder, monkeypatch):
     for i in range(20):
         shutil.copy(folder / "a.png", folder / f"copy{i}.png")
     listed = []
@@ -175,7 +175,7 @@ def test_an_empty_path_is_not_the_current_folder(folder, path, embedder, monkeyp
         assert opened.remove(".") == 4
 
 
-def test_a_link_to_a_folder_that_is_not_there_is_no_picture(folder, path, embedder, tmp_path):
+def test_a_link_to_a_missing_folder_is_not_a_picture(folder, path, embedder, tmp_path):
     link = tmp_path / "disk"
     link.symlink_to(tmp_path / "away")
     with Gallery(path, embedder, "a") as opened:
@@ -195,7 +195,7 @@ def test_a_folder_without_pictures_is_named(tmp_path, path, embedder):
         assert opened.index(tmp_path / "p").failed == []
 
 
-def test_a_folder_in_the_place_of_a_picture_is_none(folder, path, embedder):
+def test_a_folder_in_the_place_of_a_picture_is_not_a_picture(folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         for name in ("a.png", "b.png"):
@@ -210,7 +210,7 @@ def test_a_folder_in_the_place_of_a_picture_is_none(folder, path, embedder):
         assert counts(opened.index(folder, prune=True)) == {"recognised": 1, "unchanged": 2, "vanished": 1, "pruned": 2}
 
 
-def test_what_exists_has_not_vanished_though_its_folder_does_not_show_it(folder, path, embedder, tmp_path):
+def test_an_existing_file_is_not_missing_even_if_its_folder_does_not_list_it(folder, path, embedder, tmp_path):
     noise(folder / "scan", 9, format="PNG")  # a name without a picture's suffix
     (tmp_path / "elsewhere").mkdir()
     noise(tmp_path / "elsewhere" / "e.png", 10)
@@ -229,7 +229,7 @@ def test_what_exists_has_not_vanished_though_its_folder_does_not_show_it(folder,
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs a second user")
-def test_what_may_not_be_looked_at_has_not_vanished(embedder):
+def test_files_that_may_not_be_looked_at_are_not_missing(embedder):
     def as_nobody(code):
         code = (
             "import os, sys; sys.path.insert(0, sys.argv[3]); import galleries as t\n"
@@ -337,7 +337,7 @@ OTHER, NAMELESS = Volume("/p/usb", "another"), Volume("/p/usb", "")
         (Files(A, U, V, mounted=[USB], unknown=[B]), ON_USB, [], {}),
     ],
 )
-def test_what_is_removed(disk, volumes, pruned, told):
+def test_decisions_on_removal(disk, volumes, pruned, told):
     recorded = {path: Recorded(Stamp(1, 7, 7)) for path in (A, B, U, V)}
     found = Found(paths={path for path in disk.files if path.endswith(".png")}, roots=("/p/",))
     for prune in (True, False):
@@ -354,7 +354,7 @@ def test_what_is_removed(disk, volumes, pruned, told):
         assert (everything.prune, dict(everything.failed)) == (pruned, told)
 
 
-def test_a_folder_below_a_missing_one_may_go():
+def test_a_folder_below_a_missing_one_may_be_removed():
     recorded = {path: Recorded(Stamp(1, 7)) for path in (A, "/p/a/below/3.png")}
     decided = plan(Found({A}, ("/p/",)), recorded, {"/p/a/below": HOME}, Files(A), prune=True)
     assert decided.prune == ["/p/a/below/3.png"]
@@ -376,7 +376,7 @@ def test_a_folder_below_a_missing_one_may_go():
         (None, True),
     ],
 )
-def test_what_is_read(then, read):
+def test_decisions_on_reading(then, read):
     decided = plan(Found({A}, ("/p/",)), {} if then is None else {A: then}, {}, Files(A))
     assert (decided.read, decided.keep) == (([A], []) if read else ([], [A]))
     assert decided.volumes == {"/p/a": HOME}
@@ -399,7 +399,7 @@ def test_what_is_read(then, read):
         (["/p/a.png"], ["/p/b.png"], {}),
     ],
 )
-def test_names_composed_or_not_meet_where_one_fits_one(recorded, now, respelled):
+def test_composed_and_decomposed_names_match_if_one_fits_one(recorded, now, respelled):
     gallery = {path: Recorded(Stamp(1, 7, 7)) for path in recorded}
     decided = plan(Found(set(now), ("/p/",)), gallery, {}, Files(*now), prune=True)
     assert decided.respelled == respelled
@@ -420,7 +420,7 @@ def found_in(root, **rules):
     return sorted(os.path.relpath(path, root) for path in find(root, Rules(**rules)).paths)
 
 
-def test_what_is_left_out_by_default(tmp_path):
+def test_files_left_out_by_default(tmp_path):
     hidden = [
         ".hidden.png", ".thumbnails/a.png", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "@__thumb/a.jpg", "#recycle/a.jpg",
         "$RECYCLE.BIN/a.png", "$Recycle.Bin/b.png", ".Trash-1000/files/a.jpg", ".stversions/a~1.jpg",
@@ -437,7 +437,7 @@ def test_what_is_left_out_by_default(tmp_path):
     assert found_in(tmp_path / "none") == ["deep/a.png"]
 
 
-def test_patterns_of_what_to_leave_out(tmp_path):
+def test_patterns_of_excluded_files(tmp_path):
     names = ["a.png", "a.jpg", "drafts/b.png", "2019/drafts/c.png", "2019/d.png", ".e/f.png"]
     draw(tmp_path, *names)
     assert found_in(tmp_path, exclude=("*.jpg",)) == ["2019/d.png", "2019/drafts/c.png", "a.png", "drafts/b.png"]
@@ -448,7 +448,7 @@ def test_patterns_of_what_to_leave_out(tmp_path):
     assert found_in(tmp_path, **rules) == [".e/f.png", "2019/drafts/c.png", "drafts/b.png"]
 
 
-def test_what_a_rule_leaves_out_is_found_no_more_and_keeps_its_embedding(folder, path, embedder):
+def test_a_picture_left_out_by_a_rule_is_not_found_and_keeps_its_embedding(folder, path, embedder):
     (folder / ".hidden").mkdir()
     noise(folder / ".hidden" / "d.png", 9)
     with Gallery(path, embedder, "a") as opened:

@@ -81,7 +81,7 @@ def test_ties_go_by_path_and_the_query_itself_is_marked(folder, path, embedder, 
         ]
 
 
-def test_searches_that_cannot_be(folder, path, embedder):
+def test_invalid_searches_are_refused(folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         assert opened.search(np.zeros((2, 24)), 3) == [[], []]
         assert opened.search([], 3) == []
@@ -138,7 +138,7 @@ def test_an_embedding_that_the_format_cannot_hold_is_an_error(folder, path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_groups_are_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypatch, dtype):
+def test_a_group_is_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypatch, dtype):
     monkeypatch.setattr(packed, "BLOCK", 5)
     for i in range(30):
         noise(tmp_path / f"{i:02}.png", i % 27, (12, 30 - i % 27))  # the first ones have most pixels
@@ -203,7 +203,7 @@ def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embed
         assert opened.groups("exact") == []  # only links to one file, and nothing to remove
 
 
-def test_a_missing_file_is_a_result_only_where_no_identical_one_is_there(folder, path, embedder, tmp_path):
+def test_a_missing_file_is_a_result_only_without_an_identical_one(folder, path, embedder, tmp_path):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         folder.rename(tmp_path / "renamed")
@@ -217,7 +217,7 @@ def test_a_missing_file_is_a_result_only_where_no_identical_one_is_there(folder,
         assert sorted(names(found)) == ["a.png", "a.png", "b.png", "c.png"]
 
 
-def test_queries_are_all_that_an_embedder_takes(folder, path, embedder):
+def test_queries_can_be_anything_that_an_embedder_takes(folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         data = (folder / "a.png").read_bytes()

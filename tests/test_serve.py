@@ -94,7 +94,7 @@ def found(answer):
 # Searching
 
 
-def test_a_search_answers_what_the_command_prints(client, service, library):
+def test_a_search_answers_like_the_command(client, service, library):
     """And the ID, size and date of each result besides."""
     for name in ("a.png", "c.jpg"):
         answer = post(client, "/search", (library / name).read_bytes())
@@ -121,7 +121,7 @@ def test_a_picture_that_is_not_in_the_gallery(client, service):
     assert post(client, "/search?k=2", json.dumps(in_base64), content_type="application/json") == answer
 
 
-def test_a_search_goes_on_from_a_result(client, library):
+def test_a_result_can_be_the_next_query(client, library):
     data = (library / "a.png").read_bytes()
     answer = get(client, f"/search?like={sha(data)}")
     assert answer[0]["results"] == post(client, "/search", data)[0]["results"]
@@ -213,7 +213,7 @@ def test_embed(client, service, library):
 # What the gallery holds
 
 
-def test_stats_are_what_the_command_prints(client, service, library, tmp_path, embedder):
+def test_stats_are_those_of_the_command(client, service, library, tmp_path, embedder):
     (library / "bad.png").write_text("hello")
     with Gallery(tmp_path / "gallery.db", embedder, "a") as gallery:
         gallery.index()
@@ -269,7 +269,7 @@ def test_duplicates_are_those_of_the_gallery(client, service, library):
     assert get(client, "/duplicates?like=exact&skip=1")["groups"] == []
 
 
-def test_groups_that_cannot_be_found_say_why(service):
+def test_failed_groupings_give_the_reason(service):
     grouped = grouping.Grouping(service.gallery, service.tell)
     grouped.ask("near", False)  # of a network that was not measured
     while (answer := grouped.ask("near", False)).working:
@@ -302,7 +302,7 @@ def test_a_comment_is_not_passed_on():
     assert b"secret" not in small
 
 
-def test_a_file_that_is_not_the_picture_any_more_is_not_shown(client, service, library, tmp_path):
+def test_a_file_with_other_content_is_not_shown(client, service, library, tmp_path):
     """Neither another picture, nor a link to a file of somebody else, nor a pipe, which would be waited for."""
     data = (library / "below" / "b.png").read_bytes()
     path = library / "below" / "b.png"
@@ -327,7 +327,7 @@ def test_a_file_that_is_not_the_picture_any_more_is_not_shown(client, service, l
         assert client.get(address).status_code == 404
 
 
-def test_a_copy_is_shown_where_one_file_is_gone(client, library):
+def test_a_copy_is_shown_if_one_file_is_missing(client, library):
     data = (library / "a.png").read_bytes()
     (library / "a.png").unlink()
     assert client.get(f"/pictures/{sha(data)}").status_code == 200
@@ -360,7 +360,7 @@ def test_thumbnails_are_kept_within_a_limit(tmp_path):
     smaller.close()
 
 
-def test_a_damaged_or_impossible_cache_is_none(tmp_path):
+def test_a_damaged_cache_is_begun_anew_and_an_impossible_one_ignored(tmp_path):
     path = tmp_path / "thumbnails.db"
     id = sha(b"")
     path.write_bytes(b"hello" * 1000)
@@ -436,7 +436,7 @@ def test_walls(wall, headers, peer, status):
     assert (refusal and refusal.status) == status
 
 
-def test_every_answer_has_the_headers_and_every_address_the_walls(client, service):
+def test_every_answer_has_the_headers_and_every_address_is_guarded(client, service):
     for address in ("/", "/page.js", "/page.css", "/icon.svg", "/nothing", "/state", "/search", "/thumbnails/x"):
         response = client.get(address)
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -500,7 +500,7 @@ def test_the_token_is_kept_in_private(tmp_path):
 # Faults
 
 
-def test_what_nobody_expected_is_told_in_one_place(service, monkeypatch):
+def test_unexpected_errors_are_reported_in_one_place(service, monkeypatch):
     told = []
     service.tell = told.append
     monkeypatch.setattr(service.catalog, "folders", lambda: 1 / 0)
@@ -509,7 +509,7 @@ def test_what_nobody_expected_is_told_in_one_place(service, monkeypatch):
     assert [type(error) for error in told] == [ZeroDivisionError]
 
 
-def test_what_nobody_expected_in_a_thread_is_told_and_ends_its_work():
+def test_an_unexpected_error_in_a_thread_is_reported_and_ends_its_work():
     class Broken:
         def groups(self, like):
             raise ZeroDivisionError(like)
@@ -577,7 +577,7 @@ def test_a_target_without_a_slash_is_refused(client):
     assert (answer.status_code, answer.get_json()) == (400, {"error": "the target of a request begins with /"})
 
 
-def test_an_index_that_fails_says_so_once_and_goes_on(library, tmp_path, embedder, monkeypatch):
+def test_a_failing_index_reports_once_and_continues(library, tmp_path, embedder, monkeypatch):
     told, looks = [], []
 
     def open_gallery():

@@ -121,7 +121,7 @@ def test_upload_and_click_through(opened, desk, tmp_path):
     assert page.locator("#heading").inner_text() == "Your pictures"
 
 
-def test_a_picture_is_dropped_and_one_that_is_none_is_refused(opened, desk):
+def test_a_dropped_picture_is_searched_for_and_another_file_refused(opened, desk):
     page = opened()
     drop = """([name, type, bytes]) => {
       const data = new DataTransfer();

@@ -89,7 +89,7 @@ def ask(address, path="", data=None, **headers):
     return response.status, body
 
 
-def test_programs_get_what_the_command_prints(desk):
+def test_programs_get_the_commands_output(desk):
     picture = desk / "p" / DIGITS[0].name
     code, printed, _ = run("search", picture, "--db", "g.db", "--json", "-k", "3", cwd=desk)
     assert code == 0
@@ -152,7 +152,7 @@ def test_a_signal_ends_it_beside_an_index_and_a_search(desk, tmp_path, number):
     assert (code, 0 < json.loads(out)["pictures"] <= 2000) == (0, True)
 
 
-def test_no_gallery_and_no_folder_are_named(tmp_path):
+def test_a_missing_gallery_or_folder_is_named(tmp_path):
     code, out, err = run("serve", "--db", tmp_path / "none.db")
     assert (code, out) == (1, "")
     assert "no such gallery" in err
@@ -163,7 +163,7 @@ def test_no_gallery_and_no_folder_are_named(tmp_path):
     assert (code, "0 to 65535" in err) == (2, True)
 
 
-def test_it_cannot_listen_where_another_does(desk):
+def test_a_port_in_use_is_refused(desk):
     with serving(desk, "--db", "g.db") as (_, address):
         port = address.split(":")[2].strip("/")
         code, out, err = run("serve", "--db", "g.db", "--port", port, cwd=desk)
@@ -281,7 +281,7 @@ POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     ],
 )
-def test_what_is_refused_before_its_body(request_, status):
+def test_requests_refused_before_their_body(request_, status):
     with listening(hello) as (_, port):
         answer = talk(port, request_)
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -292,7 +292,7 @@ def test_what_is_refused_before_its_body(request_, status):
         assert b"Connection: close" in head
 
 
-def test_a_request_that_wants_to_go_on_may(monkeypatch):
+def test_a_request_may_expect_to_continue(monkeypatch):
     body = b"x" * 100_000
     with listening(hello) as (_, port):
         answer = talk(port, POST + b"Expect: 100-continue\r\nContent-Length: 100000\r\n\r\n", body)
@@ -323,7 +323,7 @@ def test_bodies_wait_until_there_is_room(monkeypatch):
             assert second.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_slow_clients_are_let_go(monkeypatch):
+def test_slow_clients_are_disconnected(monkeypatch):
     """Though something arrives from them again and again."""
     monkeypatch.setattr(server, "PATIENCE", 0.2)
     with listening(hello) as (made, port), socket.create_connection(("127.0.0.1", port), timeout=WAIT) as slow:
@@ -337,7 +337,7 @@ def test_slow_clients_are_let_go(monkeypatch):
         assert talk(port, b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.0 200")
 
 
-def test_where_it_cannot_listen_it_says_so():
+def test_an_impossible_address_is_named():
     with pytest.raises(AlnumpyError, match=r"cannot listen on nowhere.invalid, port 1"):
         server.Server(hello, walls.Walls("nowhere.invalid", "t" * 20), 1)
 

@@ -61,7 +61,7 @@ def test_any_embedder_of_the_same_weights_fits(folder, path, tmp_path):
                 np.testing.assert_array_equal(opened.embed(image)[0], picture.embedding)  # anew: it is no file
 
 
-def test_weights_are_found_by_what_they_are(tmp_path, monkeypatch):
+def test_weights_are_found_by_their_content(tmp_path, monkeypatch):
     """Of the recorded file where it is the same one, else under any name."""
     monkeypatch.setenv("ALNUMPY_WEIGHTS", str(tmp_path / "named"))
     (tmp_path / "named").mkdir()
@@ -83,7 +83,7 @@ def test_weights_are_found_by_what_they_are(tmp_path, monkeypatch):
     assert find_weights(shipped).spec.name == "alnet"
 
 
-def test_a_gallery_without_pictures_is_bound_to_nothing(folder, path, embedder, tmp_path):
+def test_a_gallery_without_pictures_is_not_bound_to_its_settings(folder, path, embedder, tmp_path):
     with Gallery(path, embedder, "a", dtype="int8", flip=True) as opened:
         opened.index(tmp_path / "mistyped")
         assert not opened.bound

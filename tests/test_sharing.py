@@ -56,7 +56,7 @@ def open_often(path, together, let_in):
             opened.close()
 
 
-def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
+def test_one_of_two_simultaneous_writers_is_refused(path):
     processes = multiprocessing.get_context("spawn")
     together, let_in = processes.Barrier(2), processes.Value("i", 0)
     both = [processes.Process(target=open_often, args=(path, together, let_in)) for _ in range(2)]
@@ -67,7 +67,7 @@ def test_of_two_writers_that_open_at_the_same_moment_one_is_let_in(path):
     assert let_in.value == 200
 
 
-def test_a_reader_that_pauses_lets_write(folder, path, embedder, monkeypatch):
+def test_a_pausing_reader_does_not_block_writers(folder, path, embedder, monkeypatch):
     monkeypatch.setattr(listing, "PART", 2)
     monkeypatch.setattr("alnumpy.database.WAIT", 0.1)
     with Gallery(path, embedder, "a") as opened:
@@ -127,7 +127,7 @@ def write_alone(path, together, met):
         opened.close()
 
 
-def test_writers_that_come_and_go_never_meet(path):
+def test_two_writers_are_never_open_at_once(path):
     processes = multiprocessing.get_context("spawn")
     together, met = processes.Barrier(3), processes.Value("i", 0)
     several = [processes.Process(target=write_alone, args=(path, together, met)) for _ in range(3)]
@@ -177,7 +177,7 @@ def test_eight_threads_search_while_a_ninth_indexes(tmp_path, path, embedder):
         assert (report.embedded, len(opened.search(np.zeros(24), 100)[0])) == (59, 60)
 
 
-def test_of_two_threads_that_change_a_gallery_one_waits(folder, path, embedder):
+def test_one_of_two_writing_threads_waits(folder, path, embedder):
     with Gallery(path, embedder, "a", batch_size=1) as opened, ThreadPoolExecutor(2) as pool:
         reports = [future.result() for future in [pool.submit(opened.index, folder) for _ in range(2)]]
         assert sorted((report.embedded, report.unchanged) for report in reports) == [(0, 4), (3, 0)]
@@ -203,7 +203,7 @@ def snapshot(opened):
         return found
 
 
-def test_galleries_of_one_file_share_what_they_read_of_it(folder, path, embedder, tmp_path):
+def test_galleries_of_one_file_share_what_they_have_read(folder, path, embedder, tmp_path):
     with Gallery(path, embedder, "a") as writer:
         writer.index(folder)
         (tmp_path / "link.db").symlink_to(path)

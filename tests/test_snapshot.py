@@ -120,7 +120,7 @@ def db(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", packed.DTYPES)
-def test_search_is_exact_whatever_is_written(db, dtype):
+def test_search_stays_exact_after_any_change(db, dtype):
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(3, 40)).astype(np.float32)
 
@@ -176,7 +176,7 @@ def test_search_is_exact_whatever_is_written(db, dtype):
     check(db, queries, 7, dtype)
 
 
-def test_what_is_damaged_is_listed_with_and_without_sketches(db):
+def test_damaged_rows_are_listed_with_and_without_sketches(db):
     with db.transaction():
         fill(db, np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32), "float32")
         sketch.renew(db, settings(40, "float32"))

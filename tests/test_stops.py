@@ -16,7 +16,7 @@ from alnumpy import Embedder, ingest, weights
 from alnumpy.gallery import Gallery
 
 
-def test_an_interrupted_run_keeps_all_but_the_batch_in_flight(tmp_path, path, embedder):
+def test_an_interrupted_run_loses_only_the_batch_in_progress(tmp_path, path, embedder):
     for i in range(20):
         noise(tmp_path / f"{i:02}.png", i)
 
@@ -81,7 +81,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
     assert [name for name in os.listdir(tmp_path) if name.startswith("gallery.db-")] == ["gallery.db-lock"]
 
 
-def test_a_reader_finishes_what_a_killed_writer_left(folder, path, embedder):
+def test_a_reader_repairs_what_a_killed_writer_left(folder, path, embedder):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
     before = dump(path)

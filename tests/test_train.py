@@ -88,7 +88,7 @@ def test_learns_and_its_checkpoint_converts_to_the_same_network(pictures, tmp_pa
 
 
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monkeypatch, recipe):
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(pictures, tmp_path, monkeypatch, recipe):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run(monkeypatch, *arguments(pictures, whole, recipe=recipe, crop=0.5), "--flip")
 
@@ -235,7 +235,7 @@ def test_labels_and_a_teacher_together(pictures, tmp_path, monkeypatch):
     assert (data.labels == -1).sum() == 130  # of 144 pictures in both splits, each tenth but the last four is held out
 
 
-def test_frozen_layers_stay_as_they_are(pictures, tmp_path, monkeypatch):
+def test_frozen_layers_do_not_change(pictures, tmp_path, monkeypatch):
     run(monkeypatch, pictures, *taught(pictures, tmp_path, init="alnet-photo"), "--freeze", "block2")
     trained = torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"]
     same = {
@@ -249,7 +249,7 @@ def test_frozen_layers_stay_as_they_are(pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("last", "side"), [("stem", 9), ("block2", 24), ("block5", 33)])
-def test_the_front_is_what_torch_computes(last, side):
+def test_the_front_agrees_with_torch(last, side):
     params = alnumpy.weights.read(alnumpy.weights.locate("alnet-photo")).parameters
     model = torch_network.from_arrays(alnumpy.SPECS["alnet"], params)
     front, back = teaching.split(model.layers, last)
@@ -281,13 +281,13 @@ def test_least_squares_finds_a_linear_layer():
         (["--mix", "--epochs", "1", "1", "--size", "8", "16"], "--epochs 2: one number for all"),
     ],
 )
-def test_teaching_that_cannot_be_is_refused(pictures, tmp_path, monkeypatch, wrong, message):
+def test_impossible_teaching_is_refused(pictures, tmp_path, monkeypatch, wrong, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, pictures, *taught(pictures, tmp_path), *wrong)
 
 
 @pytest.mark.parametrize("wrong", [[], ["--label-weight", "1"], ["--unlabelled", "folder"]])
-def test_what_needs_a_teacher_says_so(tmp_path, monkeypatch, wrong):
+def test_options_that_need_a_teacher_are_refused_without_one(tmp_path, monkeypatch, wrong):
     with pytest.raises(SystemExit, match="--teacher"):
         run(monkeypatch, *wrong, "--out", tmp_path)
 
@@ -333,7 +333,7 @@ def test_orthogonal_keeps_the_singular_vectors(shape):
     assert (core - torch.diag_embed(values)).abs().max() < 1e-4
 
 
-def test_muon_steps_on_each_group_as_torch_does_on_a_matrix():
+def test_muon_steps_on_each_group_like_torch_on_a_matrix():
     generator = torch.Generator().manual_seed(1)
     conv = torch.nn.Conv2d(12, 16, 1, groups=4, bias=False)
     parts = [torch.nn.Parameter(part.flatten(1).clone()) for part in conv.weight.detach().chunk(4)]
@@ -372,7 +372,7 @@ def test_cut_takes_each_pictures_own_square():
     assert torch.equal(squares[1], images[1, :, 2:6, 1:5])
 
 
-def test_augmentation_keeps_within_what_was_asked():
+def test_augmentation_keeps_within_its_limits():
     images = torch.zeros(40, 3, SIZE, SIZE, dtype=torch.uint8)
     images[:, :, 5, 3] = 255
     generator = torch.Generator().manual_seed(0)
@@ -430,7 +430,7 @@ def test_pictures_are_resized_as_on_the_device():
         (["--lr", "1000", "--recipe", "modern", "--batch-size", "8"], "the loss is not finite"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(pictures, tmp_path, monkeypatch, wrong, message):
+def test_impossible_runs_are_refused_in_one_line(pictures, tmp_path, monkeypatch, wrong, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, *arguments(pictures, tmp_path), *wrong)
 
@@ -468,7 +468,7 @@ def test_a_run_is_neither_replaced_nor_continued_as_another(pictures, tmp_path, 
             run(monkeypatch, *arguments(pictures, tmp_path, epochs=1), "--resume")
 
 
-def test_every_tenth_picture_is_held_out_where_there_is_no_split(pictures):
+def test_every_tenth_picture_is_held_out_without_a_split(pictures):
     training, test = (train.gather([pictures / "train"], split, SIZE) for split in ("train", "test"))
     assert training.classes == test.classes == ["ground", "sky"]
     assert (len(training.labels), len(test.labels)) == (116, 12)
@@ -500,7 +500,7 @@ def test_pictures_of_one_value_are_named(tmp_path, monkeypatch):
         run(monkeypatch, *arguments(tmp_path / "black", tmp_path / "out", **{"batch-size": 8}))
 
 
-def test_a_full_disk_is_named_and_leaves_what_was(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):
     (tmp_path / "last.pt").write_text("before")
 
     def full(checkpoint, path):
@@ -529,6 +529,6 @@ def test_sun397_is_read_by_its_lists(pictures, tmp_path):
     assert (training.labels.tolist(), test.labels.tolist()) == ([1, 0], [1])
 
 
-def test_a_source_that_is_not_there(tmp_path, monkeypatch):
+def test_a_missing_source_is_named(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="nowhere"):
         run(monkeypatch, tmp_path / "nowhere", "--out", tmp_path / "out")

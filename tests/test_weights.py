@@ -309,7 +309,7 @@ def test_flipped_bits_are_refused_or_change_nothing(path):
     assert refused > len(whole) / 211 / 4
 
 
-def test_files_made_before_there_was_a_checksum_are_read(path):
+def test_older_files_without_a_checksum_are_read(path):
     good = plain(weights.read(path))
     with h5py.File(path, "r+") as file:
         del file.attrs["checksum"]
@@ -384,7 +384,7 @@ def test_a_bomb_takes_no_memory(path, change, message):
     assert memory("VmHWM") - before < 1_000_000
 
 
-def test_what_is_not_a_regular_file_is_refused(tmp_path):
+def test_a_fifo_or_device_is_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo.h5")  # opening it would wait for ever
     for path in (tmp_path / "fifo.h5", tmp_path):
         with pytest.raises(WeightsError, match="no such file"):

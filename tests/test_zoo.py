@@ -57,7 +57,7 @@ def picture(size):
 
 
 @pytest.mark.parametrize(("name", "size"), RECORDED)
-def test_embeddings_are_those_of_torch(tmp_path, name, size):
+def test_embeddings_agree_with_torch(tmp_path, name, size):
     embedder = converted(name, tmp_path)
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (embedder.preprocessing.mean, embedder.preprocessing.std))
     (embedding,) = embedder.forward(((picture(size) - mean) / std).astype(np.float32))
@@ -70,7 +70,7 @@ def test_embeddings_are_those_of_torch(tmp_path, name, size):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_published_file_tells_all_its_settings(tmp_path, name, capsys):
+def test_all_settings_of_a_published_file_are_known(tmp_path, name, capsys):
     output = tmp_path / "w.h5"
     assert main(["convert", str(checkpoint(name)), "-o", str(output)]) == 0
     out, err = capsys.readouterr()
