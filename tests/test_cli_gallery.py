@@ -89,7 +89,7 @@ def test_folders_and_galleries_without_pictures_are_named(desk):
     assert run("remove", "p", "--db", "g.db", cwd=desk)[0] == 0
     code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
     assert (code, out) == (1, "")
-    assert err == "alnumpy: g.db: holds no picture that can be found; fill it with: alnumpy index FOLDER --db FILE\n"
+    assert err == "alnumpy: g.db: has no pictures to find; fill it with: alnumpy index FOLDER --db FILE\n"
 
 
 def test_after_a_mistyped_folder_other_settings_can_be_chosen(desk):

@@ -137,7 +137,7 @@ def test_a_file_that_is_not_a_rebuild_is_left_alone(gallery, folder, embedder, t
     with Gallery(f"{gallery}-new", embedder, "a") as opened:
         opened.index(folder)
     before = dump(Path(f"{gallery}-new"))
-    with pytest.raises(GalleryError, match="in the way, and not of a rebuild that was stopped"):
+    with pytest.raises(GalleryError, match="in the way, and not part of a rebuild that was stopped"):
         rebuild(gallery, other())
     assert dump(Path(f"{gallery}-new")) == before
     with pytest.raises(GalleryError, match="no such gallery"):
