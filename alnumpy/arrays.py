@@ -45,7 +45,7 @@ def grouped_product(kernel: Array, columns: Array) -> Array:
     if o == 1 or p == 1:
         return np.einsum("gok,ngkp->ngop", kernel, columns)
     width = max(64, ONE_THREAD // (o * k))
-    pieces = -(-o // max(4, ONE_THREAD // (k * min(width, p))))  # of about as many rows each, so that none is single
+    pieces = -(-o // max(4, ONE_THREAD // (k * min(width, p))))  # all of about as many rows, so that none has just one
     if pieces == 1 and width >= p:
         return kernel @ columns
     y = np.empty((*columns.shape[:2], o, p), np.result_type(kernel, columns))

@@ -545,7 +545,7 @@ class Conversion:
 
     weights: Weights
     removed: list[Module]  # the classifier
-    relative_error: float  # of the self-test
+    relative_error: float  # the self-test's
     error_against: float | None = None  # compared with the user's own embeddings
     loss: float | None = None  # 1 - cosine of the self-test's embeddings, for a format of fewer bits
 

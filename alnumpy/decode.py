@@ -246,7 +246,7 @@ class _Attempt:
         plain = pixels.decode(image, lambda: self._open(b""), self.container.whole)
         if plain.im.size != plain.size:  # Pillow before 10 leaves some damaged files so
             raise ImageError("damaged picture (fewer pixels than its header says)")
-        vars(image).pop("_decoder", None)  # of a WebP: it holds two more copies of the pixels
+        vars(image).pop("_decoder", None)  # a WebP's decoder holds two more copies of the pixels
         return plain, size
 
     def judge(self, error: Exception, alone: bool) -> ImageError:

@@ -234,7 +234,7 @@ class Embedder:
         short side keeps twice as many pixels as the network sees: several times as fast, and a little less exact.
 
         Raises ImageError for a picture that cannot be read, or whose embedding is not finite, ImageMemoryError where
-        there is too little memory, TypeError for anything that is no picture.
+        there is too little memory, TypeError for anything that is not a picture.
 
             embedder.embed("a.jpg")                          # (1, 1280)
             embedder.embed([open("a.jpg", "rb"), pixels])    # (2, 1280)

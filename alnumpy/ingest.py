@@ -26,7 +26,7 @@ from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Vo
 from .settings import Settings
 
 DATED = 1000  # pictures whose dates are recorded in one transaction
-MISSING, LEFT_OUT = 1, 2  # states of a picture that is no longer found; all others have 0
+MISSING, LEFT_OUT = 1, 2  # states of a picture that is not found any more; all others have 0
 UNREAD = Stamp(-1, -1)  # for a file that could not be read; no file has this stamp
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
@@ -98,7 +98,7 @@ class Read(NamedTuple):
     taken: str = ""  # the date in its EXIF data
     x: Array | None = None  # float32 (3, S, S); also None if the content is known
     error: str | None = None
-    seconds: float = 0.0  # of the CPU
+    seconds: float = 0.0  # CPU time
 
 
 class Ingest:

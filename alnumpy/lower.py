@@ -123,7 +123,7 @@ class Map(NamedTuple):
     buffer: Buffer
     size: Size
     attention: Attention = Attention()  # still to be multiplied
-    totals: Buffer | None = None  # of a planar map: each channel's sums and maxima, as its kernel computed them
+    totals: Buffer | None = None  # each channel's sums and maxima, if the map is planar
 
 
 class Unit(Protocol):

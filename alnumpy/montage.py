@@ -26,7 +26,7 @@ INK, PALE, MARK = (
     "#1d1d1f",
     "#e8e8ec",
     "#c2410c",
-)  # of text, pictures that cannot be shown, the query's frame
+)  # text, pictures that cannot be shown, the query's frame
 
 
 class Shown(Protocol):

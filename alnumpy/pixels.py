@@ -20,7 +20,7 @@ from .errors import ImageError
 MAX_PAGES = 16  # pages of a TIFF that are looked at if its first one is a thumbnail
 THUMBNAIL = 320  # pixels on the long side of a first page, at most, that may be an unmarked thumbnail of the next
 MAX_FRAMES, MAX_FRAME_PIXELS = 64, 30_000_000  # frames decoded in search of one that shows something, and their pixels
-SHOWS = 16  # of 255: difference between the darkest and the lightest pixel of a picture that shows something
+SHOWS = 16  # least difference between the darkest and the lightest pixel, of 255, of a picture that shows something
 MAX_PROFILE = 4 << 20  # bytes of a colour profile; those of printers have up to three million
 
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS = 254, 255, 330  # tags of TIFF 6.0

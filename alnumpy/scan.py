@@ -134,7 +134,7 @@ class Plan:
     prune: list[str] = field(default_factory=list)  # pictures in ``missing`` that may be removed
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason, to be reported
     respelled: dict[str, str] = field(default_factory=dict)  # the present spelling of recorded paths
-    stamps: dict[str, Stamp] = field(default_factory=dict)  # of pictures in ``keep``, if incomplete so far
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # complete stamps for ``keep``
     volumes: dict[str, Volume] = field(default_factory=dict)  # the disks of the folders in ``read`` and ``keep``
     renamed: dict[Volume, Volume] = field(default_factory=dict)  # disks whose name has changed
 

@@ -50,7 +50,7 @@ def run(*arguments, stdin="", cwd=None, env=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two digits, one picture below, one file that is no picture and one that pretends to be."""
+    """Two digits, one picture below, one file that is not a picture and one that pretends to be."""
     (tmp_path / "below").mkdir()
     shutil.copy(DIGITS[0], tmp_path / "a.png")
     shutil.copy(DIGITS[5], tmp_path / "b.png")

@@ -79,7 +79,7 @@ def test_the_kernels_keep_no_memory():
     before = resident_pages()
     for _ in range(100):  # 10,000 pictures
         embedder.forward(x)
-    assert (resident_pages() - before) * os.sysconf("SC_PAGESIZE") < 2_000_000  # 200 bytes a picture
+    assert (resident_pages() - before) * os.sysconf("SC_PAGESIZE") < 2_000_000  # 200 bytes per picture
 
 
 def test_the_backends_agree():

@@ -97,7 +97,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(pictures, tmp_path, mo
 
     def stop_in_the_second_epoch(trainer, x, labels, targets):
         steps.append(x)
-        if len(steps) == 6:  # 128 pictures in batches of 32: four steps an epoch
+        if len(steps) == 6:  # 128 pictures in batches of 32: four steps per epoch
             raise KeyboardInterrupt
         return real(trainer, x, labels, targets)
 

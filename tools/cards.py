@@ -56,7 +56,7 @@ def card(path: Path) -> str:
 def table(paths: list[Path]) -> str:
     """The table of README.md."""
     lines = [
-        "| name | network | input | MB | ms a picture | finds | licence of the code | data | take it for |",
+        "| name | network | input | MB | ms per picture | finds | licence of the code | data | take it for |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     machines = set()
@@ -72,7 +72,7 @@ def table(paths: list[Path]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
         machines.add(found.card.get("timed on", ""))
-    return "\n".join([*lines, "", f"Milliseconds for a picture that is decoded: {'; '.join(sorted(machines))}.", ""])
+    return "\n".join([*lines, "", f"Milliseconds for a decoded picture: {'; '.join(sorted(machines))}.", ""])
 
 
 def measure(paths: list[Path]) -> None:

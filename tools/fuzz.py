@@ -100,7 +100,7 @@ def change(rng: random.Random, data: bytes, tokens: tuple[bytes, ...], other: by
                 size = rng.choice((1, 2, 4, 8))
                 number = (rng.choice(INTEGERS) + rng.choice((-1, 0, 0, 1))) % 256**size
                 result[at : at + size] = number.to_bytes(size, rng.choice(("little", "big")))
-            case 3 if digits:  # of a number in text
+            case 3 if digits:  # a digit of a number in text
                 result[rng.choice(digits)] = rng.choice(b"0123456789-e.")
             case 4:
                 start = rng.randrange(len(other) or 1)

@@ -5,10 +5,10 @@
     python tools/reproduce.py networks MNIST mnist/ --measure-only   # the weights that ship, in a minute
     python tools/reproduce.py ablations MNIST mnist/            # trains ALNet and three without its parts: hours, too
     python tools/reproduce.py photos --classes sun397-15.zip --landmarks paris-279.zip
-    python tools/reproduce.py kinds objects64.zip --split train --only 'object/*2'   # of classes left out
+    python tools/reproduce.py kinds objects64.zip --split train --only 'object/*2'   # classes left out
     python tools/reproduce.py formats alnet-photo sun397-15.zip # what float16 and int8 cost
     python tools/reproduce.py decoding --classes sun397-15.zip --landmarks paris-279.zip   # whole, and fast
-    python tools/reproduce.py sizes                             # of saved models
+    python tools/reproduce.py sizes                             # sizes of saved models
     python tools/reproduce.py tables                            # the counts, and all tables again
 
 Needs the extras: pip install 'alnumpy[train,numba]'.
