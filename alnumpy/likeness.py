@@ -10,7 +10,7 @@ from .settings import Settings
 LEVELS = ("exact", "near", "similar")
 # Weights, side of the network's input, whether normalised and whether flipped: the distances that contain 95% of the
 # copies made by programs (near: other formats, smaller, a little brighter) and by people (similar: cropped by a tenth,
-# turned by 2 degrees, a fifth brighter). Printed by tools/measure_copies.py; docs/DUPLICATES.md has more.
+# turned by 2 degrees, a fifth brighter). Printed by tools/dev/measure_copies.py; docs/DUPLICATES.md has more.
 DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
     ("alnet-photo", 48, False, False): (0.86, 1.2),
     ("alnet-photo", 48, True, False): (0.4, 0.55),

@@ -16,7 +16,7 @@ from cards import main as print_cards
 
 
 def test_cards_and_the_table_are_printed_from_the_files():
-    assert print_cards(["--check"]) == 0, "python tools/cards.py"
+    assert print_cards(["--check"]) == 0, "python tools/dev/cards.py"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "weights").glob("*.h5")), ids=lambda path: path.stem)

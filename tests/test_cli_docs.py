@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TOOL = ROOT / "tools" / "document_commands.py"
+TOOL = ROOT / "tools" / "dev" / "document_commands.py"
 
 
 def test_embed_does_not_load_the_gallery():

@@ -190,7 +190,7 @@ def test_levels_are_measured(tmp_path):
     """On few pictures, large enough that half of them counts: the numbers are the largest of the tables."""
     for seed in range(3):
         photo(seed, (160, 120)).save(tmp_path / f"{seed}.png")
-    command = [sys.executable, ROOT / "tools" / "measure_copies.py", tmp_path, "alnet-mnist", "--enlarged", "2"]
+    command = [sys.executable, ROOT / "tools" / "dev" / "measure_copies.py", tmp_path, "alnet-mnist", "--enlarged", "2"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     tables = re.findall(r"\*\*near, similar\*\* \| (.*) \|", out)
     assert len(tables) == 3

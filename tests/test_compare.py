@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "compare.py"
+TOOL = Path(__file__).parents[1] / "tools" / "dev" / "compare.py"
 
 pytestmark = pytest.mark.skipif(not (TOOL.parents[1] / ".git").exists(), reason="needs the repository's history")
 

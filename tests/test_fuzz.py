@@ -46,7 +46,7 @@ sys.exit(fuzz.main(["image", "--inputs", "9", "--save", sys.argv[1]]))
 
 def run(*arguments):
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools", check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools" / "dev", check=False)
 
 
 @pytest.mark.parametrize("target", ["weights", "checkpoint", "image", "heic", "avif", "profile", "gallery", "serve"])

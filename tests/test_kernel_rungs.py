@@ -1,4 +1,4 @@
-"""The rungs of tools/kernel_rungs.py compute one product, whatever the sizes."""
+"""The rungs of tools/dev/kernel_rungs.py compute one product, whatever the sizes."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_choice(monkeypatch, system, name, bits, features, wanted):
 
 
 def test_the_libraries_are_those_of_the_manifest_and_of_these_sources():
-    """Where this fails, ``python tools/build_kernels.py`` (extra ``build``) makes them anew."""
+    """Where this fails, ``python tools/dev/build_kernels.py`` (extra ``build``) makes them anew."""
     manifest = library.manifest()
     assert manifest["abi"] == NUMBER
     assert manifest["sources"] == library.sources_digest()

@@ -1,6 +1,6 @@
 """What torch computed, computed again without torch: needs NumPy, Pillow and h5py alone, and no test runner.
 
-A device proves itself with ``python tests/test_recorded.py``. The records are made by tools/record_parity.py.
+A device proves itself with ``python tests/test_recorded.py``. The records are made by tools/dev/record_parity.py.
 """
 
 from __future__ import annotations

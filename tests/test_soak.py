@@ -15,7 +15,7 @@ import pytest
 
 import soak
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tools/soak.py needs Linux")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tools/dev/soak.py needs Linux")
 
 
 def test_ten_seconds(tmp_path):

@@ -1,7 +1,7 @@
 """Kernels that were compiled ahead of time: the packaged library that this CPU can run. Needs no Numba.
 
-``python tools/build_kernels.py`` makes the libraries. The environment variable ALNUMPY_LIBRARY names another file to
-load instead, ALNUMPY_TARGET a lower level than this CPU's (as in ``target.py``).
+``python tools/dev/build_kernels.py`` makes the libraries. The environment variable ALNUMPY_LIBRARY names another file
+to load instead, ALNUMPY_TARGET a lower level than this CPU's (as in ``target.py``).
 """
 
 from __future__ import annotations

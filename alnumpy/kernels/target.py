@@ -1,7 +1,7 @@
 """The CPU that kernels are compiled for: chosen once, before simd.py is imported.
 
 The environment variable ALNUMPY_TARGET names a level of the CPU family, so that kernels for lower levels can be tested
-and timed on this CPU; without it, kernels are for exactly this CPU. ``python tools/targets.py`` tests all levels.
+and timed on this CPU; without it, kernels are for exactly this CPU. ``python tools/dev/targets.py`` tests all levels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Count the instructions that one picture takes on other CPUs, emulated: NumPy's and the packaged kernels'.
 
-    python tools/count_instructions.py --roots FOLDER > table.md
+    python tools/dev/count_instructions.py --roots FOLDER > table.md
 
 FOLDER holds the roots that .ci/foreign made: a Debian for each CPU. Needs cc and qemu's user mode with plugins
 (Debian's qemu-user), but neither an ARM nor a RISC-V: a change that is bad for a Raspberry Pi shows without one. Counts
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = Path(__file__).with_suffix(".c")
 PICTURES = {"ALNet at 48": ("alnet-photo", 48), "EfficientNet-Lite0 at 128": ("efficientnet-lite0", 128)}
 EMBED = """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Write the model cards from the data in the weights files: weights/NAME.md, and the table in README.md.
 
-    python tools/cards.py            # writes them
-    python tools/cards.py --check    # exit code 1 if they differ
-    python tools/cards.py --measure  # times all networks first, side by side, on a machine that does nothing else
+    python tools/dev/cards.py            # writes them
+    python tools/dev/cards.py --check    # exit code 1 if they differ
+    python tools/dev/cards.py --measure  # times all networks first, side by side, on a machine that does nothing else
 
 A card is data: ``alnumpy convert --card NAME=TEXT`` writes a field of it. Measuring needs compiled kernels, or the
 extra ``numba``.
@@ -28,7 +28,7 @@ from benchmark import cpu_name, in_fresh_process
 
 BACKENDS = {"numpy": "with NumPy", "compiled": "compiled"}
 ROUNDS = 40  # rounds over all networks, one picture each
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MARKERS = re.compile(r"(?<=<!-- weights -->\n).*?(?=<!-- end of weights -->)", re.S)
 
 

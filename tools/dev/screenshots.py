@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes docs/serve.jpg, the picture of the page of ``alnumpy serve`` in the README.
 
-    python tools/screenshots.py --chromium /usr/bin/chromium
+    python tools/dev/screenshots.py --chromium /usr/bin/chromium
 
 The photographs on it are landscapes drawn here, from random numbers, so that nobody has rights to them. They get dates,
 a few of them are duplicated, and they are indexed and searched like any others. Needs Playwright and a Chromium: pip
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),

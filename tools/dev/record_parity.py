@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record torch's results for devices without torch: writes tests/data/recorded.npz.
 
-    python tools/record_parity.py
+    python tools/dev/record_parity.py
 
 Each case is an operator of alnumpy.reference with its arguments, or a network with its arrays, and torch's output.
 tests/test_recorded.py computes all cases again with NumPy alone.
@@ -22,11 +22,13 @@ from torch import nn
 from alnumpy import weights
 from alnumpy.layers import CBAM_LAYOUTS
 from alnumpy.networks import SPECS, ALNet, Block
-from torch_network import Network, from_arrays, to_arrays
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+sys.path[:0] = [str(TESTS), str(ROOT / "tools")]
 from test_recorded import arrays_of, picture  # type: ignore[import-not-found]  # noqa: E402
+
+from torch_network import Network, from_arrays, to_arrays  # noqa: E402
 
 OUTPUT = TESTS / "data" / "recorded.npz"
 NAMED_OTHERWISE: dict[str, Any] = {  # the others have torch's names

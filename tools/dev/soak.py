@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Index, search and embed for a long time while things go wrong, and watch for wrong answers and for growth.
 
-    python tools/soak.py --minutes 30
+    python tools/dev/soak.py --minutes 30
 
 A folder of made pictures changes all the time: pictures come, go, change, are renamed, copied and damaged, even while
 they are indexed. In every round one thing goes wrong on purpose: an indexer is killed or terminated, meets a full disk,

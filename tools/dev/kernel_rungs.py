@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Climb from a plain 1x1 convolution to alnumpy's kernel for it, and time each rung.
 
-    python tools/kernel_rungs.py                                       # a layer of MobileNetV1 at 224 pixels
-    python tools/kernel_rungs.py --pixels 3136 --inputs 24 --outputs 144
+    python tools/dev/kernel_rungs.py                                       # a layer of MobileNetV1 at 224 pixels
+    python tools/dev/kernel_rungs.py --pixels 3136 --inputs 24 --outputs 144
 
 All rungs compute the same product, (pixels, inputs) times (inputs, outputs) plus a bias, and are compared with NumPy's
 before they are timed, in turn, on one thread. docs/KERNELS.md explains what each rung changes.

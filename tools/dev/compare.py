@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compare the speed of several commits of alnumpy side by side, in one run.
 
-    python tools/compare.py HEAD~1 HEAD
-    python tools/compare.py HEAD . --sizes 28 160             # a dot is the working tree
+    python tools/dev/compare.py HEAD~1 HEAD
+    python tools/dev/compare.py HEAD . --sizes 28 160             # a dot is the working tree
 
 Each revision runs in a process of its own, with its own kernels; the processes take turns, round by round, so
 that a disturbance of the machine affects all of them alike. Prints the median over the rounds of one picture's time,
@@ -21,7 +21,7 @@ from io import BytesIO
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "alnet-mnist.h5"  # a file that even early revisions read
 
 # Reads one side length per line and answers with the seconds of one picture, the shortest of some repetitions.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the packaged kernels where there is no Python: the Windows library in Wine, Linux's with musl instead of glibc.
 
-    python tools/check_libraries.py
+    python tools/dev/check_libraries.py
 
 Every library must give exactly the same bits as this computer's own at the same level. Needs an x86-64 Linux, the extra
 ``build`` (for its C compiler), and Debian's packages wine and musl; missing ones are named and left out. Exit code 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints docs/CLI.md: the help of every command. ``python tools/document_commands.py > docs/CLI.md``"""
+"""Prints docs/CLI.md: the help of every command. ``python tools/dev/document_commands.py > docs/CLI.md``"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 100  # columns of the help
 
 BEGINNING = """# The commands
 
-Printed by `python tools/document_commands.py`; a test keeps this page true.
+Printed by `python tools/dev/document_commands.py`; a test keeps this page true.
 
 Results go to stdout, progress and warnings to stderr. The exit code is 0 if all went well, 1 if some input failed and
 2 for wrong usage.

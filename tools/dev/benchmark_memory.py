@@ -1,6 +1,6 @@
 """Peak memory of ``alnumpy index`` for pictures of real sizes, made by code: the table in docs/PERFORMANCE.md.
 
-    python tools/benchmark_memory.py [--only WORDS] [--threads 2]
+    python tools/dev/benchmark_memory.py [--only WORDS] [--threads 2]
 
 Each line is a fresh process with the NumPy backend, an empty gallery and files that differ in content but not in
 pixels; its peak is the one that the kernel reports for the process (VmHWM).

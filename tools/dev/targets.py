@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Run the kernels' tests at every level of the CPU that this computer can run: 4, 8 and 16 lanes.
 
-    python tools/targets.py                        # tests/test_kernels.py and tests/test_compiled.py
-    python tools/targets.py tests/test_kernels.py -k stem
+    python tools/dev/targets.py                        # tests/test_kernels.py and tests/test_compiled.py
+    python tools/dev/targets.py tests/test_kernels.py -k stem
 
 Arguments are pytest's; files begin with "tests". The exit code is 1 if a test fails at any level.
 """
@@ -18,7 +18,7 @@ from alnumpy.errors import AlnumpyError
 from alnumpy.kernels.target import LEVELS, choose
 
 FILES = ["tests/test_kernels.py", "tests/test_compiled.py"]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:

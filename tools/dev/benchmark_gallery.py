@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures a gallery: search beside faiss, memory and recall of its number formats, and where indexing spends time.
 
-    python tools/benchmark_gallery.py FOLDER_OF_PICTURES --json gallery.json
+    python tools/dev/benchmark_gallery.py FOLDER_OF_PICTURES --json gallery.json
 
 search: a gallery's search and faiss's IndexFlatL2 over the same vectors, in turn, with the same threads; medians. Both
 must find the same. Then the whole process of `alnumpy search photo.jpg`: its time, its peak memory, the file's size.

@@ -2,7 +2,7 @@
 
        run_library LIBRARY LEVEL PROGRAM OUTPUT
 
-   PROGRAM, made by tools/check_libraries.py: seven int64 (pictures; floats in one of them, in an embedding, of weights and
+   PROGRAM, made by tools/dev/check_libraries.py: seven int64 (pictures; floats in one of them, in an embedding, of weights and
    of the arena; int64 of tables and of steps), then pictures, weights, tables and steps. */
 
 #include <stdint.h>

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compare alnumpy with the runtimes that one would use instead: same weights, same input, side by side in one run.
 
-    python tools/benchmark.py --json benchmark.json --plot benchmark.png
-    python tools/benchmark.py --only latency --networks mobilenet-v2 efficientnet-lite0 --sizes 96 128
+    python tools/dev/benchmark.py --json benchmark.json --plot benchmark.png
+    python tools/dev/benchmark.py --only latency --networks mobilenet-v2 efficientnet-lite0 --sizes 96 128
 
 A network is a weights file, a name of weights (see alnumpy models), or a preset with random weights.
 Parts, of which --only picks some:
@@ -63,6 +63,8 @@ from alnumpy.layers import (
 )
 from alnumpy.lower import Node
 from alnumpy.networks import SPECS, Spec
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder of torch_network
 
 PARTS = ("latency", "batch", "cold", "installed", "profile")
 TOLERANCE = 1e-4  # relative error of a runtime's embeddings against torch's, norm over norm

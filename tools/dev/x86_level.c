@@ -1,5 +1,5 @@
 /* The best level of x86-64 that this CPU and its system can run: 0 for the first one (SSE2), 1 for v3 (AVX2, FMA),
-   2 for v4 (AVX-512). Linked into the libraries by tools/build_kernels.py. */
+   2 for v4 (AVX-512). Linked into the libraries by tools/dev/build_kernels.py. */
 
 #include <cpuid.h>
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compile the kernels ahead of time: a shared library for each family of CPUs, and a manifest.
 
-    python tools/build_kernels.py                # into alnumpy/kernels/lib
-    python tools/build_kernels.py --check        # exit code 1 if that would change a byte
+    python tools/dev/build_kernels.py                # into alnumpy/kernels/lib
+    python tools/dev/build_kernels.py --check        # exit code 1 if that would change a byte
 
 Needs the extra ``build``, whose versions are pinned so that every machine makes the same bytes.
 

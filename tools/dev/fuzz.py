@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Feed damaged and hostile files to alnumpy's readers, and report what no file should be able to make them do.
 
-    python tools/fuzz.py weights --inputs 50000 --seed 0
+    python tools/dev/fuzz.py weights --inputs 50000 --seed 0
 
 Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery, serve (HTTP requests). An input is a
 good file with a few random changes, some of them made inside its structure: in the pickle of an archive, in the rows of
@@ -60,7 +60,7 @@ CHUNK = 2000  # inputs for each worker process
 SCRATCH = (
     "/dev/shm" if os.path.isdir("/dev/shm") else None
 )  # in memory, since databases are synced to disk again and again
-CORPUS = Path(__file__).parents[1] / "tests" / "data" / "fuzz"
+CORPUS = Path(__file__).parents[2] / "tests" / "data" / "fuzz"
 INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 
 Change = Callable[[random.Random, bytes], bytes]

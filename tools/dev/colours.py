@@ -1,6 +1,6 @@
 """Measures how much colour profiles matter to embeddings.
 
-    python tools/colours.py PICTURES.zip [--inputs 200]
+    python tools/dev/colours.py PICTURES.zip [--inputs 200]
 
 Pictures in sRGB are stored in other colour spaces; each is then embedded as if it were sRGB (ignored) and with its
 profile (heeded). Prints L2 distances to the embedding of the original, divided by that of a JPEG of quality 50.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures ``alnumpy serve`` under load: many clients at once beside a running index, in a gallery of many pictures.
 
-    python tools/load_serve.py --clients 50 --minutes 5 --pictures 100000
+    python tools/dev/load_serve.py --clients 50 --minutes 5 --pictures 100000
 
 Makes a gallery of that many pictures, most of them embeddings without a file, and starts the server on it, which looks
 for new pictures every second in a folder that keeps getting some. The clients, all on this computer, search by pictures
@@ -36,7 +36,7 @@ from PIL import Image
 import screenshots
 from benchmark_gallery import make_gallery
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds for an answer
 KINDS = {
     "upload": 4,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how far altered copies and other pictures are from pictures, for each network and setting.
 
-python tools/measure_copies.py FOLDER [WEIGHTS ...] prints the tables of docs/DUPLICATES.md and the numbers of
+python tools/dev/measure_copies.py FOLDER [WEIGHTS ...] prints the tables of docs/DUPLICATES.md and the numbers of
 alnumpy/likeness.py. FOLDER holds photographs that show different things. Pictures and copies are files, decoded as in
 a gallery: at their own size, and enlarged, so that fast decoding has an effect.
 """
