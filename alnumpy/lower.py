@@ -248,9 +248,15 @@ def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
 
 def pack_dense(weight: Array, bias: Array) -> Array:
     """(O, C) and (O,) -> for each PANEL of outputs, the last of PANEL or LINE: biases, then weights input by input."""
-    table = np.zeros((1 + weight.shape[1], round_up(len(bias), LINE)), np.float32)
-    table[0, : len(bias)], table[1:, : len(bias)] = bias, weight.T
-    return np.concatenate([table[:, i : i + PANEL].ravel() for i in range(0, table.shape[1], PANEL)])
+    outputs, inputs = weight.shape
+    packed = np.zeros((1 + inputs) * round_up(outputs, LINE), np.float32)
+    rest = packed
+    for i in range(0, outputs, PANEL):
+        part = weight[i : i + PANEL]
+        size = (1 + inputs) * round_up(len(part), LINE)
+        panel, rest = rest[:size].reshape(1 + inputs, -1), rest[size:]
+        panel[0, : len(part)], panel[1:, : len(part)] = bias[i : i + PANEL], part.T
+    return packed
 
 
 # --- units ----------------------------------------------------------------------------------------------------------
@@ -382,7 +388,8 @@ class Dense:
         assert runs
         order, self.start, self.runs = runs
         self.x_stride, self.inputs, self.activation = source.width, weight.shape[1], activation
-        self.w = pack.weights.add(pack_dense(weight[:, order, 0, 0], bias))
+        matrix = weight[:, :, 0, 0] if source.in_order else weight[:, order, 0, 0]
+        self.w = pack.weights.add(pack_dense(matrix, bias))
         self.place = grouped(len(bias), 1)
 
     def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
