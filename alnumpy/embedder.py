@@ -57,7 +57,19 @@ def _multiply_adds(spec: Spec, size: tuple[int, int]) -> int:
 
 
 class Embedded(NamedTuple):
-    """The result for one file: its embedding, float32 (spec.embedding,), or the error that prevented one."""
+    """The result for one file.
+
+    Parameters:
+        path: the file's path, as it was given.
+        embedding: float32 (spec.embedding,), or None if the file could not be embedded.
+        error: the reason why there is no embedding, or None.
+
+    Example:
+        >>> for path, embedding, error in embedder.embed_files(["pictures/a.png", "missing.png"]):
+        ...     print(path, error or embedding.shape)
+        pictures/a.png (1280,)
+        missing.png missing.png: No such file or directory
+    """
 
     path: str
     embedding: NDArray[np.float32] | None
@@ -87,7 +99,21 @@ def _share(weights: Weights) -> Weights:
 class Embedder:
     """Embeds pictures with one network and its preprocessing. Make one with ``alnumpy.load``.
 
-    It can be copied, and pickled for worker processes; all that are equal share their weights within a process.
+    It can be copied, and pickled for worker processes; equal embedders share their weights within a process.
+
+    Parameters:
+        weights: the network and its arrays, as ``alnumpy.weights.read`` returns them.
+        size, normalize, backend, threads: as in ``alnumpy.load``.
+
+    Raises:
+        ValueError: for an unknown backend or less than one thread.
+        SpecError: for an impossible size.
+        MissingExtraError: if the backend is not available here.
+
+    Example:
+        >>> embedder = alnumpy.load()
+        >>> embedder.spec.name, embedder.spec.embedding, embedder.preprocessing.size
+        ('alnet', 1280, 48)
     """
 
     def __init__(
@@ -139,7 +165,19 @@ class Embedder:
         self.__dict__.update(state | {"weights": _share(state["weights"])})
 
     def identity(self, normalize: bool, decode: str) -> str:
-        """A digest of everything that the embeddings of a gallery with these settings depend on."""
+        """A digest of everything that the embeddings of a gallery depend on.
+
+        Parameters:
+            normalize: whether the gallery's embeddings are divided by their L2 norms.
+            decode: "full", or "fast" for JPEGs decoded at reduced size.
+
+        Returns:
+            SHA-256 in hexadecimal. Embedders with equal digests give equal embeddings, up to rounding.
+
+        Example:
+            >>> embedder.identity(True, "full") == alnumpy.load().identity(True, "full")
+            True
+        """
         parts = [self.spec.to_dict(), self.preprocessing.to_dict(), normalize, decode]
         text = json.dumps(parts, sort_keys=True)
         if text not in self._identities:
@@ -153,10 +191,20 @@ class Embedder:
         return self._identities[text]
 
     def forward(self, x: np.ndarray) -> NDArray[np.float32]:
-        """Embeddings of preprocessed pictures: float32 (N, 3, H, W) of any size -> float32 (N, spec.embedding).
+        """Embeds preprocessed pictures. The same picture has the same bits in any batch and with any number of threads.
 
-        Each picture is computed by itself, so that its embedding has the same bits in any batch and with any number of
-        threads; the two backends differ by rounding. Raises ValueError for another shape.
+        Parameters:
+            x: float32 (N, 3, H, W) of any size.
+
+        Returns:
+            Embeddings, float32 (N, spec.embedding); backends differ by rounding.
+
+        Raises:
+            ValueError: for another shape.
+
+        Example:
+            >>> embedder.forward(np.zeros((2, 3, 48, 48), np.float32)).shape
+            (2, 1280)
         """
         return self._forward(x, len(x))
 
@@ -214,7 +262,18 @@ class Embedder:
         return kernels.run(self._lower(), x, self.threads, self.backend_used)
 
     def self_test(self) -> SelfTest:
-        """Embeds the input recorded in the weights file and compares the result with the embedding recorded there."""
+        """Embeds the input recorded in the weights file and compares the result with the embedding recorded there.
+
+        Returns:
+            The relative and the largest absolute error.
+
+        Raises:
+            MissingExtraError: if the backend is not available here.
+
+        Example:
+            >>> embedder.self_test().relative_error < 1e-5
+            True
+        """
         recorded = self.weights.self_test_embedding
         difference = Embedder(self.weights, backend=self.backend).forward(self.weights.self_test_input) - recorded
         return SelfTest(float(np.linalg.norm(difference) / np.linalg.norm(recorded)), float(np.abs(difference).max()))
@@ -226,18 +285,28 @@ class Embedder:
         *,
         fast_decode: bool = False,
     ) -> NDArray[np.float32]:
-        """Embeddings of one picture or of an iterable of pictures, float32 (N, spec.embedding).
+        """Embeds one picture, or an iterable of pictures.
 
-        A picture is a path, the bytes of a file, a binary file object, a PIL image, or a uint8 array: grey (H, W) or
-        (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4). Whatever has more than ``max_pixels`` is refused, but for JPEGs,
-        which are then decoded at 1/2, 1/4 or 1/8 of their size. With ``fast_decode`` all JPEGs are, as long as their
-        short side keeps twice as many pixels as the network sees: several times as fast, and a little less exact.
+        Parameters:
+            pictures: a path, the bytes of a file, a binary file object, a PIL image, or a uint8 array: grey (H, W) or
+                (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); or an iterable of these.
+            max_pixels: larger pictures are refused, but larger JPEGs are decoded at 1/2, 1/4 or 1/8 of their size.
+            fast_decode: decode all JPEGs at such a size, as long as their short side keeps twice as many pixels as the
+                network's input: several times as fast, and a little less exact.
 
-        Raises ImageError for a picture that cannot be read, or whose embedding is not finite, ImageMemoryError where
-        there is too little memory, TypeError for anything that is not a picture.
+        Returns:
+            Embeddings, float32 (N, spec.embedding).
 
-            embedder.embed("a.jpg")                          # (1, 1280)
-            embedder.embed([open("a.jpg", "rb"), pixels])    # (2, 1280)
+        Raises:
+            ImageError: for a picture that cannot be read, or whose embedding is not finite.
+            ImageMemoryError: if there is too little memory.
+            TypeError: for anything that is not a picture.
+
+        Example:
+            >>> embedder.embed("photo.jpg").shape
+            (1, 1280)
+            >>> embedder.embed(["photo.jpg", np.zeros((90, 60, 3), np.uint8)]).shape
+            (2, 1280)
         """
         sources = [pictures] if images.is_source(pictures) else pictures
         if not isinstance(sources, Iterable):
@@ -258,10 +327,24 @@ class Embedder:
         *,
         fast_decode: bool = False,
     ) -> Iterator[Embedded]:
-        """Embeds files in batches and yields an ``Embedded`` for each path, in order, in constant memory.
+        """Embeds files in batches, in constant memory; ``threads`` threads decode at most a batch ahead.
 
-        Files are decoded in ``threads`` threads, at most a batch ahead. A file that cannot be read is yielded with its
-        error; the others go on. ``max_pixels`` and ``fast_decode`` are those of ``embed``.
+        Parameters:
+            paths: any iterable of paths.
+            batch_size: pictures that the network takes at once.
+            max_pixels, fast_decode: as in ``embed``.
+
+        Returns:
+            An iterator with an ``Embedded`` for each path, in order. A file that cannot be read has its error there,
+            and the others are still embedded.
+
+        Raises:
+            ValueError: for a batch size below 1.
+            TypeError: for a single path.
+
+        Example:
+            >>> [result.embedding.shape for result in embedder.embed_files(["pictures/a.png", "pictures/b.png"])]
+            [(1280,), (1280,)]
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -333,12 +416,24 @@ def load(
 ) -> Embedder:
     """Loads a weights file, or the default one that ships with alnumpy.
 
-    ``size``: side of the network's input in pixels instead of the weights file's. ``normalize``: divide embeddings by
-    their L2 norm. ``backend``: "numpy", "numba" (needs the extra of that name), or "auto", which takes Numba where it
-    is installed and the number of pictures repays its start. ``threads``: of the Numba backend, over pictures; by
-    default ALNUMPY_THREADS, or all CPUs.
+    Parameters:
+        weights: a path, a name that ``alnumpy models`` lists, or None for the default weights.
+        size: side of the network's input in pixels, instead of the weights file's.
+        normalize: whether to divide embeddings by their L2 norms.
+        backend: "compiled" (packaged kernels), "numba" (kernels that Numba compiles here), "numpy", or "auto": compiled
+            if that runs here, else numba if there are enough pictures, else numpy.
+        threads: for decoding and computing; by default ALNUMPY_THREADS, or all CPUs.
 
-    Raises WeightsError where the file is missing, damaged or of another format, SpecError for an absurd size,
-    MissingExtraError for the backend "numba" without Numba.
+    Returns:
+        An ``Embedder``.
+
+    Raises:
+        WeightsError: if the file is missing, damaged or of another format.
+        SpecError: for an impossible size.
+        MissingExtraError: if the backend is not available here.
+
+    Example:
+        >>> alnumpy.load("alnet-mnist", normalize=True).embed("pictures/a.png").shape
+        (1, 1280)
     """
     return Embedder(read_weights(locate(weights)), size, normalize, backend, threads)

@@ -43,22 +43,39 @@ Array = np.ndarray
 class Gallery:
     """Pictures and their embeddings in one file. A context manager, for any number of threads.
 
-    Searches from all threads, and from all galleries of one file in a process, share what they have read of it. One
-    thread at a time changes a gallery; the others wait for it, or search on.
+    Searches from all threads, and from all galleries of one file in a process, share what they have read. One thread at
+    a time changes a gallery; the others wait for it, or go on searching. ``len(gallery)``, ``path in gallery`` and a
+    loop over a gallery, which gives a ``Picture`` for each file by path, show its content.
 
-    ``mode``: "r" reads and searches, also on read-only media; "a" writes too, and makes the file where there is none;
-    one process at a time can have a gallery open in mode "a", and any number in mode "r". ``embedder`` must be the one
-    that the gallery was made with, but for its ``normalize``; it is needed to index and to search by picture.
+    Parameters:
+        path: the file.
+        embedder: needed to index and to search by picture; it must be the one that the gallery was made with, except
+            for its ``normalize``.
+        mode: "r" reads and searches, even on read-only media; "a" also writes, and makes the file if it is missing. One
+            process at a time can have a gallery open in mode "a", and any number in mode "r".
+        dtype: "float32", "float16" or "int8", the number format of the embeddings. This and the next three are chosen
+            when the gallery is made, and may be None later; until it has pictures, each opening in mode "a" makes it
+            anew.
+        fast_decode: whether large JPEGs are decoded at reduced size (by default they are).
+        flip: whether embeddings are averaged with the mirrored picture's.
+        normalize: whether embeddings are divided by their L2 norms; by default as the embedder or its weights say.
+        relative: whether paths are kept relative to the gallery's folder, so that it can be moved together with the
+            pictures, all of which must lie below it; this can be changed at any time.
+        weights: the name of the embedder's weights file, recorded for later openings.
+        batch_size: pictures that are embedded and stored together.
+        max_pixels: as in ``Embedder.embed``.
 
-    ``dtype`` ("float32", "float16" or "int8"), ``fast_decode`` (JPEG decoded at reduced size, unless False), ``flip``
-    (embeddings averaged with the mirrored picture's) and then ``normalize`` (divided by their L2 norms; by default as
-    the embedder or its weights say) are chosen when the gallery is made, and may be None later; as long as it has no
-    pictures, each opening in mode "a" makes it anew. ``weights``: the name of the embedder's weights file, for whoever
-    opens the gallery later. ``relative``: whether paths are kept relative to the gallery's folder, so that it can be
-    moved together with the pictures, all of which must lie below it; this can be changed at any time.
+    Raises:
+        GalleryError: if the file is missing, foreign, damaged, of a newer version, in use, or bound to another model or
+            other settings.
+        ValueError: for an unknown mode or dtype, or a batch size below 1.
 
-    Raises GalleryError where the file is missing, foreign, damaged, of a newer version, in use, or bound to another
-    model or other settings.
+    Example:
+        >>> with alnumpy.Gallery("library.db", embedder, "a") as library:
+        ...     report = library.index("pictures")
+        ...     found = library.search("photo.jpg", k=2)[0]
+        >>> report.embedded, report.recognised, len(found)
+        (2, 1, 2)
     """
 
     def __init__(
@@ -117,7 +134,12 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; nothing else can be done with the gallery, and what other threads do with it ends."""
+        """Closes the file. The gallery cannot be used afterwards, and calls in other threads end with an error.
+
+        Example:
+            >>> library = alnumpy.Gallery("gallery.db")
+            >>> library.close()
+        """
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
@@ -153,33 +175,60 @@ class Gallery:
         progress: Progress | None = None,
         ready: Callable[[str], bool] | None = None,
     ) -> Report:
-        """Brings the gallery up to date with folders, all below them included, and with single files.
+        """Brings the gallery up to date with folders, including everything below them, and with single files.
 
-        None stands for the folders that were indexed before, and all files of the gallery.
+        A file whose size and times are as recorded is not read; a file whose content is known is not embedded again.
+        Missing pictures are marked and no longer found. A file that cannot be embedded is recorded with the reason, and
+        tried again when it, alnumpy, a decoder or the limit of pixels changes; a file that cannot even be read is tried
+        each time, and keeps its embedding. Hidden files, thumbnails and bins are left out (``alnumpy.scan.HIDDEN``).
 
-        A file whose size and times are as recorded is not read; one whose content is known is not embedded again.
-        ``rehash`` reads all. Pictures that are missing are marked as vanished and found no more; ``prune`` removes
-        them, marked earlier or now, but none that may only be out of reach: what keeps them is reported as failed
-        (``alnumpy.scan`` has the rules).
+        Parameters:
+            folders: a path or several; None stands for the folders that were indexed before, and all files of the
+                gallery.
+            prune: remove missing pictures, whether marked earlier or now, except those that may only be out of reach,
+                which are reported as failed (``alnumpy.scan`` has the rules).
+            retry: try files again that failed before.
+            rehash: read all files again.
+            exclude: patterns of files and folders to leave out, such as "*.tmp" or, below the folders, "2019/drafts".
+                They are kept in the gallery. A picture that is left out is no longer found, but keeps its embedding.
+            include: earlier patterns of ``exclude`` to take back.
+            hidden: whether to include hidden files, thumbnails and bins; kept in the gallery.
+            progress: is called after each batch as ``progress(done, total)``, with numbers of files.
+            ready: a new or changed file for which ``ready(path)`` is false is left for a later call.
 
-        A file without an embedding is recorded with the reason, and tried again when it, alnumpy, what decodes or the
-        limit of pixels changes, and with ``retry``; one whose bytes could not even be read is tried each time, and
-        keeps the embedding that it had.
+        Returns:
+            A ``Report``.
 
-        Hidden files, thumbnails and bins are left out (``alnumpy.scan.HIDDEN``), unless ``hidden``; so is what a
-        pattern of ``exclude`` fits, such as "*.tmp" or, below the folders, "2019/drafts". ``include`` takes back
-        patterns. The gallery keeps these rules. What they leave out is found no more, but keeps its embedding.
+        Raises:
+            GalleryError: if the database cannot be written; batches stored by then stay, and the next call continues.
+            ValueError: without an embedder.
 
-        A new or changed file for which ``ready(path)`` is false is left for a later call, as one that is being written.
-        ``progress(done, total)`` is called after each batch, with numbers of files. Raises GalleryError where the
-        database cannot be written; what was stored by then stays, and the next call goes on from there.
+        Example:
+            >>> gallery.index("pictures", exclude=["*.tmp"]).unchanged
+            3
         """
         with self._ingest(progress) as ingest:
             rules = ingest.rules(exclude, include, hidden)
             return ingest.index(folders, rules, prune=prune, retry=retry, rehash=rehash, ready=ready)
 
     def add(self, files: Paths, *, progress: Progress | None = None) -> Report:
-        """Adds files, or all below folders. Like ``index``, but nothing is marked as vanished."""
+        """Adds files, or everything below folders. Like ``index``, but no picture is marked as missing.
+
+        Parameters:
+            files: a path or several.
+            progress: as in ``index``.
+
+        Returns:
+            A ``Report``.
+
+        Raises:
+            GalleryError: if the database cannot be written.
+            ValueError: without an embedder.
+
+        Example:
+            >>> gallery.add("photo.jpg").embedded
+            1
+        """
         with self._ingest(progress) as ingest:
             found = ingest.find(files, ingest.rules((), (), None))
             return ingest.update(replace(found, roots=()))
@@ -187,21 +236,61 @@ class Gallery:
     def update(
         self, *, prune: bool = False, retry: bool = False, rehash: bool = False, progress: Progress | None = None
     ) -> Report:
-        """Looks again at every file of the gallery. Like ``index``, but new files are not looked for."""
+        """Looks again at every file of the gallery. Like ``index``, but does not look for new files.
+
+        Parameters:
+            prune, retry, rehash, progress: as in ``index``.
+
+        Returns:
+            A ``Report``.
+
+        Raises:
+            GalleryError: if the database cannot be written.
+            ValueError: without an embedder.
+
+        Example:
+            >>> gallery.update(rehash=True).recognised
+            3
+        """
         with self._ingest(progress) as ingest:
             return ingest.update(Found(roots=("",)), prune=prune, retry=retry, rehash=rehash)
 
     def move(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> int:
-        """Rewrites the paths of a picture, or of all below a folder, without reading a file. Returns how many.
+        """Rewrites the paths of a picture, or of everything below a folder, without reading a file.
 
-        Where both paths of a picture have been indexed, the old one is forgotten. Raises GalleryError for a folder
-        that is moved into itself.
+        Parameters:
+            old: the recorded path.
+            new: the present path. If both paths of a picture have been indexed, the old one is removed.
+
+        Returns:
+            The number of pictures.
+
+        Raises:
+            GalleryError: for a folder that is moved into itself, or out of the folder of a gallery with relative paths.
+
+        Example:
+            >>> gallery.move("pictures", "moved")
+            3
         """
         with self._changing() as db, db.transaction():
             return moving.move(db, old, new)
 
     def remove(self, paths: Paths) -> int:
-        """Removes files, or all below folders, from the gallery (never from the disk). Returns how many they were."""
+        """Removes files, or everything below folders, from the gallery; never from the disk.
+
+        Parameters:
+            paths: a path or several.
+
+        Returns:
+            The number of pictures.
+
+        Raises:
+            GalleryError: if the database cannot be written.
+
+        Example:
+            >>> gallery.remove("pictures/copy.png")
+            1
+        """
         with self._changing() as db, db.transaction():
             removed = sum(moving.remove(db, path) for path in scan.several(paths))
             db.drop_unused_contents()
@@ -234,7 +323,24 @@ class Gallery:
         return self.pictures()
 
     def pictures(self, paths: Paths = (), *, embeddings: bool = True) -> Iterator[Picture]:
-        """Like an iteration, but only those that are named or lie below folders, or all; without embeddings, faster."""
+        """The pictures of the gallery by path, including missing and unreadable ones.
+
+        They are read in parts, so that a slow loop keeps no writer waiting; changes meanwhile may or may not show.
+
+        Parameters:
+            paths: only these files, and files below these folders; none for all.
+            embeddings: whether to read embeddings; faster without.
+
+        Returns:
+            An iterator of ``Picture``.
+
+        Raises:
+            GalleryError: if the database is damaged.
+
+        Example:
+            >>> [os.path.basename(picture.path) for picture in gallery.pictures("pictures", embeddings=False)]
+            ['a.png', 'b.png', 'copy.png']
+        """
         return listing.pictures(lambda: self._open.db, self.settings, paths, embeddings)
 
     def __len__(self) -> int:
@@ -252,7 +358,19 @@ class Gallery:
         return moving.folders(self._open.db)
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of pictures and contents, the size of the file in bytes, and the settings."""
+        """Describes the gallery.
+
+        Returns:
+            Numbers of pictures and contents, the size of the file in bytes, the settings and the rules, by name.
+
+        Raises:
+            GalleryError: if the database is damaged.
+
+        Example:
+            >>> stats = gallery.stats()
+            >>> stats["pictures"], stats["contents"]
+            (3, 2)
+        """
         return listing.stats(self._open.db, self.settings)
 
     def search(
@@ -268,21 +386,37 @@ class Gallery:
         mean: bool = False,
         unlike: Queries = (),
     ) -> list[list[Match]]:
-        """The k nearest pictures to each query by exact L2 distance, nearest first, ties by path.
+        """The nearest pictures to each query by exact L2 distance, nearest first, ties by path.
 
-        ``queries``: embeddings as the gallery's are, float (Q, dimension) or (dimension,); or one picture or a list, as
-        ``Embedder.embed`` takes them. A file whose content is in the gallery is not embedded again, and finds itself at
-        distance 0.
+        A file whose content is in the gallery is not embedded again, and finds itself at distance 0. Of several links
+        to one file the first by path is a result; a missing file is a result only if there is no identical one. Damaged
+        rows are left out and listed in ``damaged``.
 
-        Of all pictures those are ranked that lie below ``folders``, were taken from ``since`` to ``until`` ("2024",
-        "2024-05", "2024-05-31T12:30:00": by EXIF, or else when the file was changed), are no farther than
-        ``max_distance``, are not the query itself (``skip_same``), and are not nearer to one of ``unlike`` than to the
-        query. ``mean``: one ranking by the mean of all queries.
+        Parameters:
+            queries: one picture or a list, as in ``Embedder.embed``; or embeddings of the gallery, float (Q, dimension)
+                or (dimension,).
+            k: results per query.
+            folders: only pictures below these folders.
+            since, until: only pictures taken in this time ("2024", "2024-05", "2024-05-31T12:30:00"; by EXIF, or else
+                when the file was changed).
+            max_distance: only pictures at most this far.
+            skip_same: leave out the query itself and files identical to it.
+            mean: one ranking by the mean of all queries.
+            unlike: leave out pictures that are nearer to one of these than to the query.
 
-        Of links to one file the first by path is a result; a file that is missing now is one only where no identical
-        file is there. Rows that are damaged are left out and listed in ``damaged``. Raises ImageError for a picture
-        that cannot be read, ValueError for embeddings of another shape, or whose distances would not be finite, and for
-        what is not a date.
+        Returns:
+            A list with the results of each query, a list of ``Match``.
+
+        Raises:
+            ImageError: for a picture that cannot be read.
+            ValueError: for embeddings of another shape or without finite distances, for an impossible date, and for
+                pictures without an embedder.
+
+        Example:
+            >>> for match in gallery.search("pictures/a.png", k=2)[0]:
+            ...     print(f"{match.distance:.1f} {os.path.basename(match.path)} {match.same}")
+            0.0 a.png True
+            0.0 copy.png True
         """
         reader = self._open
         below = tuple(moving.as_recorded(reader.db, path) for path in scan.several(folders))
@@ -291,23 +425,48 @@ class Gallery:
         return search(reader, self.settings, asked, k, chosen, others, how)
 
     def embed(self, queries: Queries) -> Array:
-        """The embeddings float32 (Q, dimension) of pictures as the gallery's settings make them. Raises ImageError."""
+        """Embeds pictures by the gallery's settings.
+
+        Parameters:
+            queries: as in ``search``.
+
+        Returns:
+            Embeddings, float32 (Q, dimension).
+
+        Raises:
+            ImageError: for a picture that cannot be read.
+            ValueError: without an embedder.
+
+        Example:
+            >>> gallery.embed(["photo.jpg", "pictures/b.png"]).shape
+            (2, 1280)
+        """
         return self._ask(queries).vectors
 
     def _ask(self, queries: Queries) -> Asked:
         return ask(self._open, self.settings, self._encoder, queries)
 
     def groups(self, like: str | float = "near", *, keep: str = "pixels", reference: Paths = ()) -> list[list[Member]]:
-        """Groups of pictures that look alike: each a picture and all within a distance of it, the one to keep first.
+        """Groups of pictures that look alike: each a picture and all pictures within a distance of it.
 
-        ``like``: "exact" (identical files), "near" (what programs make of a picture), "similar" (what people make of
-        it), or a distance. First in a group are pictures below ``reference`` folders, and then those with most pixels,
-        most bytes, or the oldest; ``keep`` ("pixels", "bytes", "oldest" or "newest") says which counts first. Pictures
-        in a trash folder come last. With ``reference``, only groups with a picture there. Of links to one file the
-        first counts, and of identical files only those that are there.
+        Parameters:
+            like: "exact" (identical files), "near" (also copies made by programs), "similar" (also copies made by
+                people), or a distance.
+            keep: "pixels", "bytes", "oldest" or "newest": which picture comes first in its group; the other criteria
+                break ties. Pictures in a trash folder come last.
+            reference: folders whose pictures come before all others; with them, only groups with such a picture.
 
-        Raises GalleryError where no distance has been measured for the gallery's network and settings, and where more
-        than ten million pairs of pictures are within the distance.
+        Returns:
+            A list of groups, each a list of ``Member``, the picture to keep first. Of several links to one file the
+            first counts, and missing files are left out if an identical file exists.
+
+        Raises:
+            GalleryError: if no distance has been measured for the gallery's network and settings, or if more than ten
+                million pairs of pictures are within the distance.
+
+        Example:
+            >>> [[os.path.basename(member.path) for member in group] for group in gallery.groups("exact")]
+            [['a.png', 'copy.png']]
         """
         distance = likeness.threshold(self.settings, like) if isinstance(like, str) else like
         with closing(Database(self.path, False)) as db, db.reading():  # others can search meanwhile
@@ -336,13 +495,24 @@ class Gallery:
     # Reducing
 
     def reduce(self, path: str | os.PathLike[str], dimensions: int) -> float:
-        """Writes a new, smaller gallery, its embeddings PCA-whitened to fewer dimensions and divided by their L2 norm.
+        """Writes a smaller gallery, with embeddings PCA-whitened to fewer dimensions and divided by their L2 norms.
 
-        What was learned travels in the file, so that pictures are indexed into it and searched for as in any other. It
-        holds the pictures that can be found now; those that are missing or could not be read are left to its ``index``.
-        Returns the share of the variance of the embeddings that is kept.
+        The projection is stored in the new file, so that pictures are indexed into it and searched for like in any
+        other. It holds the pictures that can be found now; its own ``index`` adds missing and unreadable ones later.
 
-        Raises GalleryError, and writes nothing, where ``path`` exists, where this gallery is reduced already, and where
-        its embeddings vary along fewer axes than ``dimensions``: they do so where there are no more of them than that.
+        Parameters:
+            path: the new file.
+            dimensions: the length of the new embeddings.
+
+        Returns:
+            The share of the variance of the embeddings that is kept.
+
+        Raises:
+            GalleryError: and writes nothing, if ``path`` exists, if this gallery is reduced already, or if its
+                embeddings vary along fewer axes than ``dimensions``, of which there are always fewer than embeddings.
+
+        Example:
+            >>> round(gallery.reduce("small.db", 1), 3)
+            1.0
         """
         return reduction.reduce(self._open.db, self.settings, path, dimensions)

@@ -36,7 +36,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Report:
-    """The result of indexing: how many files had which outcome."""
+    """The result of indexing: how many files had which outcome.
+
+    Parameters:
+        embedded: new contents.
+        recognised: new or touched files whose content was known already.
+        unchanged: files that were not read.
+        vanished: files newly found to be missing.
+        pruned: missing files that were removed from the gallery.
+        left_out: pictures of the gallery that a rule leaves out now, but did not before.
+        passed_over: numbers of files that are not read, by kind.
+        failed: path and reason, including files that failed earlier and have not changed.
+        moved: missing folders whose files were all recognised elsewhere: the folder, its new path, the number of files.
+        backend: the backend that embedded: "compiled", "numba", "numpy" or "none".
+        seconds: for all of it.
+        decode_seconds: CPU time for reading and decoding, all threads together.
+        network_seconds: time in the network.
+        waited_seconds: time that the network waited for pictures.
+
+    Example:
+        >>> report = gallery.index("pictures")
+        >>> report.embedded, report.unchanged, report.failed
+        (0, 3, [])
+    """
 
     embedded: int = 0  # new contents
     recognised: int = 0  # new or touched files whose content was known already

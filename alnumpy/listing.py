@@ -24,7 +24,25 @@ Array = np.ndarray
 
 
 class Picture(NamedTuple):
-    """A row of the database: one file."""
+    """A file in a gallery.
+
+    Parameters:
+        path: the absolute path.
+        size: in bytes; -1 if it could not be read.
+        mtime_ns: when it was last changed.
+        hash: SHA-256 in hexadecimal; with an error it may be that of an earlier content.
+        width, height: pixels, upright; None without an embedding.
+        embedding: float32 (dimension,), or None.
+        added: when it was added, UTC, ISO 8601.
+        error: why it has no embedding, or None.
+        vanished: whether it was missing when its folder was last indexed.
+        left_out: whether a rule left it out when its folder was last indexed.
+
+    Example:
+        >>> picture = next(iter(gallery))
+        >>> os.path.basename(picture.path), picture.width, picture.height, picture.error
+        ('a.png', 28, 28, None)
+    """
 
     path: str
     size: int  # bytes; -1 if it could not be read

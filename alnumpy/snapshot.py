@@ -51,7 +51,18 @@ PICTURES = (
 
 
 class Match(NamedTuple):
-    """A result: a picture and its L2 distance."""
+    """A result: a picture and its L2 distance.
+
+    Parameters:
+        path: the picture's absolute path.
+        distance: the L2 distance from the query.
+        same: whether its file is identical to the query: the query itself, or a copy.
+
+    Example:
+        >>> first = gallery.search("pictures/a.png")[0][0]
+        >>> os.path.basename(first.path), first.distance, first.same
+        ('a.png', 0.0, True)
+    """
 
     path: str
     distance: float
