@@ -13,7 +13,8 @@ import pytest
 from conftest import DIGITS, random_params
 from PIL import Image
 
-from alnumpy import SPECS
+import numbers_of_pages as numbers
+from alnumpy import SPECS, cli
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -104,6 +105,30 @@ def test_links_lead_to_a_file_or_a_heading(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not heading or heading in anchors(target), link
+
+
+def test_every_measured_number_has_a_command_that_exists(capsys):
+    assert numbers.main([]) == 0, capsys.readouterr().out
+    commands = {line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()}
+    scripts = {script for command in commands for script in re.findall(r"(?:tools|tests)/[\w/]+\.py|\.ci/\w+", command)}
+    assert len(commands) > 40
+    assert {"tools/reproduce.py", "tools/dev/benchmark.py", "tools/dev/fuzz.py"} <= scripts
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+    names = {match[1] for command in commands if (match := re.match(r"(?:\.venv/bin/)?alnumpy (\w+)", command))}
+    assert names <= set(cli.MODULES)
+
+
+def test_a_number_without_a_command_is_noticed(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Page\n\n`alnumpy info`\n\n## With\n\n12 ms\n\n# Other\n\nPython 3.11\n\n## Without\n\n| 0.123 |\n"
+    )
+    monkeypatch.setattr(numbers, "PAGES", [page])
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    assert numbers.main(["--lines"]) == 1
+    assert (
+        capsys.readouterr().out == "alnumpy info\tpage.md#with\n    12 ms\nNO COMMAND\tpage.md#without\n    | 0.123 |\n"
+    )
 
 
 def test_the_first_commands_name_pictures_that_ship():
