@@ -284,5 +284,5 @@ def test_another_hdf5_file_is_refused(tmp_path, capsys):
     assert run(tmp_path / "keras.h5", "-o", tmp_path / "w.h5") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"alnumpy: {tmp_path / 'keras.h5'}: attribute format is missing")
-    assert line.endswith("no other HDF5 files than alnumpy's weights can be converted")
+    assert line.endswith("of HDF5 files only alnumpy's weights can be converted")
     assert not (tmp_path / "w.h5").exists()

@@ -66,7 +66,7 @@ def test_unreadable_kinds_of_files_are_named(tmp_path):
         "this is an HTML page, which is not supported": b"<!DOCTYPE html><html>Not found</html>",
         "this is JPEG XL, which is not supported; save it as JPEG or PNG": b"\xff\x0a" + bytes(100),
         "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF": b"a letter",
-        "damaged PNG: what comes before the pixels cannot be read": b"\x89PNG\r\n\x1a\n" + bytes(9),
+        "damaged PNG: the header before its pixels cannot be read": b"\x89PNG\r\n\x1a\n" + bytes(9),
         "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000),
     }
     for reason, head in heads.items():
