@@ -238,7 +238,7 @@ def test_layer(layer, data):
 
 
 def test_an_unknown_kind_of_layer_is_refused():
-    with pytest.raises(TypeError, match="layer is no layer"):
+    with pytest.raises(TypeError, match="layer is not a layer"):
         reference.compute(Layer("x", X, 3), {}, np.zeros((1, 3, 2, 2)))
 
 
