@@ -165,7 +165,10 @@ class _Attempt:
     def run(self, finish: Callable[[Image.Image], Result], alone: bool) -> tuple[Result, Size]:
         """One attempt; ``alone``: while no other picture is being decoded."""
         self.file.seek(0)
-        kind = formats.kind_of(self.file.read(formats.HEAD), self.name)
+        head = self.file.read(formats.HEAD)
+        if not head:
+            raise ImageError("the file is empty")
+        kind = formats.kind_of(head, self.name)
         if kind is None:
             raise ImageError(f"not a picture that can be read ({', '.join(formats.readable_kinds())})")
         if not formats.readable(kind):

@@ -222,6 +222,17 @@ def test_wrong_usage_is_exit_2(arguments):
     assert err
 
 
+def test_without_a_command_all_are_listed():
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert "index " in err
+    assert "kernels " in err
+
+
+def test_wrong_usage_names_the_command():
+    assert "\nalnumpy search: error: the following arguments are required: QUERY\n" in run("search")[2]
+
+
 def test_names_that_are_not_text(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff\n.png"
     shutil.copy(DIGITS[0], name)

@@ -248,7 +248,7 @@ def test_sources_other_than_files():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not a picture"), (b"hello", "not a picture"), (None, "truncated")],
+    [(b"", "the file is empty"), (b"hello", "not a picture"), (None, "truncated")],
 )
 def test_damaged_files_are_named(tmp_path, content, message):
     path = tmp_path / "a.jpg"

@@ -48,6 +48,7 @@ def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
         command: Command = getattr(import_module(f".{MODULES[name]}", __name__), name.upper())
         added = commands.add_parser(
             command.name,
+            prog=f"alnumpy {command.name}",
             usage=f"alnumpy {command.name} {command.takes} [OPTIONS]".replace("  ", " "),
             help=command.help,
             description=command.help,
@@ -82,7 +83,11 @@ def main(argv: list[str] | None = None) -> int:
         try:
             words = sys.argv[1:] if argv is None else argv
             named = next((word for word in words if not word.startswith("-")), "")
-            args = build_parser([named] if named in MODULES else MODULES).parse_args(words)
+            parser = build_parser([named] if named in MODULES else MODULES)
+            if not words:
+                parser.print_help(sys.stderr)
+                return 2
+            args = parser.parse_args(words)
             debug = args.debug
             return args.run(args)
         finally:

@@ -9,6 +9,7 @@ tests/test_recorded.py computes all cases again with NumPy alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -105,5 +106,6 @@ def record() -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        np.savez_compressed(OUTPUT, **record())  # type: ignore[arg-type]
+        argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    np.savez_compressed(OUTPUT, **record())  # type: ignore[arg-type]
     print(f"{OUTPUT}: {OUTPUT.stat().st_size} bytes")
