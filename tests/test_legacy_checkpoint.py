@@ -116,9 +116,9 @@ def test_truncated_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (1, 1002, "goes on otherwise"),
+        (1, 1002, "does not continue like one"),
         (2, {"little_endian": False}, "big-endian"),
-        (2, [], "goes on otherwise"),
+        (2, [], "does not continue like one"),
         (4, "0", "list of storages"),
         (4, ["0", 1], "list of storages"),
         (4, ["other"], "cut off, or belongs to no tensor"),

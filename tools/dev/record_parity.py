@@ -105,7 +105,7 @@ def record() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with torch.inference_mode():
-        argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    np.savez_compressed(OUTPUT, **record())  # type: ignore[arg-type]
+        np.savez_compressed(OUTPUT, **record())  # type: ignore[arg-type]
     print(f"{OUTPUT}: {OUTPUT.stat().st_size} bytes")
