@@ -201,7 +201,9 @@ def test_decoding(tmp_path, monkeypatch):
         Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / path)
     for kind, text in ("query", "red_1 0 0 20 20"), ("good", "red_1"), ("ok", ""), ("junk", ""):
         (tmp_path / "places" / f"red_{kind}.txt").write_text(text)
-    monkeypatch.setattr(reproduce, "PHOTO_SIZES", {"alnet-photo": (48,)})
+    before = [{"network": "efficientnet-lite0", "measure": "classes", "size": 128, "side": 100, "scale": 1,
+               "whole": 0.9, "fast": 0.9}]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"decoding": before}))
     arguments = [
         "decoding",
         "--classes",
@@ -211,10 +213,13 @@ def test_decoding(tmp_path, monkeypatch):
         "--enlarged",
         "1",
         "2",
+        "--weights",
+        "alnet-photo",
     ]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
     reproduce.main()
-    rows = json.loads((tmp_path / "results.json").read_text())["decoding"]
+    kept, *rows = json.loads((tmp_path / "results.json").read_text())["decoding"]
+    assert [kept] == before  # another network's
     assert [(row["measure"], row["pictures"], row["side"], row["scale"]) for row in rows] == [
         ("classes", 4, 100, 1), ("classes", 4, 200, 2), ("landmarks", 2, 100, 1), ("landmarks", 2, 200, 2)
     ]  # fmt: skip

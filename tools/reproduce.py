@@ -384,7 +384,9 @@ def measure_formats(file: Path, source: Path) -> dict[str, Any]:
     return {"weights": fingerprint(file), "data": source.name.removesuffix(".zip"), "formats": rows}
 
 
-def measure_decoding(classes: Path, landmark_data: Path, enlarged: list[int]) -> list[dict[str, Any]]:
+def measure_decoding(
+    names: Sequence[str], classes: Path, landmark_data: Path, enlarged: list[int]
+) -> list[dict[str, Any]]:
     """Retrieval in galleries with JPEGs decoded whole, and fast: pictures at their own size, and enlarged.
 
     Each picture is enlarged by the factor, and saved as a JPEG of quality 90.
@@ -397,7 +399,7 @@ def measure_decoding(classes: Path, landmark_data: Path, enlarged: list[int]) ->
                 folder = Path(scratch, "pictures")
                 sides = [enlarge(source[name], folder / name, factor) for name in source if images.is_picture(name)]
                 texts = {Path(name).name: source[name]().decode() for name in source if name.endswith(".txt")}
-                for name in PHOTO_SIZES:
+                for name in names:
                     found = {}
                     for fast in (False, True):
                         embedder = alnumpy.load(name)
@@ -789,6 +791,9 @@ def main() -> None:
     part.add_argument("--classes", type=Path, required=True, help="folder or zip with test/ class folders")
     part.add_argument("--landmarks", type=Path, required=True, help="folder or zip of pictures and ground truth")
     part.add_argument(
+        "--weights", nargs="+", default=list(PHOTO_SIZES), help="names (default: of those for photographs)"
+    )
+    part.add_argument(
         "--enlarged", type=int, nargs="+", default=(1, 4, 8), help="factors of enlarging (default: 1 4 8)"
     )
     parts.add_parser("sizes", help="measure the sizes of saved models")
@@ -822,7 +827,11 @@ def main() -> None:
         if args.part == "sizes":
             results["sizes"] = measure_sizes()
         if args.part == "decoding":
-            results["decoding"] = measure_decoding(args.classes, args.landmarks, args.enlarged)
+            rows = measure_decoding(args.weights, args.classes, args.landmarks, args.enlarged)
+            fresh = {(row["measure"], row["side"], row["network"]): row for row in rows}
+            kept = results.get("decoding", [])
+            kept = [fresh.pop((row["measure"], row["side"], row["network"]), row) for row in kept]
+            results["decoding"] = [*kept, *fresh.values()]
         if args.part == "photos":
             networks = results.get("photos", {}).get("networks", {})
             for named in args.weights:
