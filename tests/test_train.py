@@ -449,7 +449,7 @@ def test_a_run_is_neither_replaced_nor_continued_as_another(pictures, tmp_path, 
     run(monkeypatch, *arguments(pictures, tmp_path, epochs=1))
     before = (tmp_path / "best.pt").read_bytes()
     for wrong, message in (
-        ([], "last.pt is there: --resume"),
+        ([], "last.pt exists: --resume"),
         (["--resume", "--size", "20", "--load-size", "16"], "last.pt: its run was at other sizes"),
         (["--resume", "--seed", "1"], "last.pt: its run has another --seed"),
         (["--resume", "--recipe", "modern"], "last.pt: its run has another --recipe"),
@@ -464,7 +464,7 @@ def test_a_run_is_neither_replaced_nor_continued_as_another(pictures, tmp_path, 
     whole = (tmp_path / "last.pt").read_bytes()
     for damaged in b"", b"not a checkpoint", whole[: len(whole) // 2], before:
         (tmp_path / "last.pt").write_bytes(damaged)
-        with pytest.raises(SystemExit, match=r"last.pt: not a checkpoint of train.py to go on from, or damaged"):
+        with pytest.raises(SystemExit, match=r"last.pt: not a checkpoint of train.py, or damaged"):
             run(monkeypatch, *arguments(pictures, tmp_path, epochs=1), "--resume")
 
 
