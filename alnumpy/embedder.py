@@ -113,7 +113,7 @@ class Embedder:
     Example:
         >>> embedder = alnumpy.load()
         >>> embedder.spec.name, embedder.spec.embedding, embedder.preprocessing.size
-        ('alnet', 1280, 48)
+        ('alnet', 1280, 64)
     """
 
     def __init__(

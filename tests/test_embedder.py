@@ -214,6 +214,7 @@ def test_embed_files_takes_any_iterable_in_constant_memory(embedder):
         arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
         return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
 
+    embedder = alnumpy.load(size=48, backend=embedder.backend)
     results = embedder.embed_files(endless(), batch_size=4)
     for _ in range(9):
         next(results)

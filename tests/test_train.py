@@ -203,7 +203,7 @@ def test_a_student_comes_nearer_to_its_teacher(pictures, tmp_path, monkeypatch):
     run(monkeypatch, *given)
     with open(tmp_path / "out" / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert float(rows[-1]["agreement"]) > max(50, float(rows[0]["agreement"]))
+    assert float(rows[-1]["agreement"]) > 1.5 * float(rows[0]["agreement"])
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     (stored,) = sorted(tmp_path.glob("alnet-photo-*.npy"), key=lambda path: -path.stat().st_size)[:1]
     embeddings = np.load(stored)
