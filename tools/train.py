@@ -70,6 +70,7 @@ STATISTICS_BATCHES = 100  # batches from which batch norm's statistics of the av
 FITTED = 10_000  # pictures that the layer from the network to its teacher is first fitted to
 COMPARED = 2_000  # held-out pictures whose embeddings are compared with the teacher's after each epoch
 UNLABELLED = -1
+LAYOUTS = {"cpu": torch.channels_last, "cuda": torch.contiguous_format}  # the faster one for training
 
 
 @dataclass
@@ -354,7 +355,8 @@ class Trainer:
             layers, _ = teaching.split(self.spec.layers(), args.freeze)
             self.front = teaching.Front(layers, {name: array.numpy() for name, array in model.state_dict().items()})
         self.threads = args.threads
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = LAYOUTS[device.type]
+        self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizers: list[torch.optim.Optimizer]
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         falls: Callable[[int], float]
@@ -390,10 +392,10 @@ class Trainer:
         return parts | {f"scheduler{i}": scheduler for i, scheduler in enumerate(self.schedulers)}
 
     def seen(self, x: Tensor) -> Tensor:
-        """The input of the trained layers for the network's input, channels last in memory."""
+        """The input of the trained layers for the network's input, in the memory layout for training."""
         if self.front:
             x = self.front(x.cpu(), self.threads).to(self.device)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self.layout)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -439,13 +441,13 @@ class Trainer:
 
 
 class Normalise:
-    """float (N, 3, H, W) in 0..255 -> the network's input, channels last in memory."""
+    """float (N, 3, H, W) in 0..255 -> the network's input."""
 
     def __init__(self, mean: list[float], std: list[float], device: torch.device):
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ((x / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return (x / 255 - self.mean) / self.std
 
 
 @torch.inference_mode()
@@ -635,6 +637,12 @@ def train(args: argparse.Namespace) -> None:
         compared = held_out.images[chosen]
         found = [teaching.embeddings(teacher, x, args.out.parent, file.stem) for x in (training.images, compared)]
         targets, centre = found[0], found[0].float().mean(0)
+    if device.type == "cuda":  # all data are kept on the GPU
+        torch.backends.cudnn.benchmark = True
+        training = Data(training.images.to(device), training.labels.to(device), training.classes)
+        if targets is not None:
+            targets, centre = targets.to(device), centre.to(device)
+            found[1] = found[1].to(device)
     trainer = Trainer(args, len(training.classes), steps * sum(args.epochs), device, len(centre) if args.teacher else 0)
 
     kept_names = (
@@ -666,7 +674,7 @@ def train(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
 
     def wanted(index: Tensor) -> Tensor | None:
-        return None if targets is None else (targets[index].float() - centre).to(device)
+        return None if targets is None else targets[index].float() - centre
 
     def whole(images: Tensor) -> Tensor:
         return trainer.seen(normalise(resized(images.to(device), args.size[0] if args.mix else size)))
@@ -689,7 +697,7 @@ def train(args: argparse.Namespace) -> None:
         begin, lr = time.monotonic(), trainer.schedulers[0].get_last_lr()[0]
         total = torch.zeros((), device=device)
         trainer.model.train()
-        order = torch.randperm(len(training.labels), generator=generator)
+        order = torch.randperm(len(training.labels), generator=generator).to(device)
         batches = order[: steps * args.batch_size].split(args.batch_size)
 
         def inputs(index: Tensor, size: int = size, generator: torch.Generator = generator) -> Tensor:
@@ -697,10 +705,10 @@ def train(args: argparse.Namespace) -> None:
                 shares = torch.tensor([1.0 / side**2 for side in args.size])
                 size = args.size[int(torch.multinomial(shares, 1, generator=generator))]
             augment = Augmentation(size, args.shift, args.rotate, args.stretch, args.crop, args.flip, args.unscaled)
-            return trainer.seen(normalise(augment(training.images[index].to(device), generator)))
+            return trainer.seen(normalise(augment(training.images[index], generator)))
 
         for index in tqdm(batches, desc=f"epoch {epoch}", disable=None):
-            total += trainer.step(inputs(index), training.labels[index].to(device), wanted(index))
+            total += trainer.step(inputs(index), training.labels[index], wanted(index))
         loss = float(total) / steps
         if not math.isfinite(loss):
             raise ValueError(f"the loss is not finite in epoch {epoch}: a lower --lr may help")
