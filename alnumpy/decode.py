@@ -166,14 +166,10 @@ class _Attempt:
         """One attempt; ``alone``: while no other picture is being decoded."""
         self.file.seek(0)
         head = self.file.read(formats.HEAD)
-        if not head:
-            raise ImageError("the file is empty")
-        kind = formats.kind_of(head, self.name)
-        if kind is None:
-            raise ImageError(f"not a picture that can be read ({', '.join(formats.readable_kinds())})")
-        if not formats.readable(kind):
-            raise ImageError(formats.refusal(kind))
-        self.kind, self.format = kind, formats.KINDS[kind].format
+        if fault := formats.fault(head, self.name):
+            raise ImageError(fault)
+        self.kind = formats.kind_of(head, self.name) or ""
+        self.format = formats.KINDS[self.kind].format
         self.container = containers.read(self.file, self.format)
         if self.container.size and self.format != "JPEG":
             self.check(*self.container.size)

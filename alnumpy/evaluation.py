@@ -24,9 +24,9 @@ class Evaluation(NamedTuple):
     """What ``evaluate_gallery`` measured, and on what. Equal distances are ranked by path."""
 
     scores: Scores
-    pictures: int  # the database: all labelled pictures of the gallery
-    labels: int  # distinct labels in the database
-    excluded: int  # queries that are in the database themselves, and were left out of their own ranking
+    pictures: int  # all labelled pictures of the gallery
+    labels: int  # distinct labels of these pictures
+    excluded: int  # queries that are in the gallery themselves, and were left out of their own ranking
     unlabelled: list[str]  # pictures left out because the labels do not name them
     unknown: list[str]  # paths in the labels that no picture has
     damaged: list[str]  # pictures left out because their embedding is missing or not finite

@@ -222,6 +222,20 @@ def remedy(kind: str) -> str:
     return {"HEIC": "pip install 'alnumpy[heif]'", "AVIF": "pip install 'pillow>=11.3'"}.get(kind, "")
 
 
+def fault(head: bytes, name: str) -> str:
+    """Why a file that begins so is not a picture that can be read here; "" if it may be one.
+
+    >>> fault(b"", "photo.jpg"), fault(b"GIF89a", "photo.jpg")
+    ('the file is empty', '')
+    """
+    if not head:
+        return "the file is empty"
+    kind = kind_of(head, name)
+    if kind is None:
+        return f"not a picture that can be read ({', '.join(readable_kinds())})"
+    return "" if readable(kind) else refusal(kind)
+
+
 def refusal(kind: str) -> str:
     """Why a file of a kind that is not read here is refused, and what to do.
 

@@ -254,6 +254,11 @@ def kind_of_file(path: str) -> str | None:
     return formats.by_name(path) or formats.kind_of(_head(path), path)
 
 
+def fault(path: str) -> str:
+    """Why a file is not a picture that can be read here, by its first bytes; "" if it may be one. Raises OSError."""
+    return formats.fault(_head(path), path)
+
+
 def find(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
     """Paths of the pictures in a folder, by their names or first bytes, sorted; links to folders are not followed.
 

@@ -34,7 +34,8 @@ REMOVE = "alnumpy remove FOLDER --db FILE"
 EMPTIED = f"no pictures there now; is its disk mounted? If they were deleted: {REMOVE}"
 AWAY = f"its disk is not there now; if its pictures were deleted: {REMOVE}"
 GONE = f"missing as a whole; if it was deleted: {REMOVE}"
-NOWHERE = "No such file or folder; if it was deleted: alnumpy remove PATH --db FILE"
+NOWHERE = "No such file or folder"
+DELETED = f"{NOWHERE}; if it was deleted: alnumpy remove PATH --db FILE"
 WITHOUT_PICTURES = "no pictures in this folder or below it"
 STILL = 10  # seconds after the last write to a file from which on it counts as complete
 
@@ -103,6 +104,7 @@ class Found:
     paths: set[str] = field(default_factory=set)  # pictures
     roots: tuple[str, ...] = ()  # the folders that were walked, each with a separator at its end
     failed: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    refused: dict[str, str] = field(default_factory=dict)  # named files that are not pictures, with the reason
     rules: Rules = field(default_factory=Rules)  # the rules of what was left out
     silent: set[str] = field(default_factory=set)  # folders that were left out because of NO_MEDIA
     kinds: dict[str, Kind] = field(default_factory=dict)  # kinds to be remembered
@@ -212,11 +214,21 @@ def find(folders: Paths, rules: Rules | None = None, kinds: Mapping[str, Kind] |
                 if kind and formats.readable(kind):
                     found.paths.add(path)
         elif os.path.exists(folder) or (os.path.islink(folder) and images.is_picture(folder)):
-            found.paths.add(folder)
+            if fault := _fault(folder):
+                found.refused[folder] = fault
+            else:
+                found.paths.add(folder)
         else:  # perhaps its disk is not mounted: nothing is known about files below it
             found.failed.append((folder, NOWHERE))
     found.roots = tuple(roots)
     return found
+
+
+def _fault(path: str) -> str:
+    """Why a file that was named is not a picture, as far as its first bytes tell; "" if it may be one."""
+    with suppress(OSError, ValueError):  # a file that cannot be read is reported when that is tried
+        return images.fault(path) if os.path.isfile(path) else ""
+    return ""
 
 
 def _walk(root: str, found: Found) -> Iterator[str]:
@@ -279,8 +291,13 @@ def plan(
     ``recorded``: the pictures of the gallery; ``volumes``: the disks that their folders were on; ``named``: folders
     that were walked earlier, as ``found.roots`` now. ``rehash``: unchanged files are read as well.
     """
-    decided = Plan(failed=list(found.failed))
-    paths = set(found.paths)
+    named = set(named)
+    paths = found.paths | (found.refused.keys() & recorded.keys())  # a picture that is now something else is recorded
+    decided = Plan(failed=[(name, reason) for name, reason in found.refused.items() if name not in paths])
+    for name, reason in found.failed:
+        if reason == NOWHERE and (os.path.join(name, "") in named or _holds(name, recorded)):
+            reason = DELETED
+        decided.failed.append((name, reason))
     # A folder that cannot be listed may hold pictures; if it does not exist, each of its recorded pictures is checked.
     unlisted = tuple(os.path.join(name, "") for name, reason in found.failed if reason != NOWHERE)
     walked = tuple(filter(None, found.roots))  # elsewhere it is unknown what the rules leave out
@@ -346,6 +363,12 @@ def plan(
             reasons[kept] = reason
     decided.failed += reasons.items()
     return decided
+
+
+def _holds(name: str, recorded: Iterable[str]) -> bool:
+    """Whether a picture, or one below a folder, is recorded."""
+    below = os.path.join(name, "")
+    return any(path == name or path.startswith(below) for path in recorded)
 
 
 def _is_left_out(path: str, found: Found) -> bool:

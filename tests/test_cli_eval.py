@@ -32,8 +32,8 @@ def test_folders(desk):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[:3] == [
-        "database: 6 pictures with 3 labels: the names of their folders",
-        "queries: 5; 1 more have nothing to find; 6 are in the database, left out of their own ranking",
+        "gallery: 6 pictures with 3 labels: the names of their folders",
+        "queries: 5; 1 more have nothing to find; 6 are in the gallery, left out of their own ranking",
         "ties: by path",
     ]
     values = {line[:34].strip(): float(line[34:]) for line in lines[3:]}
@@ -73,7 +73,7 @@ def test_queries_of_another_gallery(desk):
     assert run("index", "p/0", "--db", "q.db", "--weights", MNIST, cwd=desk)[0] == 0
     code, out, err = run("eval", "--db", "g.db", "--queries", "q.db", cwd=desk)
     assert (code, err) == (0, "")
-    assert out.splitlines()[1] == "queries: 3; 3 are in the database, left out of their own ranking"
+    assert out.splitlines()[1] == "queries: 3; 3 are in the gallery, left out of their own ranking"
 
 
 def test_ground_truth(desk):
@@ -84,7 +84,7 @@ def test_ground_truth(desk):
     code, out, err = run("eval", "--db", "g.db", "--groundtruth", "gt", cwd=desk)
     assert (code, err) == (1, "alnumpy: gone: not in the gallery, counted as never found\n")
     lines = out.splitlines()
-    assert lines[0] == "database: 6 pictures"
+    assert lines[0] == "gallery: 6 pictures"
     assert lines[1] == "queries: 1, whole pictures (no boxes), not left out of their own ranking"
     assert lines[3].split()[:-1] == ["mAP,", "junk", "ignored,", "trapezoid", "rule"]
     value = float(lines[3].split()[-1])
@@ -106,7 +106,7 @@ def test_damaged_embeddings(desk):
         db.execute("UPDATE contents SET embedding = x'00' WHERE rowid = 1")
     code, out, err = run("eval", "--db", "g.db", cwd=desk)
     assert code == 1
-    assert out.startswith("database: 5 pictures")
+    assert out.startswith("gallery: 5 pictures")
     assert err.endswith(".png: damaged in the gallery, left out\n")
 
 

@@ -44,7 +44,7 @@ def test_index_again(desk):
     code, out, err = run("index", "p", "nowhere", "--db", "g.db", "--prune", "--verbose", cwd=desk)
     assert (code, out) == (1, "0 embedded, 0 recognised, 3 unchanged, 1 vanished, 1 removed, 2 failed\n")
     assert re.fullmatch(
-        r"alnumpy: .*/nowhere: No such file or folder; if it was deleted: alnumpy remove PATH --db FILE\n"
+        r"alnumpy: .*/nowhere: No such file or folder\n"
         r"alnumpy: .*/p/bad.png: not a picture .*\n"
         r"alnumpy: backend none, .* s: network 0.00 s, .*\n",
         err,
@@ -90,6 +90,37 @@ def test_folders_and_galleries_without_pictures_are_named(desk):
     code, out, err = run("search", "p/a.png", "--db", "g.db", cwd=desk)
     assert (code, out) == (1, "")
     assert err == "alnumpy: g.db: has no pictures to find; fill it with: alnumpy index FOLDER --db FILE\n"
+
+
+def test_a_file_that_is_not_a_picture_makes_no_gallery(desk):
+    (desk / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
+    (desk / "bad.jpg").write_text("hello")
+    (desk / "empty.jpg").touch()
+    (desk / "photo.txt").write_bytes((desk / "p" / "a.png").read_bytes())  # a picture, whatever its name says
+    before = sorted(os.listdir(desk))
+    for name, fault in (
+        ("clip.mov", "this is a video, which is not supported"),
+        ("bad.jpg", "not a picture that can be read (JPEG, "),
+        ("empty.jpg", "the file is empty"),
+    ):
+        code, out, err = run("index", name, "--db", "new.db", cwd=desk)
+        assert (code, out) == (1, "0 embedded, 0 recognised, 0 unchanged, 0 vanished, 0 removed, 1 failed\n")
+        assert err.startswith(f"alnumpy: {desk}/{name}: {fault}")
+        assert err.count("\n") == 1
+    assert sorted(os.listdir(desk)) == before
+    code, out, err = run("index", "clip.mov", "photo.txt", "p", "--db", "g.db", cwd=desk)
+    assert (code, out) == (1, "0 embedded, 1 recognised, 4 unchanged, 0 vanished, 0 removed, 1 failed\n")
+    assert err == f"alnumpy: {desk}/clip.mov: this is a video, which is not supported\n"
+    assert run("index", "--db", "g.db", cwd=desk)[::2] == (0, "")  # the video is not in the gallery
+
+
+def test_a_recorded_picture_that_is_one_no_longer_is_reported_once(desk):
+    (desk / "p" / "a.png").write_text("hello")
+    code, out, err = run("index", "p/a.png", "p", "--db", "g.db", cwd=desk)
+    assert (code, out) == (1, "0 embedded, 0 recognised, 3 unchanged, 0 vanished, 0 removed, 1 failed\n")
+    assert err.startswith(f"alnumpy: {desk}/p/a.png: not a picture")
+    assert err.count("\n") == 1
+    assert run("index", "p/a.png", "--db", "g.db", cwd=desk)[0] == 1
 
 
 def test_after_a_mistyped_folder_other_settings_can_be_chosen(desk):

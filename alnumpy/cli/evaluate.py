@@ -67,8 +67,8 @@ def print_evaluation(result: Evaluation, labels: str, as_json: bool) -> None:
         print(results.measures_json(result._asdict() | {"scores": scores._asdict()}))
         return
     alone = f"; {scores.without_relevant} more have nothing to find" if scores.without_relevant else ""
-    print(f"database: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
-    print(f"queries: {scores.queries}{alone}; {result.excluded} are in the database, left out of their own ranking")
+    print(f"gallery: {result.pictures} pictures with {result.labels} labels: {printable(labels)}")
+    print(f"queries: {scores.queries}{alone}; {result.excluded} are in the gallery, left out of their own ranking")
     print("ties: by path")
     for name, value in (
         ("full mAP", scores.full_map),
@@ -85,7 +85,7 @@ def print_landmarks(result: LandmarkScores, as_json: bool) -> None:
     if as_json:
         print(results.measures_json(result._asdict()))
         return
-    print(f"database: {result.pictures} pictures")
+    print(f"gallery: {result.pictures} pictures")
     print(f"queries: {len(result.each)}, whole pictures (no boxes), not left out of their own ranking")
     print("ties: by path")
     print(f"{'mAP, junk ignored, trapezoid rule':34}{result.mean:.4f}")

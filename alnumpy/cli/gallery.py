@@ -147,12 +147,12 @@ def run_index(args: argparse.Namespace) -> int:
     elif not args.folders:
         raise UsageError(f"{args.db}: no such gallery; make one with: alnumpy index FOLDER")
     elif not (found := scan.find(args.folders, scan.Rules(tuple(args.exclude), bool(args.hidden)))).paths and (
-        found.failed or not args.watch
+        found.failed or found.refused or not args.watch
     ):
         bare = [(os.path.dirname(root), scan.WITHOUT_PICTURES) for root in found.roots]
         return print_report(
-            Report(failed=[*found.failed, *bare], passed_over=found.passed_over()), args
-        )  # a mistyped folder leaves no file behind
+            Report(failed=[*found.failed, *found.refused.items(), *bare], passed_over=found.passed_over()), args
+        )  # a mistyped folder, or a file that is not a picture, leaves no gallery behind
     elif args.db == default_gallery():
         os.makedirs(os.path.dirname(args.db) or ".", mode=0o700, exist_ok=True)
     embedder = gallery_embedder(args, recorded, args.size)
