@@ -23,7 +23,7 @@ try:
 except ImportError:  # a device without the test extra runs what needs neither torch nor hypothesis
 
     class Missing:
-        """Stands for Hypothesis and for all that is in it; a test that is given something of it is skipped."""
+        """Stands in for Hypothesis and everything in it; tests that use it are skipped."""
 
         def __getattr__(self, name: str) -> Missing:
             return self

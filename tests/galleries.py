@@ -42,7 +42,7 @@ def noise(path, seed, size=(12, 9), **options):
 
 
 def dump(path):
-    """All that must not depend on how often the run was stopped: everything but the dates."""
+    """What a gallery holds, without the dates: it must not depend on how often the run was stopped."""
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         pictures = "SELECT path, size, mtime_ns, hash, error, vanished FROM pictures ORDER BY path"
@@ -56,7 +56,7 @@ def change(path, sql, *values):
 
 
 def counts(report):
-    """What became of files, by the report's names; what is none is left out."""
+    """Numbers of files by what became of them, by the report's names; zeros are left out."""
     named = {name: getattr(report, name) for name in ("embedded", "recognised", "unchanged", "vanished", "pruned")}
     return {name: number for name, number in named.items() if number}
 
@@ -66,7 +66,7 @@ def names(matches):
 
 
 def kill_a_writer(path):
-    """In a change that has begun to reach the file, which only the journal beside it can undo."""
+    """Opens a transaction whose changes have begun to reach the file; only the journal beside it can undo them."""
     code = (
         "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); "
         "db.execute('PRAGMA cache_size = 1'); db.execute('BEGIN'); "

@@ -1,4 +1,4 @@
-"""docs/ADDING_A_NETWORK.md: its code runs as it stands, and gives a network that everything else takes."""
+"""docs/ADDING_A_NETWORK.md: its code runs as written, and its network works everywhere else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "ADDING_A_NETWORK.md"
 
 @pytest.fixture
 def resnet(monkeypatch):
-    """The network of the page, which networks.py has for the time of a test."""
+    """The network of the page, added to networks.py during a test."""
     for table in ("FAMILIES", "SPECS"):
         monkeypatch.setattr(networks, table, dict(getattr(networks, table)))
     monkeypatch.setattr(commands, "SPECS", networks.SPECS)

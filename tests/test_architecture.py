@@ -14,7 +14,7 @@ import alnumpy
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alnumpy"
-EVERYWHERE = {"errors", "files"}  # which everything may use
+EVERYWHERE = {"errors", "files"}  # every file may import these
 TABLE = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
 # In the order of the table: a file may import what stands above it.
 ORDER = [name for row in TABLE if row.startswith("`alnumpy/") for name in re.findall(r"(\w+)(?:\.py|/`)", row)]

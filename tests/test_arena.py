@@ -1,4 +1,4 @@
-"""Where buffers stand in the arena."""
+"""Places of buffers in the arena."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_buffers_alive_together_are_apart(spec: Spec, size: tuple[int, int]) -> 
 
 
 def test_arena_is_reused() -> None:
-    """At 128x128 the stem's 2 MB map is the largest of a network that puts out 9 MB in all, expanded maps left out."""
+    """At 128x128 the stem's 2 MB map is the largest; all outputs together are 9 MB, without the expanded maps."""
     layout = lower(SPECS["alnet"], random_params(SPECS["alnet"])).layout((128, 128))
     assert layout.arena_bytes < 4e6
     assert layout.arena_bytes < 0.6 * 4 * sum(buffer.size for buffer in layout.places)

@@ -21,14 +21,14 @@ def test_colour_histogram():
         7 * 64 + 0 * 8 + 1: 0.5,
         0: pytest.approx(0.75**0.5),
     }
-    np.testing.assert_array_equal(histogram[0], histogram[1])  # the places of the colours do not matter
+    np.testing.assert_array_equal(histogram[0], histogram[1])  # where the colours are does not matter
     assert histogram[0] @ histogram[2] == 0
 
 
 def test_difference_hash():
     ramp = np.broadcast_to(np.arange(0, 180, 5, dtype=np.uint8)[None, :, None], (32, 36, 3))
     left_half = ramp.copy()
-    left_half[:, 18:] = 90  # from the middle of the fifth of nine pixels on
+    left_half[:, 18:] = 90  # begins in the middle of the fifth of nine pixels
     hashes = baselines.difference_hash(np.stack([ramp, ramp[:, ::-1], left_half, left_half // 2]))
     assert (hashes.shape, hashes.dtype) == ((4, 64), np.float32)
     assert hashes.sum(1).tolist() == [64, 0, 40, 40]
@@ -65,4 +65,4 @@ def test_landmarks(tmp_path, monkeypatch, capsys):
     assert "baselines.py: all_souls_10: " in err
     # The box is blue: it finds the wrong picture, then the half blue one and the white one. One cannot be read.
     assert histogram.endswith(f"official mAP {((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 3:.4f}")
-    assert hash.endswith(f"official mAP {2 / 3:.4f}")  # nothing rises anywhere: all tie, the wrong one is the last
+    assert hash.endswith(f"official mAP {2 / 3:.4f}")  # no brightness rises: all tie, and the wrong one ranks last

@@ -70,7 +70,7 @@ def test_every_preset_is_profiled(name):
         ("ncnn", ["onnx", "ncnn", "pnnx"]),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes, among themselves
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the runtimes use deprecated parts of each other
 def test_runtime_computes_the_network(network, runtime, packages):
     for package in packages:
         pytest.importorskip(package)
@@ -78,7 +78,7 @@ def test_runtime_computes_the_network(network, runtime, packages):
     run = benchmark.RUNTIMES[runtime](network, x, 1)
     expected = reference.forward(network.spec, network.params, x)
     benchmark.check(run(), expected)
-    benchmark.check(run(), expected)  # and again: no run may spoil its input
+    benchmark.check(run(), expected)  # a second time: no run may spoil its input
 
 
 def test_wrong_and_missing_runtimes_are_reported_and_not_timed(monkeypatch):
@@ -120,8 +120,8 @@ def test_interleave_times_every_runtime_in_every_round():
     assert len(samples["a"].wall) >= 3
     assert len(samples["b"].wall) == 3
     assert min(samples["a"].wall) >= 0.011
-    assert sum(samples["b"].cpu) < 0.5 * sum(samples["b"].wall)  # asleep is not at work
-    assert calls.count("a") > len(samples["a"].wall)  # the others were for warming up
+    assert sum(samples["b"].cpu) < 0.5 * sum(samples["b"].wall)  # a sleeping runtime uses no CPU
+    assert calls.count("a") > len(samples["a"].wall)  # the other calls were for warming up
 
 
 def test_ratios_are_to_the_best_peer():
@@ -190,7 +190,7 @@ def test_ceiling_is_plausible():
     assert 0.1 < ceiling["copy_gbytes"] < 10_000
     assert 0.1 < ceiling["cache_gbytes"] < 10_000
     assert 0.5 < ceiling["gflops"] < 10_000
-    cores = os.cpu_count() or 1  # all of which BLAS may use here; by how much it is slower depends on its kernels
+    cores = os.cpu_count() or 1  # BLAS may use all of them here; how much slower it is depends on its kernels
     assert ceiling["gflops"] * cores > 0.1 * ceiling["sgemm"]
 
 

@@ -1,4 +1,4 @@
-"""Broken metadata beside healthy pixels, odd ends of files, and what C libraries would write to the terminal."""
+"""Broken metadata beside intact pixels, odd ends of files, and messages of C libraries."""
 
 from __future__ import annotations
 
@@ -264,12 +264,12 @@ def test_a_jpeg_above_the_limit_is_decoded_smaller(tmp_path, limit, size, progre
     PHOTO.save(tmp_path / "a.jpg", progressive=progressive)
     image, whole = images.read_file(tmp_path / "a.jpg", max_pixels=limit)
     assert (image.size, whole) == (size, (160, 120))
-    assert images.read_file(tmp_path / "a.jpg", max_pixels=limit, draft=110)[0].size == size  # also the fast way
+    assert images.read_file(tmp_path / "a.jpg", max_pixels=limit, draft=110)[0].size == size  # the same when reduced
     with pytest.raises(ImageError, match="160x120 pixels, more than the limit of 299"):
         read(tmp_path / "a.jpg", 299)
 
 
-# What C libraries write
+# Messages that C libraries write
 
 
 def odd_tiffs():

@@ -1,7 +1,7 @@
-"""The same picture has the same bits with any number of BLAS's threads, more than the CPU has cores among them.
+"""The same picture has the same bits with any number of BLAS's threads, even more than the CPU has cores.
 
 OpenBLAS 0.3.21, which Debian 12 and NumPy 1.24 bring, computes a small matrix times a vector in several threads,
-and its bits depend on their number where they do not divide the rows.
+and its bits depend on their number if it does not divide the rows.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_times_are_recorded_in_the_files(tmp_path, monkeypatch):
 
 
 def test_a_gallery_by_a_name_of_weights(tmp_path, capsys):
-    """It is compared as the weights say, and finds its weights again."""
+    """A gallery is compared as the weights say, and finds its weights again."""
     db, digits = str(tmp_path / "g.db"), sorted((ROOT / "tests" / "data" / "digits").glob("[01]-*.png"))
     named = ("--weights", "efficientnet-lite0", "--size", "32", "--backend", "numpy")
     assert main(["index", *map(str, digits), "--db", db, *named]) == 0

@@ -50,7 +50,7 @@ def run(*arguments, stdin="", cwd=None, env=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two digits, one picture below, one file that is not a picture and one that pretends to be."""
+    """Two digits, a picture in a folder below, a file that is not a picture, and one that only has a picture's name."""
     (tmp_path / "below").mkdir()
     shutil.copy(DIGITS[0], tmp_path / "a.png")
     shutil.copy(DIGITS[5], tmp_path / "b.png")
@@ -269,7 +269,7 @@ def test_ctrl_c_is_one_line(tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background tests ignore it
     )
     time.sleep(1.5)
     fed.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ TOOL = ROOT / "tools" / "dev" / "document_commands.py"
 
 
 def test_embed_does_not_load_the_gallery():
-    """Nor anything else that only other commands need: a start takes time on a small device."""
+    """Imports take time on a small device."""
     code = (
         "import sys; from alnumpy.cli import main; main(['embed', '/nowhere.jpg']); "
         "assert not {'sqlite3', 'alnumpy.gallery', 'alnumpy.evaluation', 'alnumpy.settings'} & set(sys.modules)"
@@ -21,7 +21,7 @@ def test_embed_does_not_load_the_gallery():
 
 
 def words(text):
-    """The text as Python 3.13 writes an option and without its layout: both differ from version to version."""
+    """The text without its layout, options written as in Python 3.13: both differ between versions of Python."""
     return re.sub(r"(-\w) (\S+), (--\S+ \2)", r"\1, \3", " ".join(text.split()))
 
 

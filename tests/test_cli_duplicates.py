@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def photo(seed, size=(240, 160)):
-    """A picture with large shapes, which survive other sizes and formats."""
+    """A picture of large shapes, which survive resizing and other formats."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8))
     return small.resize(size, Image.Resampling.BICUBIC)
@@ -36,7 +36,7 @@ def photo(seed, size=(240, 160)):
 
 @pytest.fixture
 def desk(tmp_path):
-    """Two photos with versions: the same bytes, saved again, smaller; and one without."""
+    """Two photos with versions (identical, saved again, smaller), and one without."""
     p = tmp_path / "p"
     (p / "Trash").mkdir(parents=True)
     photo(1).save(p / "one.png")
@@ -62,9 +62,9 @@ def found(desk, *options):
 
 def test_near_by_default_and_the_one_to_keep_first(desk):
     one, two = found(desk)
-    assert one[:2] == ["copy.png", "one.png"]  # as many pixels and bytes, and older
+    assert one[:2] == ["copy.png", "one.png"]  # equal in pixels and bytes, but older
     assert set(one[2:]) == {"saved.jpg", "small.png"}
-    assert two == ["two-small.png", "Trash/two.png"]  # never first what was thrown away
+    assert two == ["two-small.png", "Trash/two.png"]  # a picture in the trash is never first
     assert set(found(desk, "--like", "similar")[0]) >= set(one)
     assert found(desk, "--like", "exact") == [["copy.png", "one.png"]]
     assert found(desk, "--threshold", "0") == [["copy.png", "one.png"]]
@@ -154,7 +154,7 @@ def test_the_settings_of_the_networks_that_ship_were_measured(desk, name, normal
 
 
 def test_no_group_is_wider_than_twice_the_distance(tmp_path):
-    """A chain a-b-c-d of near ones: a takes b, and c takes d, whatever the order of what is near."""
+    """A chain a-b-c-d of near pictures: a takes b, and c takes d, in whatever order the pairs come."""
 
     chain = {b"/a": [(b"/b", 1.0)], b"/b": [(b"/c", 1.0), (b"/a", 1.0)], b"/c": [(b"/b", 1.0), (b"/d", 0.5)],
              b"/d": [(b"/c", 0.5)]}  # fmt: skip
@@ -187,7 +187,7 @@ def test_the_page_has_the_levels():
 
 
 def test_levels_are_measured(tmp_path):
-    """On few pictures, large enough that half of them counts: the numbers are the largest of the tables."""
+    """The proposed distances are the largest numbers of the tables."""
     for seed in range(3):
         photo(seed, (160, 120)).save(tmp_path / f"{seed}.png")
     command = [sys.executable, ROOT / "tools" / "dev" / "measure_copies.py", tmp_path, "alnet-mnist", "--enlarged", "2"]

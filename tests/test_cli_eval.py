@@ -14,7 +14,7 @@ from test_cli import run
 
 from alnumpy.weights import default_path
 
-MNIST = default_path().with_name("alnet-mnist.h5")  # which tells digits apart
+MNIST = default_path().with_name("alnet-mnist.h5")  # these weights tell digits apart
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_folders(desk):
         "precision@1",
         "precision@5",
     ]
-    assert values["precision@5"] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5, abs=1e-4)  # all of the five others
+    assert values["precision@5"] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5, abs=1e-4)  # all five others are ranked
     result = json.loads(run("eval", "--db", "g.db", "--json", cwd=desk)[1])
     assert result["scores"]["full_map"] == pytest.approx(values["full mAP"], abs=1e-4)
     assert (result["pictures"], result["scores"]["queries"], result["excluded"]) == (6, 5, 6)
@@ -80,7 +80,7 @@ def test_ground_truth(desk):
     (desk / "gt").mkdir()
     for kind, text in (("query", "a 1 1 20 20"), ("good", "a b"), ("ok", "gone"), ("junk", "c")):
         (desk / "gt" / f"zero_1_{kind}.txt").write_text(text)
-    (desk / "gt" / "._zero_1_query.txt").write_bytes(b"\0\5\x16\7")  # as macOS leaves
+    (desk / "gt" / "._zero_1_query.txt").write_bytes(b"\0\5\x16\7")  # a companion file of macOS
     code, out, err = run("eval", "--db", "g.db", "--groundtruth", "gt", cwd=desk)
     assert (code, err) == (1, "alnumpy: gone: not in the gallery, counted as never found\n")
     lines = out.splitlines()

@@ -21,7 +21,7 @@ from test_cli import run
 
 import alnumpy
 
-SIZE = f"size: {alnumpy.load().preprocessing.size}"  # of the default weights
+SIZE = f"size: {alnumpy.load().preprocessing.size}"  # the size of the default weights
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_files_left_out_and_passed_over_are_reported(desk):
     code, out, err = run("index", "p", "--hidden", "--db", "g.db", cwd=desk)
     assert (code, err) == (0, "alnumpy: passed over: 1 video\n")
     with closing(sqlite3.connect(desk / "g.db", isolation_level=None)) as db:
-        db.execute("DELETE FROM meta WHERE key = 'rules'")  # as of an earlier version, which had none
+        db.execute("DELETE FROM meta WHERE key = 'rules'")  # earlier versions recorded no rules
     code, out, err = run("index", "p", "--db", "g.db", cwd=desk)
     assert (code, err.splitlines()[0][:63]) == (0, "alnumpy: 1 picture of the gallery left out now, by rules; the e")
     assert "find them again: --hidden (hidden files, thumbnails and bins), or --include PATTERN" in err

@@ -1,4 +1,4 @@
-"""The commands that look after a whole library: the gallery of whoever names none, list, move, stats."""
+"""The commands that maintain a library: the default gallery, list, move, stats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL_WELL = "{} embedded, {} recognised, {} unchanged, {} vanished, 0 removed, 0 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with three pictures, one of them in a folder below, and a data folder of the user's, empty yet."""
+    """A folder with three pictures, one of them in a folder below, and the user's data folder, which is still empty."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("ALNUMPY_DB", raising=False)
     (tmp_path / "p" / "below").mkdir(parents=True)

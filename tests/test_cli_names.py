@@ -1,4 +1,4 @@
-"""Names that are not text, in every form that the commands print and read."""
+"""File names that are not text, in every form that the commands print and read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = b"\xff\n.png"  # neither UTF-8 nor one line
 
 @pytest.fixture
 def desk(tmp_path):
-    """A folder with a picture whose name is not text and a usual one, and a gallery of them."""
+    """A folder with two pictures, one with a name that is not text, and a gallery of them."""
     (tmp_path / "p").mkdir()
     shutil.copy(DIGITS[0], os.path.join(os.fsencode(tmp_path / "p"), NAME))
     shutil.copy(DIGITS[5], tmp_path / "p" / "b.png")
@@ -116,7 +116,7 @@ def test_paths_for_xargs(desk):
     assert (code, err) == (0, "")
     assert os.fsencode(out).split(b"\0") == [os.fsencode(desk / "p" / "b.png"), full(desk), b""]
     out = run("duplicates", "--db", "g.db", "--threshold", "1e9", "-0", cwd=desk)[1]
-    assert len(os.fsencode(out).split(b"\0")) == 2  # all but the first, and what follows the last NUL
+    assert len(os.fsencode(out).split(b"\0")) == 2  # all but the first, and the empty rest after the last NUL
     assert run("search", "p/b.png", "--db", "g.db", "-0", "--json", cwd=desk)[0] == 2
 
 

@@ -1,4 +1,4 @@
-"""The options of ``alnumpy search`` that say which pictures are looked at, and for what."""
+"""The options of ``alnumpy search`` that narrow or combine searches."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_dates_in_exif_data(tmp_path, suffix):
         exif = Image.Exif()
         exif[ExifTags.Base.DateTime] = "2024:01:01 00:00:00"
         exif[0x8769] = {dates.DIGITIZED: "2023:02:30 03:04:05", dates.ORIGINAL: original}
-        if suffix == "heic":  # which Pillow cannot write: EXIF in a part that decoders skip
+        if suffix == "heic":  # Pillow cannot write EXIF here: it goes into a part that decoders skip
             data = exif.tobytes()
             part = struct.pack(">I4s", len(data) + 8, b"free") + data
             path.write_bytes((DATA / "heic" / "plain.heic").read_bytes() + part)
@@ -112,7 +112,7 @@ def test_dates_in_exif_data(tmp_path, suffix):
     save("2022:05:06 07:08:09")
     assert dates.taken(str(path)) == "2022-05-06T07:08:09"
     save("2022:05:99 07:08:09")
-    assert dates.taken(str(path)) == "2024-01-01T00:00:00"  # the date of digitizing is none either
+    assert dates.taken(str(path)) == "2024-01-01T00:00:00"  # the date of digitizing is not used either
     path.write_bytes(path.read_bytes()[:40])
     assert dates.taken(str(path)) == dates.taken(str(tmp_path / "none")) == ""
 
@@ -175,7 +175,7 @@ def test_a_region_of_the_query(desk):
     assert found(desk, "--region", region, "-k", "1", query="wide.png") == ["below/c.png"]
     (row,) = json.loads(run("search", "wide.png", "--region", region, "-k1", "--db", "g.db", "--json", cwd=desk)[1])
     assert row["results"][0]["distance"] < 1e-3
-    assert len(found(desk, "--region", "90,50,999,999", query="wide.png")) == 4  # as far as the picture goes
+    assert len(found(desk, "--region", "90,50,999,999", query="wide.png")) == 4  # cut off at the picture's edges
     code, _, err = run("search", "wide.png", "--region", "100,0,5,5", "--db", "g.db", cwd=desk)
     assert (code, err) == (1, "alnumpy: wide.png: 100x60 pixels, no part of it lies in the region\n")
     for wrong in ("1,2,3", "1,2,0,3", "-1,2,3,4", "a,b,c,d"):

@@ -1,4 +1,4 @@
-"""``alnumpy index --watch``, as it runs beside whoever changes the folder."""
+"""``alnumpy index --watch``, while pictures are changed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_being_written_waits(tmp_path):
     assert not still(str(path))
     still.look_again()
     assert still(str(path))
-    os.utime(path, (time.time() + 9999, time.time() + 9999))  # a clock that is ahead
+    os.utime(path, (time.time() + 9999, time.time() + 9999))  # another computer's clock is ahead
     assert not still(str(path))
     still.look_again()
     assert still(str(path))
@@ -75,7 +75,7 @@ def test_changes():
 
 
 def test_the_options_of_index_count(tmp_path):
-    """Rules are kept, what failed is tried again once, and what makes no sense is refused."""
+    """Rules are kept, failed files are tried again once, and options that exclude each other are refused."""
     (tmp_path / "p" / ".hidden").mkdir(parents=True)
     put(DIGITS[0], tmp_path / "p" / "a.png")
     put(DIGITS[1], tmp_path / "p" / "b.tmp.png")

@@ -1,4 +1,4 @@
-"""The comparison of commits runs what it says it runs."""
+"""tools/dev/compare.py runs the commits that it names."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def test_a_commit_and_the_working_tree_side_by_side():
     for row in rows:
         small, _, large, _ = map(float, row.split()[1:])
         assert 0 < small < large
-    assert 1 / 3 < float(rows[1].split()[2]) < 3  # the same code, on a machine however noisy
+    assert 1 / 3 < float(rows[1].split()[2]) < 3  # the same code, even on a noisy machine
 
 
 def test_an_unknown_commit_is_refused():

@@ -1,6 +1,6 @@
-"""Whole networks by the compiled kernels: against reference.py, and bit for bit.
+"""Whole networks by the compiled kernels, compared with reference.py and with recorded bits.
 
-python tests/test_compiled.py        # records the bits of embeddings anew: tests/data/bits.json
+python tests/test_compiled.py        # records the bits of embeddings again: tests/data/bits.json
 """
 
 from __future__ import annotations
@@ -130,13 +130,13 @@ def bits(spec: Spec) -> str:
 @pytest.mark.skipif(not FMA, reason="without fused multiply-add every product is rounded")
 @pytest.mark.parametrize("spec", RECORDED_SPECS, ids=lambda spec: spec.name)
 def test_embeddings_are_as_recorded(spec: Spec) -> None:
-    """Bit for bit, on every CPU with fused multiply-add, whatever its lanes."""
+    """Embeddings have the same bits on every CPU with fused multiply-add, whatever its lanes."""
     assert bits(spec) == json.loads(RECORDED.read_text())[spec.name]
 
 
 @pytest.mark.parametrize("name", ["alnet", "efficientnet-b0", "shufflenet-v1", "shufflenet-v2"])
 def test_bitwise_reproducible(name: str) -> None:
-    """For any thread count, place in the batch, run, and history of the arena."""
+    """The bits depend on neither the threads, the place in the batch, the run, nor earlier contents of the arena."""
     spec = SPECS[name]
     program = lower(spec, random_params(spec))
     x = pictures(5, (37, 29))

@@ -1,4 +1,4 @@
-"""Checkpoints of all kinds become weights files that compute what torch computes; hostile ones become nothing."""
+"""Checkpoints of all kinds become weights files that compute what torch computes; hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_containers_of_a_state_dict(tmp_path, wrap):
 
 
 def test_tensors_beside_the_network_are_named(tmp_path):
-    """An average is not taken where the network itself is there; of several networks none is guessed."""
+    """An average is not taken if the network itself is there; of several networks, none is chosen."""
     model, other = trained(), trained(seed=1)
     random, averaged = other.state_dict(), model.state_dict()
     for names in (("state_dict", "state_dict_ema"), ("params", "params_ema")):
@@ -202,7 +202,7 @@ def test_modules_out_of_network_order(tmp_path):
     model = trained()
     first = [name for name in model.state_dict() if name.startswith("stem")]
     rest = [name for name in model.state_dict() if name not in first]
-    for told in (True, False):  # by the names
+    for told in (True, False):  # whether the names tell
         names = {name: f"{'one' if name in first else 'two'}.{name}" for name in first + rest}
         if not told:
             names = {name: ".".join((digest(name.rpartition(".")[0]), name.rpartition(".")[2])) for name in names}
@@ -235,7 +235,7 @@ def test_tensors_that_are_views(tmp_path):
     np.testing.assert_array_equal(found["extra.weight"], base[10:, ::2].numpy())
 
 
-# Someone else's ALNet: other names, other ways to write the same operators.
+# Someone else's ALNet: other names, and the same operators written in other ways.
 class ForeignCBAM(nn.Module):
     def __init__(self, channels, layout):
         super().__init__()
@@ -261,7 +261,7 @@ class ForeignCBAM(nn.Module):
 class ForeignBlock(nn.Module):
     def __init__(self, cin, c, t, s, layout):
         super().__init__()
-        # All convolutions first, then all batch norms: only the order among modules of one shape is the network's.
+        # All convolutions first, then all batch norms: only modules of one shape are in the network's order.
         self.convs = nn.ModuleList(
             [
                 nn.Conv2d(cin, cin * t, 1, groups=8, bias=False),
@@ -319,7 +319,7 @@ def test_a_foreign_module_in_each_layout(tmp_path, layout, stem_bias):
     arguments = ["--cbam", "max-mean"] if layout == "max-mean" else []
     code, _, err = convert(tmp_path / "c.pt", tmp_path / "w.h5", *arguments)
     assert code == 0, err
-    assert ("--cbam max-mean" in err) == (layout == "mean-max")  # the order was assumed, so it is said
+    assert ("--cbam max-mean" in err) == (layout == "mean-max")  # the order was assumed, and the converter says so
     found = weights.read(tmp_path / "w.h5")
     assert (found.spec.cbam, found.spec.stem_bias) == (layout, stem_bias)
     assert_computes_like(tmp_path / "w.h5", embedding_of(model, X), X)
@@ -558,13 +558,13 @@ def test_hostile_pickles_execute_nothing(tmp_path, function):
         (b"ccollections\nOrderedDict.fromkeys\n.", "names collections.OrderedDict.fromkeys"),
         (b"c__main__\nEvil\n.", "names __main__.Evil"),
         (b"(" * 100_000 + b".", "damaged"),  # marks
-        (b"]" * 100_000 + b"a" * 99_999 + b".", "holds a list"),  # lists in each other
+        (b"]" * 100_000 + b"a" * 99_999 + b".", "holds a list"),  # nested lists
         (b"N" * 900_000 + b".", "holds a NoneType"),
         (b"R.", "damaged"),  # an empty stack
         (b"\x80\x02}q\x01" + b"h\x01h\x01\x86" * 9 + b".", "holds a tuple"),
         (b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.", "damaged"),  # a text of 2^63 bytes
         (b"\x8b\xff\xff\xff\x7f.", "damaged"),  # a number of 2 GB
-        (b"L" + b"9" * 900_000 + b"L\n.", "damaged"),  # one that takes minutes to convert
+        (b"L" + b"9" * 900_000 + b"L\n.", "damaged"),  # a number that takes minutes to convert
         (b"\x80\xff.", "damaged"),
     ],
 )
@@ -662,7 +662,7 @@ def test_tensors_that_point_outside_are_refused(tmp_path, numbers, data, message
         (b"\x80\x02", "damaged"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", "holds a list"),  # a memo index of 2^31 must not take memory
         (b"\x80\x02})" + b"\x85" * 500_000 + b"K\x01s.", "keys other than"),  # hashing it would overflow the stack
-        (b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"h\x00K\x01s.", "keys other than"),  # or never end
+        (b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"h\x00K\x01s.", "keys other than"),  # this would never end
         (b"\x80\x02" + b"}X\x01\x00\x00\x00a" * 100 + b"}" + b"s" * 100 + b".", "absurdly deep"),
         (b"\x80\x02}X\xd0\x07\x00\x00" + b"a" * 2000 + b"}s.", "absurdly long names"),
         (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", None),  # a dictionary that holds itself
@@ -704,7 +704,7 @@ def test_archives_with_tricks_are_refused(tmp_path):
 
 
 def test_many_names_of_one_dictionary_take_no_time(tmp_path, monkeypatch):
-    """It is looked at once, however large it is."""
+    """A large file is read once."""
     from alnumpy import checkpoint
 
     looked_at = []
@@ -732,7 +732,7 @@ def test_names_in_an_archive_are_not_used_as_paths(tmp_path):
         with zipfile.ZipFile(path, "w") as file:
             file.writestr(f"{root}/data.pkl", tensor_pickle())
             file.writestr(f"{root}/data/0", DATA)
-        if root == "..":  # a name like any other
+        if root == "..":  # a folder name without special meaning
             np.testing.assert_array_equal(read_checkpoint(path).tensors["w"], [0, 1, 2, 3])
         else:
             with pytest.raises(CheckpointError, match=r"holds no data.pkl"):
@@ -747,7 +747,7 @@ def test_overlapping_entries_are_refused(tmp_path):
     archive(path, tensor_pickle(), data__0=DATA, data__1=DATA)
     content = bytearray(path.read_bytes())
     zero, one = (content.rindex(f"archive/data/{i}".encode()) for i in (0, 1))
-    offset = zero - 4  # of the local header, the last field before the name
+    offset = zero - 4  # the last field of the local header, before the name
     content[offset:zero] = content[one - 4 : one]
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"damaged archive .*differ|damaged archive .*verlap"):
@@ -764,7 +764,7 @@ def test_a_table_that_points_outside_the_archive_is_refused(tmp_path, where):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged archive"):
         read_checkpoint(path)
-    content[end:end] = b"PK\6\7" + (1).to_bytes(4, "little") + bytes(8) + (9).to_bytes(4, "little")  # on nine disks
+    content[end:end] = b"PK\6\7" + (1).to_bytes(4, "little") + bytes(8) + (9).to_bytes(4, "little")  # nine disks
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged archive"):
         read_checkpoint(path)
@@ -780,7 +780,7 @@ def test_numbers_and_sizes_have_limits(tmp_path):
         read_checkpoint(tmp_path / "c.pt")
     for name in ("huge.pt", "huge.safetensors"):
         with open(tmp_path / name, "wb") as file:
-            file.truncate(10**13)  # takes no room
+            file.truncate(10**13)  # a sparse file
         with pytest.raises(CheckpointError, match="10000000000000 bytes, more than the 268435456 that are read"):
             read_checkpoint(tmp_path / name)
 
@@ -806,7 +806,7 @@ def test_a_deflated_bomb_takes_no_memory(tmp_path, name):
             bomb = entry == name
             file.writestr(f"archive/{entry}", bytes(10**8) if bomb else content, zipfile.ZIP_DEFLATED if bomb else None)
     assert path.stat().st_size < 200_000
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmHWM")
     with pytest.raises(CheckpointError, match="is compressed"):
         read_checkpoint(path)

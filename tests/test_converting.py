@@ -1,4 +1,4 @@
-"""Which network a checkpoint holds, and what no checkpoint tells: detected, taken from habits, assumed, checked."""
+"""Which network a checkpoint holds, and what a checkpoint does not tell: detected, assumed by convention, checked."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_published_file_is_known_by_its_content(tmp_path, capsys, monkeypatch)
 
 
 class TestAgainst:
-    """What the user's own model computes decides."""
+    """The output of the user's own model decides."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path):
@@ -247,7 +247,7 @@ def test_parts_are_those_of_the_network():
 
 @pytest.mark.parametrize(("name", "source"), [("alnet-photo", "alnet-photo"), ("alnet-mnist", None)])
 def test_weights_become_int8(tmp_path, capsys, name, source):
-    """By name or by file; all but the arrays stays what it was."""
+    """The file is named by name or path; everything but the arrays stays as it was."""
     given = weights.locate(name)
     before = weights.read(given)
     assert run(source or given, "-o", tmp_path / "w.h5", "--dtype", "int8") == 0

@@ -14,7 +14,7 @@ from alnumpy.networks import SPECS, ALNet
 
 
 def millions(layers, size, classes):
-    """FLOPs by the authors' rule, with a linear classifier of so many classes."""
+    """FLOPs by the authors' rule, with a linear classifier."""
     return (total(layers, (size, size)).flops + classes * (2 * layers[-1].channels - 1)) / 1e6
 
 
@@ -95,7 +95,7 @@ def test_flops_of_shufflenet_v2_whose_pool_is_a_function_and_not_counted(spec, s
     [(24, 10, 1.088), (28, 10, 1.188), (32, 10, 1.271), (128, 397, 11.237), (160, 17, 15.649), (160, 12, 15.637)],
 )
 def test_flops_of_efficientnet_whose_convolutions_were_not_counted(size, classes, expected):
-    """The authors' counter knew no subclass of Conv2d, which all convolutions were but those of squeeze-excite."""
+    """The authors' counter ignored subclasses of Conv2d: all convolutions but those of squeeze-excite."""
     layers = SPECS["efficientnet-b0"].layers()
     left_out = sum(cost.multiply_adds for cost in costs(layers, (size, size)) if "conv.weight" in cost.layer.shapes())
     assert millions(layers, size, classes) - left_out / 1e6 == pytest.approx(expected, abs=0.0006)

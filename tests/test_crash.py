@@ -1,6 +1,6 @@
-"""What is stored outlives a kill at any moment, a full disk, a medium that becomes read-only, and company.
+"""Stored pictures survive a kill at any moment, a full disk, a disk that becomes read-only, and other processes.
 
-``python tests/test_crash.py 100`` kills an indexer a hundred times, the test five times.
+``python tests/test_crash.py 100`` kills an indexer a hundred times; the test does so five times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COUNT = 48
 
 
 def draw(folder: Path) -> Path:
-    """A few dozen pictures, some below, some copies of others, and two that cannot be read."""
+    """A few dozen pictures, some in folders below, some copies of others, and two that cannot be read."""
     (folder / "below").mkdir(parents=True)
     for i in range(COUNT):
         image = Image.new("RGB", (160, 120), (i * 5, 255 - i * 5, 90))
@@ -60,7 +60,7 @@ def finish(db, folder):
 
 
 class Undisturbed(NamedTuple):
-    """Pictures, and the gallery that a run over them leaves when nothing disturbs it."""
+    """Pictures, and the gallery of an undisturbed run over them."""
 
     pictures: Path
     db: Path
@@ -78,13 +78,13 @@ def undisturbed(tmp_path_factory):
 
 
 def made(db: Path) -> bool:
-    """Whether its tables are there: making them is undone where it was stopped half way."""
+    """Whether the tables are there: an interrupted creation is undone."""
     with closing(sqlite3.connect(db)) as opened:
         return bool(opened.execute("SELECT * FROM sqlite_master").fetchall())
 
 
 def kill_at_random(undisturbed: Undisturbed, db: Path, kills: int) -> dict[str, int]:
-    """Kills indexers until that many were killed, and checks what each one left; counts what happened.
+    """Kills a number of indexers and checks what each one left. Returns counts of what happened.
 
     If none of them was storing, because the machine has become slower or faster meanwhile, it kills some more.
     """
@@ -113,7 +113,7 @@ def kill_at_random(undisturbed: Undisturbed, db: Path, kills: int) -> dict[str, 
         happened["log left"] += os.path.exists(f"{db}-wal")
         if not os.path.exists(db) or not made(db):
             continue
-        rows, contents, meta = dump(db)  # which checks integrity
+        rows, contents, meta = dump(db)  # dump checks integrity
         assert set(rows) <= set(expected[0])
         assert set(contents) <= set(expected[1])
         if not meta:
@@ -128,11 +128,11 @@ def kill_at_random(undisturbed: Undisturbed, db: Path, kills: int) -> dict[str, 
 
 def test_killed_at_random_moments_nothing_is_lost(tmp_path, undisturbed):
     happened = kill_at_random(undisturbed, tmp_path / "gallery.db", 5)
-    assert happened["while storing"]  # else this machine is too fast for the test
+    assert happened["while storing"]  # otherwise this machine is too fast for the test
 
 
 def private_mounts(script, *arguments):
-    """Runs a shell script that may mount file systems, which only it sees. Skips the test where that is not allowed."""
+    """Runs a shell script in a mount namespace of its own. Skips the test if that is not allowed."""
     unshare = shutil.which("unshare")
     allowed = [unshare, "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
     if unshare is None or subprocess.run(allowed, capture_output=True, check=False).returncode:
@@ -198,7 +198,7 @@ def test_on_a_read_only_medium_a_gallery_is_searched_and_not_changed(tmp_path, u
     done = private_mounts(READ_ONLY, sys.executable, undisturbed.pictures, tmp_path / "disk", tmp_path / "out")
     assert (done.returncode, done.stdout.split()) == (0, ["1", "1", "1"]), done.stderr  # the three runs of index
     found = [line for line in (tmp_path / "out" / "out.txt").read_text().splitlines() if line.startswith("0.0000")]
-    assert len(found) == 12  # itself and five copies, before and after
+    assert len(found) == 12  # the picture and five copies, before and after
     assert found[:6] == found[6:]
     lines = (tmp_path / "out" / "err.txt").read_text().splitlines()
     errors = [line for line in lines if "picture" not in line and "a new gallery" not in line]
@@ -238,7 +238,7 @@ def test_readers_in_other_processes_see_whole_batches(tmp_path, undisturbed):
     assert stored == sorted(stored)
     assert len(set(stored)) > 2
     assert all(number % 2 == 0 or number == COUNT + 7 for number in stored)
-    for before, message in refused:  # there was none yet, or it had just been made
+    for before, message in refused:  # the gallery did not exist yet, or had just been made
         assert before == 0
         assert any(text in message for text in ("no such", "not an alnumpy", "an empty", "writing to it")), message
     assert dump(db) == undisturbed.stored

@@ -60,7 +60,7 @@ def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder, tmp_path)
                 "import os, sys; import numpy as np; from alnumpy.gallery import Gallery\n"
                 "def search(path):\n"
                 "    with Gallery(path) as opened: return len(opened.search(np.zeros(24))[0])\n"
-                # Python itself may lie where only root can read: so root imports all that is needed, by doing the same
+                # Python may be in a folder that only root can read, so root imports everything first by doing the same
                 "search(sys.argv[2]); os.getuid() or os.setuid(65534); print(search(sys.argv[1]))"
             )
             done = subprocess.run([sys.executable, "-c", code, path, copy], capture_output=True, text=True, check=False)
@@ -72,10 +72,10 @@ def test_a_gallery_in_a_read_only_folder_is_searched(folder, embedder, tmp_path)
         assert "GalleryError: " in (refused := search())
         assert "gallery.db: cannot be opened" in refused
         os.chmod(path, 0o644)
-        change(path, "PRAGMA journal_mode = WAL")  # as a killed writer leaves it
+        change(path, "PRAGMA journal_mode = WAL")  # a killed writer leaves it so
         assert sorted(os.listdir(name)) == ["gallery.db", "gallery.db-lock"]
         assert search() == "3"
-        Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # then the file alone may be incomplete
+        Path(name, "gallery.db-wal").write_bytes(b"unfinished")  # the file alone may then be incomplete
         os.chmod(Path(name, "gallery.db-wal"), 0o600)
         assert "GalleryError" in search()
         os.unlink(Path(name, "gallery.db-wal"))
@@ -101,7 +101,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, path, embedder, mode
     refused("damaged, or not a database")
     change(path, "CREATE TABLE bookmarks (url TEXT)")
     if mode == "a":
-        change(path, "PRAGMA journal_mode = WAL")  # which a reader would leave two more files of
+        change(path, "PRAGMA journal_mode = WAL")  # a reader would leave two more files
     refused("not an alnumpy gallery; make one with: alnumpy index")
     change(path, "PRAGMA application_id = 7")
     refused("not an alnumpy gallery")
@@ -212,7 +212,7 @@ def test_migrations_run_in_order_and_once():
         assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]
         with pytest.raises(sqlite3.OperationalError):
             migrate(db, [*scripts, "DELETE FROM t; SELECT nonsense"])
-        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]  # whole or not at all
+        assert db.execute("SELECT * FROM t").fetchall() == [(1, 2)]  # all of it or nothing
         assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
@@ -259,7 +259,7 @@ def test_an_older_version_is_read_as_it_is_and_migrated_by_a_writer(folder, path
     with Gallery(path, embedder, "a") as opened:
         assert len(opened.search(folder / "a.png")[0]) == 2
         report = opened.index(folder)
-        # What failed is tried again: what failed to read it is not recorded.
+        # Failed files are tried again, since the decoders that failed are not recorded.
         assert (counts(report), len(report.failed)) == ({"embedded": 1, "unchanged": 2}, 1)
         assert counts(opened.index(folder)) == {"unchanged": 4}
     with closing(sqlite3.connect(path)) as db:
@@ -289,7 +289,7 @@ def test_damaged_paths_sort_as_in_sqlite():
 
 
 def test_a_reader_sees_the_tables_of_one_moment(tmp_path, monkeypatch):
-    """A writer that makes the tables, script by script, must not come between the questions that a reader asks."""
+    """A writer that makes the tables, script by script, must not disturb the queries of a reader."""
     path = tmp_path / "gallery.db"
     Database(path, True).close()
     schema = database._schema

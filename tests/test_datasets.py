@@ -1,4 +1,4 @@
-"""Data sets in their published formats, from small files made in the format."""
+"""Data sets in their published formats, from small files in that format."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_split_is_a_folder_and_not_a_prefix_of_its_name(store):
 
 
 def test_a_zip_made_by_macos_has_the_folders_pictures(store):
-    """It puts the folder's name before all, and files of its own beside and below."""
+    """Zips of macOS put the folder's name before all paths, and add files of their own."""
     members = {f"pictures/{name}": data for name, data in class_files().items()}
     members |= {f"__MACOSX/pictures/train/object/cat/._{i}.png": b"\0\5\x16\7" for i in (1, 2, 10)}
     members |= {"pictures/val/object/._dog": b"\0\5\x16\7", "pictures/train/scene/sea/._1.png": b"\0\5\x16\7"}
@@ -159,7 +159,7 @@ def test_bombs_are_refused(store, monkeypatch):
         patch.setattr(datasets.images, "MAX_PIXELS", 1599)
         with pytest.raises(ValueError, match=r"x.bmp: 40x40 pixels, more than the limit of 1599"):
             datasets.load_class_folders(source, "train", 8)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit, of which it only warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit, beyond which it only warns
     with pytest.raises(ValueError, match="exceeds limit"):
         datasets.load_class_folders(source, "train", 8)
 
@@ -305,7 +305,7 @@ def landmark_files():
         "jpg/all_souls/all_souls_000013.png": file.getvalue(),
         "jpg/all_souls/all_souls_2.jpg": encoded("white", format="JPEG"),
         "jpg/all_souls/all_souls_10.jpg": encoded("black", format="JPEG")[:100],
-        "gt/._all_souls_1_query.txt": b"\0\5\x16\7",  # as macOS leaves
+        "gt/._all_souls_1_query.txt": b"\0\5\x16\7",  # a companion file of macOS
         "jpg/all_souls/._all_souls_2.jpg": b"\0\5\x16\7",
     }
 
@@ -316,7 +316,7 @@ def test_landmarks(store):
     assert found.images.shape == (2, 8, 8, 3)
     assert (found.images[0] == 255).all()
     assert found.images[1, 0, [0, -1]].tolist() == [[255, 0, 0], [0, 0, 255]]
-    assert found.query_images.tolist() == np.broadcast_to([0, 0, 255], (1, 8, 8, 3)).tolist()  # the box is in the blue
+    assert found.query_images.tolist() == np.broadcast_to([0, 0, 255], (1, 8, 8, 3)).tolist()  # the box is on blue
     assert list(found.unreadable) == ["all_souls_10"]
     assert found.queries == [
         LandmarkQuery(

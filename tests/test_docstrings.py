@@ -21,7 +21,7 @@ NO_ERRORS = {
     "Report",
     "Gallery.close",
     "Embedder.identity",
-}  # raise nothing of their own
+}  # these raise nothing of their own
 PUBLIC = {name: getattr(alnumpy, name) for name in (*CLASSES, "load")} | {
     f"{owner.__name__}.{name}": member
     for owner in (alnumpy.Embedder, alnumpy.Gallery)
@@ -38,7 +38,7 @@ def sections(text):
 
 @pytest.fixture
 def examples(tmp_path, monkeypatch):
-    """What the examples name: pictures, a gallery of them, and an embedder."""
+    """The names that examples use: pictures, a gallery of them, and an embedder."""
     monkeypatch.chdir(tmp_path)
     os.mkdir("pictures")
     for name, digit in (("a.png", DIGITS[0]), ("b.png", DIGITS[1]), ("copy.png", DIGITS[0])):

@@ -105,7 +105,7 @@ def test_auto_takes_the_packaged_library_from_the_first_picture_on():
 
 @pytest.fixture
 def no_library(monkeypatch):
-    """As on a CPU that no packaged library is for."""
+    """Makes the CPU one without a packaged library."""
     monkeypatch.setattr(kernels, "packaged", lambda: (kernels.library.Choice(None, "there is none for s390x"), ""))
 
 
@@ -295,12 +295,12 @@ def test_every_kind_of_picture_is_guarded(embedder, tmp_path):
     np.testing.assert_array_equal(embedder.embed(tmp_path / "a.jpg", max_pixels=2999), half)
     with Image.open(tmp_path / "a.jpg") as lazy:
         np.testing.assert_array_equal(embedder.embed(lazy, max_pixels=2999), half)
-        assert lazy.size == (60, 50)  # which stays as it was
+        assert lazy.size == (60, 50)  # the picture stays as it was
 
 
 def test_pickled_and_copied_embedders_share_their_weights(embedder):
     wanted = embedder.embed(DIGITS[0])
-    first = alnumpy.load()  # whose weights are equal
+    first = alnumpy.load()  # another embedder with equal weights
     assert pickle.loads(pickle.dumps(first)).weights is first.weights
     twins = [pickle.loads(pickle.dumps(embedder)), copy.copy(embedder), copy.deepcopy(embedder)]
     assert len({id(twin.weights) for twin in [*twins, embedder, first]}) == 1

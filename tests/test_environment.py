@@ -1,4 +1,4 @@
-"""The program in bad company: signals, locales, closed streams, missing folders and rights."""
+"""The program in difficult surroundings: signals, locales, closed streams, missing folders and permissions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SI
 
 
 def python_path(*folders):
-    """PYTHONPATH with folders before what it has."""
+    """PYTHONPATH with further folders in front."""
     return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -47,7 +47,7 @@ program.run()
 
 
 def start_embedding(folder, backend, **options):
-    """The program at its very beginning, with work for many seconds."""
+    """The program at its start, with work for many seconds."""
     (folder / "list").write_text(f"{DIGITS[0]}\n" * 20_000)
     with open(folder / "list") as paths:
         process = subprocess.Popen(
@@ -59,7 +59,7 @@ def start_embedding(folder, backend, **options):
 
 
 def end(process, number, folder):
-    """Sends a signal; what must follow is one line, the code, and nothing left."""
+    """Sends a signal, and checks for one line, the exit code, and no files left behind."""
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + number, b"", f"alnumpy: {ENDINGS[number]}\n".encode())
@@ -75,7 +75,7 @@ def test_a_signal_at_any_moment(tmp_path, moment):
 
 
 def wait_for_temporary_file(folder):
-    """Waits for it; it is private."""
+    """Waits for a temporary file, which only its owner may read."""
     while not (found := list(folder.glob(".y.*"))):
         time.sleep(0.01)
     assert found[0].stat().st_mode & 0o777 == 0o600
@@ -89,7 +89,7 @@ def test_a_signal_removes_the_temporary_file(tmp_path, number):
 
 
 def test_a_signal_during_a_late_import_removes_the_temporary_file(tmp_path):
-    """C code may swallow an exception in an import: Cython's and NumPy's do."""
+    """C code may swallow an exception during an import, as Cython's and NumPy's does."""
     pytest.importorskip("numba")
     modules = tmp_path / "modules"
     modules.mkdir()
@@ -102,7 +102,7 @@ def test_a_signal_during_a_late_import_removes_the_temporary_file(tmp_path):
 
 
 def test_a_signal_in_a_destructor_ends_the_process(tmp_path):
-    """In a destructor an exception is only printed: the process ends all the same."""
+    """An exception in a destructor is only printed, but the process ends."""
     code = START.replace(
         "program.run()",
         """
@@ -131,7 +131,7 @@ def test_signals_that_the_caller_ignores_stay_ignored(tmp_path):
 
 
 def test_from_the_start_of_python_no_traceback_names_our_files(tmp_path):
-    """While Python itself starts, a signal has Python's own effect."""
+    """A signal has Python's own effect while Python itself starts."""
     for moment in range(12):
         process = subprocess.Popen([*PROGRAM, "embed", "-"], stdin=-1, stdout=-1, stderr=-1)
         time.sleep(moment * 0.01)
@@ -163,7 +163,7 @@ def guard(event, arguments):
         os._exit(99)
 sys.addaudithook(guard)
 """
-# As root, rights do not bind: this drops CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which is inherited.
+# Permissions do not bind root: this drops CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, and children inherit that.
 UNPRIVILEGED = """
 import ctypes, os, sys
 if os.geteuid() == 0 and any(ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) for capability in (1, 2)):
@@ -212,7 +212,7 @@ def run(place, command, flags=(), wrap=(), env=(), **options):
     """(exit code, stdout, stderr) as bytes; no socket was opened, no traceback shown, nothing temporary left."""
     paths = {"p": place / "p", "a": place / "p" / "a.png", "g": place / "g.db", "out": place / "out"}
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LC_", "LANG"))}
-    variables["OPENBLAS_NUM_THREADS"] = "1"  # more get in each other's way on a busy machine
+    variables["OPENBLAS_NUM_THREADS"] = "1"  # several threads disturb each other on a busy machine
     variables |= {
         "PYTHONPATH": python_path(place / "guard"),
         "TMPDIR": str(place / "temporary"),
@@ -235,7 +235,7 @@ def run(place, command, flags=(), wrap=(), env=(), **options):
 
 
 def run_all(place, **options):
-    """Every command's results, but for the time that compiling took."""
+    """Every command's results, without the time that compiling took."""
     results = {}
     for name, command in COMMANDS.items():
         if name not in DOCUMENTED or (name == "kernels" and find_spec("numba") is None):
@@ -247,7 +247,7 @@ def run_all(place, **options):
 
 @pytest.fixture(scope="module")
 def usual(place):
-    """What every command does in a usual environment."""
+    """The results of every command in an ordinary environment."""
     assert set(COMMANDS) >= DOCUMENTED, "every command belongs here"
     results = run_all(place)
     assert [name for name, result in results.items() if result[0]] == [
@@ -257,7 +257,7 @@ def usual(place):
         "move",
         "remove",
         "convert",
-    ]  # damaged; not there
+    ]  # damaged; missing
     assert results["index"][1].startswith(b"0 embedded, 0 recognised, 5 unchanged")
     assert results["search"][1].count(b"\n") == 6
     return results
@@ -291,7 +291,7 @@ def test_python_flags_change_nothing(place, usual, flags):
 
 
 def test_a_locale_without_letters(place, usual):
-    """Data have the same bytes; in text, what the locale lacks is escaped."""
+    """Data have the same bytes; letters that the locale lacks are escaped in text."""
     env = {"LANG": None, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     found = run_all(place, env=env)
     for name in usual:
@@ -314,7 +314,7 @@ def test_a_locale_without_letters(place, usual):
 
 
 def test_stdout_without_a_reader(place, usual):
-    """As with ``| head -1``, but certain to come before the first line."""
+    """A pipe whose reader has gone, as after ``| head -1``, even before the first line."""
     for command in [*(COMMANDS[name] for name in usual), "--help", "--version", "embed --help", "info --spec lnet"]:
         reader, writer = os.pipe()
         os.close(reader)
@@ -338,7 +338,7 @@ def test_stdin_closed_and_the_current_folder_removed(place, usual):
     assert (code, err) == (1, b"alnumpy: the current folder: No such file or directory\n")
 
 
-# Rights
+# Permissions
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +374,7 @@ def test_a_read_only_install_without_home_or_cache(place, usual, tmp_path, unpri
 
 
 def test_kernels_that_cannot_be_kept_are_reported_in_one_line(place, tmp_path):
-    """Also under -W error. Compiling is replaced by what a usual run has kept."""
+    """Warnings are errors here. The kernels that an ordinary run has kept replace compiling."""
     pytest.importorskip("numba")
     cache.warmup()
     (tmp_path / "file").touch()
@@ -430,7 +430,7 @@ def test_files_have_the_mode_of_the_umask_and_are_never_writable_by_all(place, t
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_the_same_bytes_give_the_same_bits(place, tmp_path, backend):
-    """In other processes, batches, places in the batch and numbers of threads, BLAS's own among them."""
+    """Bits are the same in other processes, batches, places in them and numbers of threads, including BLAS's own."""
     if backend == "numba":
         pytest.importorskip("numba")
     pictures = DIGITS[:7]

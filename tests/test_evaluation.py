@@ -22,7 +22,7 @@ from alnumpy.evaluation import (
 )
 from alnumpy.gallery import Gallery
 
-# Places on a line, so that rankings can be read off. The cats' are 0, 1 and 5, the dogs' 2, 4; a bird is alone.
+# Places on a line, so that rankings can be read off: cats at 0, 1 and 5, dogs at 2 and 4, and a single bird.
 PLACES = {"cat/0": 0, "cat/1": 1, "cat/5": 5, "dog/2": 2, "dog/4": 4, "bird/9": 9}
 
 
@@ -107,7 +107,7 @@ def test_labels_from_a_csv(make, tmp_path):
     )
     labels = read_labels(tmp_path / "labels.csv")
     result = evaluate_gallery(gallery, labels)
-    # The database is 0x 9x 1y 2y: x at ranks 3 and 3, y at rank 1 (its tie with 0x, which comes first, at 2) and 1.
+    # The gallery is 0x 9x 1y 2y: x at ranks 3 and 3, y at rank 1 (its tie with 0x, which comes first, at 2) and 1.
     assert result.scores.full_map == pytest.approx((1 / 3 + 1 / 3 + 1 / 2 + 1) / 4)
     assert result.pictures == 4
     assert result.unlabelled == [str(tmp_path / "a" / name) for name in ("cat/5.png", "dog/4.png")]
@@ -150,7 +150,7 @@ def test_damaged_embeddings_are_left_out_and_listed(make, tmp_path, value):
         db.execute(sql, [row, os.fsencode(tmp_path / "a/cat/1.png")])
     (tmp_path / "a/dog/4.png").unlink()
     with Gallery(tmp_path / "a.db", Embedder(small_weights(), backend="numpy"), "a") as gallery:
-        gallery.index(tmp_path / "a")  # which marks dog/4 as vanished
+        gallery.index(tmp_path / "a")  # marks dog/4 as missing
         result = evaluate_gallery(gallery)
         labels = {str(tmp_path / "a" / f"{name}.png"): "x" for name in PLACES}
         assert evaluate_gallery(gallery, labels).unknown == [str(tmp_path / "a/dog/4.png")]
@@ -205,7 +205,7 @@ def test_ground_truth(tmp_path):
             [],
         )
     ]
-    (tmp_path / "all_souls_1_ok.txt").write_text("all_souls_000055\nall_souls_000013\n")  # which is good, too
+    (tmp_path / "all_souls_1_ok.txt").write_text("all_souls_000055\nall_souls_000013\n")  # 13 is good as well
     (query,) = read_ground_truth(tmp_path)
     assert query.positive == ["all_souls_000013", "all_souls_000026", "all_souls_000055"]
     (tmp_path / "all_souls_1_junk.txt").unlink()

@@ -1,4 +1,4 @@
-"""What files are, by name and by first bytes."""
+"""Kinds of files, by name and by first bytes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_raw_picture_is_told_from_a_tiff_by_its_name():
     for name in ("a.dng", "a.NEF", "b/c.arw", "a.pef"):
         assert kind_of(saved("TIFF"), name) == "RAW"
     assert kind_of(saved("TIFF"), "a.tif") == "TIFF"
-    assert kind_of(saved("JPEG"), "a.dng") == "JPEG"  # whatever its name says
+    assert kind_of(saved("JPEG"), "a.dng") == "JPEG"  # despite its name
 
 
 @pytest.mark.parametrize(

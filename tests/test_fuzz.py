@@ -1,4 +1,4 @@
-"""A short run of each fuzzer; and the fuzzer itself, which must see what it looks for."""
+"""A short run of each fuzzer; and whether a fuzzer notices planted faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 if sys.platform != "linux":
     pytest.skip("the fuzzer reads /proc", allow_module_level=True)
 
-# Readers with a fault that strikes at every third input: the byte that an input begins with is its number.
+# Readers that fail at every third input. The first byte of an input is its number.
 PLANTED = """
 import os, signal, sys, time
 import numpy as np
@@ -58,7 +58,7 @@ def test_a_short_run_finds_nothing(tmp_path, target):
     done = run("fuzz.py", target, "--inputs", 300, "--seed", 1, "--save", tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert f"{target}: 300 inputs of seed 1, " in done.stdout
-    assert " 0 accepted" not in done.stdout  # else nothing gets past the first check
+    assert " 0 accepted" not in done.stdout  # otherwise nothing would pass the first check
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_result_that_is_not_finite_is_found(tmp_path):
 
 
 def test_inputs_are_the_same_each_time_and_differ_from_each_other(tmp_path):
-    """Of the same good files: older HDF5 leaves bytes of a file unset."""
+    """Both runs begin with the same good files: older HDF5 leaves bytes of a file unset."""
     missing = [
         name for name in fuzz.TARGETS if name.upper() in formats.SOMETIMES and not formats.readable(name.upper())
     ]

@@ -1,4 +1,4 @@
-"""From file to network input: every format and colour mode, on purpose."""
+"""From file to network input, in every format and colour mode."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_pictures_are_found_by_name_or_by_first_bytes(tmp_path):
     for name in names:
         Image.fromarray(gradient()).save(tmp_path / name, format="JPEG")
     (tmp_path / "notes").write_text("a letter")
-    (tmp_path / "broken.jpg").write_text("a letter")  # found, so that it is named
+    (tmp_path / "broken.jpg").write_text("a letter")  # found by its name, so it is reported
     (tmp_path / "._d").write_bytes((tmp_path / "d").read_bytes())
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -299,7 +299,7 @@ def test_channels_bgr():
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["bilinear", "bicubic"]))
 def test_proportions_are_kept(width, height, interpolation):
-    """Cropping before resizing agrees with resizing the short side, then cropping the centre, but for the edges."""
+    """Cropping before resizing agrees with resizing the short side, then cropping the centre, except at the edges."""
     size = 10
     how = Preprocessing(size, (0, 0, 0), (1, 1, 1), interpolation=interpolation)
     y, x = np.mgrid[0:height, 0:width]
@@ -309,12 +309,12 @@ def test_proportions_are_kept(width, height, interpolation):
     resized = picture.resize((round(width * scale), round(height * scale)), images.INTERPOLATIONS[interpolation])
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     theirs = np.asarray(resized.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
-    step = 255 / min(resized.size)  # half a pixel of the gradient, and what the filter sees beyond the crop
+    step = 255 / min(resized.size)  # half a pixel of the gradient, plus pixels that the filter sees beyond the crop
     assert np.abs(ours - theirs).max() <= step + 2
 
 
 def opencv_bilinear(pixels, size):
-    """What OpenCV's INTER_LINEAR makes of the centre square: each pixel lies between four of the picture."""
+    """The centre square as OpenCV's INTER_LINEAR resizes it: each pixel lies between four pixels of the picture."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     weights = []
@@ -335,8 +335,8 @@ def test_opencv_bilinear(height, width, size):
         preprocess(read(pixels), Preprocessing(size, (0, 0, 0), (1 / 255,) * 3, interpolation=name))
         for name in ("bilinear", "opencv-bilinear")
     )
-    assert np.abs(opencv - opencv_bilinear(pixels, size)).max() <= 1.01  # whole numbers
-    if min(height, width) > size:  # where pictures shrink the two differ
+    assert np.abs(opencv - opencv_bilinear(pixels, size)).max() <= 1.01  # OpenCV rounds to whole numbers
+    if min(height, width) > size:  # the two differ if the picture shrinks
         assert np.abs(plain - opencv).max() > 30
     else:
         assert np.abs(plain - opencv).max() <= 1.01
@@ -400,14 +400,14 @@ def test_find_takes_pictures_sorted_and_folders_only_on_request(tmp_path):
 
 @pytest.fixture(scope="module")
 def good_files(tmp_path_factory):
-    """A small picture in each format and mode: those that the fuzzer begins with."""
+    """A small picture in each format and mode, which the fuzzer begins with."""
     folder = tmp_path_factory.mktemp("good")
     image_seeds(folder)
     return sorted(folder.iterdir())
 
 
 def attempt(path):
-    """The picture, or None where there is an error, which must name the file."""
+    """The picture, or None after an error, which must name the file."""
     try:
         return read(path)
     except ImageError as error:
@@ -521,7 +521,7 @@ def test_a_headers_size_is_not_trusted(tmp_path):
 
 
 def with_scans(path, more, **options):
-    """A progressive JPEG whose last scan comes that many times more."""
+    """A progressive JPEG whose last scan is repeated that many times."""
     Image.fromarray(gradient()).save(path, progressive=True, **options)
     content = path.read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]
@@ -587,12 +587,12 @@ def test_memory_per_pixel_is_below_the_limits_assumption(tmp_path, name):
     command = [sys.executable, "-c", PEAK, tmp_path / f"small-{name}", tmp_path / name]
     tools = os.path.dirname(fuzz.__file__)
     peak = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tools).stdout
-    assert 3 < float(peak) < 20  # 18, and what else the process does
+    assert 3 < float(peak) < 20  # bytes per pixel: 18, and some for the rest of the process
     assert 18 * images.MAX_PIXELS < 550e6
 
 
 def test_a_batch_outlives_every_kind_of_file(tmp_path, good_files):
-    """Each path gives an embedding, or an error that names it; the others go on."""
+    """Each path gives an embedding or an error that names it, and does not stop the others."""
     os.mkdir(tmp_path / "folder.png")
     os.mkfifo(tmp_path / "fifo.png")
     with socket.socket(socket.AF_UNIX) as server:

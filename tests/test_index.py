@@ -1,4 +1,4 @@
-"""Indexing: what is stored, what is not read again, and what is tried again."""
+"""Indexing: which files are stored, not read again, or tried again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_stored_rows(folder, path, embedder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     noise(folder / "turned.jpg", 7, (40, 20), exif=exif)
-    (folder / "._turned.jpg").write_bytes(b"\0\5\x16\7")  # as macOS leaves, and no picture
+    (folder / "._turned.jpg").write_bytes(b"\0\5\x16\7")  # a companion file of macOS, not a picture
     with Gallery(path, embedder, "a") as opened:
         report = opened.index(folder)
         rows = {os.path.relpath(row.path, folder): row for row in opened}
@@ -55,7 +55,7 @@ def test_unchanged_files_are_not_read(folder, path, embedder, monkeypatch):
         monkeypatch.setattr(ingest, "hash_file", None)
         again = opened.index([folder])
     assert counts(again) == {"unchanged": 4}
-    assert again.failed == first.failed  # known, but still worth saying
+    assert again.failed == first.failed  # known faults are reported again
     assert dump(path) == before
 
 
@@ -90,7 +90,7 @@ def test_changed_files_are_done_again(folder, path, embedder):
         assert (row.width, row.height) == (30, 31)
         np.testing.assert_array_equal(row.embedding, embedder.embed(folder / "a.png")[0])
         assert [row.added for row in opened] == added
-        assert opened.stats()["contents"] == 3  # the old content is gone
+        assert opened.stats()["contents"] == 3  # the old content was removed
         (folder / "a.png").write_text("hello")
         assert opened.index(folder).embedded == 0
         assert opened.stats()["contents"] == 2
@@ -128,13 +128,13 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path
         assert names(opened.search(np.zeros(24))[0]) == ["c.png"]
         assert opened.stats()["pictures"] == 1
         assert [row.path for row in opened if row.embedding is not None] == [str(folder / "below" / "c.png")]
-        noise(folder / "b.png", 77)  # changed meanwhile
+        noise(folder / "b.png", 77)  # changes between the two runs
         assert counts(opened.index(folder)) == {"embedded": 1, "recognised": 1, "unchanged": 2}
         assert Counting.embedded == 4
         after = dump(path)
     assert [row[0] for row in after[0]] == [row[0] for row in before[0]]
     assert after[0][0][3:] == before[0][0][3:]
-    assert len(after[1]) == 3  # the old content of b.png is gone
+    assert len(after[1]) == 3  # the old content of b.png was removed
 
 
 def test_a_lack_of_memory_is_not_blamed_on_the_picture(folder, path, embedder, monkeypatch):
@@ -186,12 +186,12 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
         check(opened.index(folder), reasons)
         read.clear()
         check(opened.index(folder), reasons)
-        assert sorted(read) == ["dangling.png", "loop.png", "pipe.png"]  # which cost nothing to try
+        assert sorted(read) == ["dangling.png", "loop.png", "pipe.png"]  # trying these costs nothing
         noise(folder / "broken.png", 4)
         check(opened.index(folder), reasons[1:])
         assert opened.stats()["unreadable"] == 4
     with Gallery(path, embedder, "a") as opened:  # with a higher limit of pixels
-        assert opened.index(folder / "broken.png").unchanged == 1  # which leaves the others to be tried again
+        assert opened.index(folder / "broken.png").unchanged == 1  # the others are still to be tried again
         check(opened.index(folder), [reasons[1], *reasons[3:]])
         read.clear()
         opened.index(folder)
@@ -307,9 +307,9 @@ def test_files_passed_over_are_counted_by_kind(folder, path, embedder, monkeypat
     with Gallery(path, embedder, "a") as opened:
         report = opened.index(folder)
         assert (report.embedded, report.passed_over) == (4, {"video": 1, "PSD": 1})
-        assert sorted(opened_files) == ["notes", "photo.xyz", "scan"]  # whose names do not tell
+        assert sorted(opened_files) == ["notes", "photo.xyz", "scan"]  # files whose names do not tell their kind
         assert opened.index(folder).passed_over == report.passed_over
-        assert len(opened_files) == 3  # remembered
+        assert len(opened_files) == 3  # the kinds are remembered
         assert opened.stats()["passed_over"] == {"video": 1, "PSD": 1}
         noise(folder / "photo.xyz", 31, format="PNG")
         (folder / "clip.mp4").unlink()

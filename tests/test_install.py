@@ -1,4 +1,4 @@
-"""Every way to install finds the package and its weights, also in the folder above a clone that is named alnumpy."""
+"""Every way to install finds the package and its weights, even from the folder above a clone that is named alnumpy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def clone(tmp_path):
 
 @pytest.fixture
 def python(tmp_path):
-    """The Python of a new environment, which finds NumPy and the tools of building where this one does."""
+    """The Python of a new environment that shares NumPy and the build tools with this one."""
     venv.create(tmp_path / "venv", symlinks=os.name != "nt")
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip()
@@ -60,7 +60,7 @@ def python(tmp_path):
 
 
 def found(python, folder):
-    """Where alnumpy and its weights are for who stands in the folder, after proof that both work."""
+    """Where Python finds alnumpy and its weights from this folder, after a test that both work."""
     assert run([python, "-m", "alnumpy", "verify"], folder).startswith("ok: ")
     return [Path(line) for line in run([python, "-c", LOOK], folder).splitlines()]
 

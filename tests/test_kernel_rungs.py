@@ -1,4 +1,4 @@
-"""The rungs of tools/dev/kernel_rungs.py compute one product, whatever the sizes."""
+"""All rungs of tools/dev/kernel_rungs.py compute the same product, for any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each compiled kernel against its twin in reference.py, in an arena that is poisoned before and checked after."""
+"""Each compiled kernel against its counterpart in reference.py, in an arena of poison that is checked afterwards."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Bench:
         return buffer
 
     def run(self, image: np.ndarray | None = None, result: int = 0) -> np.ndarray:
-        """Returns ``result`` floats that the steps put out; ``read`` then gives what buffers hold."""
-        self.steps.rows.insert(0, (-1, *self.inputs))  # no operation; keeps the inputs' places from being used before
+        """Returns ``result`` floats that the steps write to the output; ``read`` then gives the contents of buffers."""
+        self.steps.rows.insert(0, (-1, *self.inputs))  # no operation; keeps the inputs' places unused
         self.steps.rows.append((-1, *self.inputs))
         layout = self.steps.layout()
         self.places = layout.places
@@ -103,7 +103,7 @@ class Bench:
         return Map(self.input(records), x.shape[1:])
 
     def read_map(self, y: Map, place: Place) -> np.ndarray:
-        """What the kernels made of a map, as (C, H, W)."""
+        """A map that kernels wrote, as (C, H, W)."""
         h, w = y.size
         if place.planar:
             planes = self.read(y.buffer)[: place.width * lower.plane_size(h, w)].reshape(place.width, -1)
@@ -113,7 +113,7 @@ class Bench:
 
 
 def totals_of(x: np.ndarray) -> np.ndarray:
-    """What the planar kernels accumulate for (C, H, W), all in one lane."""
+    """The totals that planar kernels accumulate for (C, H, W), all in one lane."""
     totals = np.zeros((len(x), 2, LINE), np.float32)
     totals[:, 1] = -np.inf
     totals[:, :, 0] = np.stack([x.sum((1, 2)), x.max((1, 2))], 1)
@@ -128,7 +128,7 @@ def picture(rng: np.random.Generator, shape: tuple[int, ...], special: str = "")
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """The same NaN and infinities; the rest within rounding of the largest value."""
+    """Checks for equal NaN and infinities, and other values equal to within rounding of the largest."""
     assert ours.shape == theirs.shape
     finite = np.isfinite(theirs)
     np.testing.assert_array_equal(ours[~finite], theirs[~finite])
@@ -161,7 +161,7 @@ def plain_conv(x: np.ndarray, layer: Conv, params: dict[str, np.ndarray]) -> np.
     weight, bias = (params[f"{layer.name}.conv.{field}"].astype(np.float64) for field in ("weight", "bias"))
     (top, _), (left, _) = layer.pads(x.shape[1:])
     y = np.empty((layer.channels, *layer.size(x.shape[1:])))
-    group = np.arange(layer.channels) * layer.groups // layer.channels  # of each output
+    group = np.arange(layer.channels) * layer.groups // layer.channels  # the group of each output
     for i, j in np.ndindex(y.shape[1:]):
         y[:, i, j] = bias
         for ky, kx in np.ndindex(weight.shape[2:]):
@@ -172,7 +172,7 @@ def plain_conv(x: np.ndarray, layer: Conv, params: dict[str, np.ndarray]) -> np.
 
 
 def plain_activation(x: np.ndarray, activation: str) -> np.ndarray:
-    """An activation or a gate as its formula."""
+    """An activation or a gate, by its formula."""
     with np.errstate(over="ignore", invalid="ignore"):
         return {
             "": lambda: x,
@@ -186,7 +186,7 @@ def plain_activation(x: np.ndarray, activation: str) -> np.ndarray:
 
 
 def plain_pool(x: np.ndarray, layer: Pool) -> np.ndarray:
-    """The maximum of each window's pixels, or their sum by nine."""
+    """The maximum of each window's pixels, or their sum divided by nine."""
     y = np.empty((len(x), *layer.size(x.shape[1:])))
     for i, j in np.ndindex(y.shape[1:]):
         window = x[:, max(0, 2 * i - 1) : 2 * i + 2, max(0, 2 * j - 1) : 2 * j + 2]
@@ -224,7 +224,7 @@ def test_planar_block(
     height: int, width: int, groups: int, inputs: int, t: int, outputs: int, stride: int, shuffle: bool,
     attended: bool, special: str, seed: int,
 ) -> None:  # fmt: skip
-    """Expand, shuffle, depthwise and project in one kernel, of an input with or without attention still to multiply."""
+    """Expand, shuffle, depthwise and project in one kernel; the input may still need its attention."""
     rng = np.random.default_rng(seed)
     cin, wide = groups * inputs, groups * inputs * t
     options = {"bias": True, "batch_norm": False}
@@ -259,7 +259,7 @@ def test_planar_block(
 def test_pointwise(
     pixels: int, groups: int, inputs: int, outputs: int, activation: str, special: str, seed: int
 ) -> None:
-    """Of inputs that stand in any order, as after a shuffle."""
+    """Inputs may stand in any order, as after a shuffle."""
     rng = np.random.default_rng(seed)
     x = picture(rng, (groups * inputs, pixels, 1), special)
     layer = conv(len(x), groups * outputs, activation, groups=groups)
@@ -279,13 +279,13 @@ def test_pointwise(
 def test_dense(
     pixels: int, inputs: int, outputs: int, residual: bool, activation: str, special: str, seed: int
 ) -> None:
-    """With and without another map to add; records may be wider than their channels."""
+    """Another map may be added; records may be wider than their channels."""
     rng = np.random.default_rng(seed)
     x, other = picture(rng, (inputs, pixels, 1), special), picture(rng, (outputs, pixels, 1))
     layer = conv(inputs, outputs, "" if residual else activation)
     params = arrays_of([layer], rng)
     bench, source = Bench(params), Place(np.arange(inputs), inputs + 5)
-    if inputs >= 16 and inputs % 2 == 0:  # two runs, in any order, as after a shuffle
+    if inputs >= 16 and inputs % 2 == 0:  # two runs in another order, as after a shuffle
         slots = np.arange(2)[:, None] * (inputs + 7) + np.arange(3, inputs // 2 + 3)
         source = Place(rng.permutation(slots.ravel()), 2 * inputs + 9)
     unit = lower.Dense(bench.pack.fold(layer), source, activation, bench.pack)
@@ -303,8 +303,8 @@ def test_dense(
         ([5, 6], 5, {"run": 2, "runs": 1, "x_run": 0}),
         ([*range(20, 28), *range(4, 12)], 4, {"run": 8, "runs": 2, "x_run": 16}),
         ([0, 2], None, None),  # runs too short
-        ([*range(9), *range(20, 28)], None, None),  # not of one length
-        ([*range(8), *range(20, 28), *range(41, 49)], None, None),  # not at one distance
+        ([*range(9), *range(20, 28)], None, None),  # runs of different lengths
+        ([*range(8), *range(20, 28), *range(41, 49)], None, None),  # runs at different distances
     ],
 )
 def test_equal_runs(channels: list[int], start: int | None, runs: dict[str, int] | None) -> None:
@@ -344,7 +344,7 @@ def test_image_convolution(
     height: int, width: int, channels: int, kernel: int, stride: int, padding: str, activation: str, special: str,
     seed: int,
 ) -> None:  # fmt: skip
-    """Any convolution of the picture."""
+    """Convolutions of the picture."""
     rng = np.random.default_rng(seed)
     x = picture(rng, (3, height, width), special)
     layer = conv(3, channels, activation, kernel=kernel, stride=stride, padding=padding)
@@ -380,7 +380,7 @@ def test_add(height: int, width: int, channels: int, activation: str, special: s
 
 @given(SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), ACTIVATION, SPECIALS, st.integers(0, 99))
 def test_copy(height: int, width: int, first: int, second: int, activation: str, special: str, seed: int) -> None:
-    """Two maps joined, whose channels stand in any order; the padding of records is 0."""
+    """Two maps are joined, with channels in any order; the padding of records is 0."""
     rng = np.random.default_rng(seed)
     maps = [picture(rng, (channels, height, width), special) for channels in (first, second)]
     places = [Place(rng.permutation(len(x) + 3)[: len(x)], len(x) + 3) for x in maps]
@@ -431,7 +431,7 @@ def test_cbam(
     height: int, width: int, channels: int, reduction: int, layout: str, kind: str, pending: bool, special: str,
     seed: int,
 ) -> None:  # fmt: skip
-    """Both attentions and the multiplication, by the kernels of each layout of activations."""
+    """Both attentions and the multiplication, by the kernels of each layout."""
     rng = np.random.default_rng(seed)
     x = picture(rng, (channels, height, width), special)
     layer = Cbam("cbam", ("x",), channels, max(1, channels // reduction), CBAM_LAYOUTS[layout])
@@ -466,7 +466,7 @@ def test_embedding(height: int, width: int, channels: int, attended: bool, seed:
 
 
 def test_sigmoid_extremes() -> None:
-    """Through a CBAM of one pixel whose channels' sums reach from far below to far above where exp overflows."""
+    """Tests a CBAM of one pixel whose channels' sums range from far below to far above the overflow of exp."""
     values = np.float32([-np.inf, -1e4, -104, -89, -88, -50, -1, -1e-6, 0, 1e-6, 1, 50, 88, 89, 1e4, np.inf])
     layer = Cbam("cbam", ("x",), len(values), 1, CBAM_LAYOUTS["max-mean-bias-bn"])
     params = {name: np.zeros(shape, np.float32) for name, shape in parameters([layer]).items()}
@@ -477,12 +477,12 @@ def test_sigmoid_extremes() -> None:
         bench.steps, bench.channels_last(np.full((16, 1, 1), 2.0), place)
     )
     bench.run()
-    ours = bench.read_map(y, place).ravel()  # the spatial attention is a half
+    ours = bench.read_map(y, place).ravel()  # the spatial attention is 0.5
     np.testing.assert_allclose(ours, reference.sigmoid(values), rtol=4e-7, atol=1e-37)
 
 
 def test_arguments_are_those_of_the_kernels() -> None:
-    """Each operation names the arguments of its kernel, which begin after the addresses of what it works in."""
+    """Each operation names the arguments of its kernel, which come after the addresses of the buffers."""
     for op in Op:
         names = list(inspect.signature(getattr(runner, op.name.lower()).py_func).parameters)
         given = [name for name in names if name not in ("images", "arena", "weights", "tables", "output")]
@@ -506,7 +506,7 @@ def test_cache_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("ALNUMPY_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     home = cache.cache_file()
-    assert home is None or home.is_absolute()  # without HOME, the password database says
+    assert home is None or home.is_absolute()  # without HOME, the password database names it
     monkeypatch.setenv("HOME", str(tmp_path))
     home = cache.cache_file()
     assert home is not None
@@ -622,4 +622,4 @@ def test_an_interrupted_run_frees_nothing_that_a_thread_still_uses(monkeypatch: 
     assert looked.wait(10)
     assert alive == [True]
     time.sleep(0.05)
-    assert len(calls) == 2  # and no other chunk was begun
+    assert len(calls) == 2  # no other chunk was begun

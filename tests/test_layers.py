@@ -1,4 +1,4 @@
-"""Layers as data: which lists are refused, the order of evaluation, and what each layer does to sizes."""
+"""Layers as data: which lists are refused, the order of evaluation, and the size of each layer's output."""
 
 import sys
 
@@ -27,7 +27,7 @@ def test_evaluate_drops_values_after_their_last_reader():
     seen = {}
 
     def compute(layer, *inputs):
-        held = {IMAGE} if sys.version_info < (3, 11) and layer.name != "first" else set()  # by the call, until it ends
+        held = {IMAGE} if sys.version_info < (3, 11) and layer.name != "first" else set()  # held by the call
         seen[layer.name] = [value.name for value in inputs], sorted(set(alive) - held)
         return Value(layer.name)
 
@@ -35,7 +35,7 @@ def test_evaluate_drops_values_after_their_last_reader():
     assert last.name == "third"
     assert seen == {
         "first": ([IMAGE], [IMAGE]),
-        "second": (["first"], ["first"]),  # the picture is read no more
+        "second": (["first"], ["first"]),  # the picture is no longer needed
         "sum": (["first", "second"], ["first", "second"]),
         "third": (["sum"], ["sum"]),
     }
@@ -61,7 +61,7 @@ def test_same_padding_agrees_with_tensorflow():
     layer = Conv("c", (IMAGE,), 8, 3, 5, 2, padding="same")
     assert layer.pads((224, 225)) == ((1, 2), (2, 2))
     assert Conv("c", (IMAGE,), 8, 3, 3, 2, padding="same").pads((224, 7)) == ((0, 1), (1, 1))
-    assert Conv("c", (IMAGE,), 8, 3, 1, 2, padding="same").pads((5, 6)) == ((0, 0), (0, 0))  # not below 0
+    assert Conv("c", (IMAGE,), 8, 3, 1, 2, padding="same").pads((5, 6)) == ((0, 0), (0, 0))  # never negative
 
 
 def test_arrays_of_each_layer():

@@ -1,4 +1,4 @@
-"""Checkpoints as PyTorch wrote them before 1.6: read as torch reads them, and nothing in them is executed."""
+"""Checkpoints as PyTorch wrote them before 1.6: read like torch does, but without executing anything in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save(value, path):
 
 
 def parts(path):
-    """The five pickles of a file, and what follows them."""
+    """The five pickles of a file, and the rest after them."""
     data, pickles = path.read_bytes(), []
     file = io.BytesIO(data)
 
@@ -82,7 +82,7 @@ def test_an_optimizer_beside_the_network_is_ignored(tmp_path):
 
 
 def test_a_view_of_a_storage(tmp_path):
-    """PyTorch 0.3 wrote storages that are parts of others: the sixth field of the persistent id."""
+    """PyTorch 0.3 wrote storages that are parts of others; the sixth field of the persistent id tells."""
     pickles, _ = parts(save({"x": torch.arange(4.0)}, tmp_path / "c.pt"))
     key = pickle.loads(pickles[4])[0]
     kind = b"ctorch\nFloatStorage\n"
@@ -144,7 +144,7 @@ def test_an_impossible_count_of_elements_is_refused(tmp_path, count):
 
 
 class Execute:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Kernels that were compiled ahead of time: which library is chosen, and that it computes what the sources say."""
+"""Kernels that were compiled ahead of time: which library is chosen, and whether it computes what the sources say."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MACHINES = [  # system, processor, bits, what it has, library
     ("linux", "s390x", 64, "", None),
     ("win32", "arm64", 64, "", None),
     ("win32", "x86", 32, "", None),
-    ("darwin", "arm64", 64, "", None),  # not until somebody has run it
+    ("darwin", "arm64", 64, "", None),  # not used until somebody has run it
     ("darwin", "x86_64", 64, "", None),
     ("freebsd14", "amd64", 64, "", None),
 ]
@@ -58,7 +58,7 @@ def test_choice(monkeypatch, system, name, bits, features, wanted):
 
 
 def test_the_libraries_are_those_of_the_manifest_and_of_these_sources():
-    """Where this fails, ``python tools/dev/build_kernels.py`` (extra ``build``) makes them anew."""
+    """If this fails, run ``python tools/dev/build_kernels.py`` (extra ``build``)."""
     manifest = library.manifest()
     assert manifest["abi"] == NUMBER
     assert manifest["sources"] == library.sources_digest()
@@ -74,7 +74,7 @@ def test_the_builders_versions_are_pinned():
 
 
 def levels():
-    """The runners of the library for this computer, by their levels, as far as this CPU can run them."""
+    """The runners of the library for this computer, by level, if this CPU can run them."""
     found = {}
     if CHOICE.path is not None:
         loaded = ctypes.CDLL(str(CHOICE.path))

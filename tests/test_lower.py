@@ -1,6 +1,6 @@
-"""Networks lowered to programs: number for number as recorded.
+"""Networks lowered to programs, compared with records number for number.
 
-python tests/test_lower.py        # records anew what programs consist of: tests/data/programs.json
+python tests/test_lower.py        # records the programs again: tests/data/programs.json
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def contents(program: Program) -> dict[str, Any]:
-    """What a program consists of, as digests: its arrays, and for each size its steps and the places of its buffers."""
+    """Digests of a program: its arrays, and for each size its steps and the places of its buffers."""
     layouts = {}
     for height, width in SIZES:
         layout = program.layout((height, width))
@@ -77,7 +77,7 @@ def test_layouts_are_remembered_and_bounded() -> None:
 
 
 class Custom(Spec):
-    """Any list of layers."""
+    """A spec of any list of layers."""
 
     def __init__(self, chain: Chain) -> None:
         object.__setattr__(self, "name", "custom")

@@ -1,4 +1,4 @@
-"""The budget of memory: how much, for whom, and what happens where it runs out."""
+"""The budget of memory: how much there is, who gets it, and what happens if it runs out."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_limits_of_memory(budget, monkeypatch):
     budget._waiting.extend(range(4))
     assert budget.allowed() == 4 * memory.PER_THREAD
     budget._waiting.extend(range(100))
-    assert budget.allowed() == 5 * 10**8  # half of what there is
+    assert budget.allowed() == 5 * 10**8  # half of the available memory
     monkeypatch.setenv(memory.VARIABLE, "1.5G")
     assert budget.allowed() == 1_500_000_000
     budget.limit = 7
@@ -118,7 +118,7 @@ def test_free_memory_of_the_machine(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    assert memory.room(str(tmp_path)) == 10**9  # nothing is known
+    assert memory.room(str(tmp_path)) == 10**9  # the available memory is unknown
     write({"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:   5000 kB\n"})
     assert memory.room(str(tmp_path)) == 5000 * 1024
     group = "sys/fs/cgroup/a/b/memory"
@@ -126,9 +126,9 @@ def test_free_memory_of_the_machine(tmp_path, monkeypatch):
     assert memory.room(str(tmp_path)) == 5000 * 1024
     write({f"{group}.max": "1000000\n", f"{group}.current": "400000\n"})
     assert memory.room(str(tmp_path)) == 600_000
-    write({f"{group}.stat": "anon 5\ninactive_file 100000\n"})  # pages of files, which are given up
+    write({f"{group}.stat": "anon 5\ninactive_file 100000\n"})  # pages of files, which the system gives up
     assert memory.room(str(tmp_path)) == 700_000
-    write({"sys/fs/cgroup/a/memory.max": "500000\n", "sys/fs/cgroup/a/memory.current": "450000\n"})  # for all of a
+    write({"sys/fs/cgroup/a/memory.max": "500000\n", "sys/fs/cgroup/a/memory.current": "450000\n"})  # limits all of a
     assert memory.room(str(tmp_path)) == 50_000
     first = "sys/fs/cgroup/memory/memory"
     write({"proc/self/cgroup": "4:cpu,memory:/docker/x\n1:name=systemd:/\n", f"{first}.limit_in_bytes": "90000\n"})
@@ -147,11 +147,11 @@ def test_a_limited_address_space():
     assert done.stdout == "True True False\n"
 
 
-# Pixels do not outlive their use
+# Pixels are freed after use
 
 
 class Pixels:
-    """Objects with pixels among all that Python's cycle collector finds."""
+    """Objects with pixels among those that Python's cycle collector finds."""
 
     @staticmethod
     def in_cycles(make):
@@ -176,7 +176,7 @@ def test_no_cycle_holds_pixels_in_any_format(tmp_path):
         for path in sorted(tmp_path.iterdir()):
             data = path.read_bytes()
             images.load(path, HOW)
-            if path.suffix != ".gif":  # whose first frame may be there
+            if path.suffix != ".gif":  # a GIF's first frame may still be there
                 with pytest.raises(ImageError):
                     images.load(data[: len(data) // 2], HOW)
 
@@ -217,7 +217,7 @@ print(report.embedded, len(report.failed), peak() - base)
 
 @linux
 def test_photos_of_real_size_do_not_add_up(tmp_path):
-    """Eight of 12 megapixels, which are 390 MB in all, or twice that to be turned, and one of 48: two at a time."""
+    """Eight pictures of 12 megapixels (390 MB in all, twice that if rotated) and one of 48, two at a time."""
     (tmp_path / "small").mkdir()
     (tmp_path / "large").mkdir()
     exif = Image.Exif()
@@ -237,7 +237,7 @@ def test_photos_of_real_size_do_not_add_up(tmp_path):
     assert 90e6 < growth < 260e6
 
 
-# Where memory runs out
+# Memory runs out
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_several_large_pictures_in_a_small_address_space(tmp_path):
     assert done.stdout.split() == ["(3,", "64,", "64)"] * 4, done.stderr
 
 
-# Whose fault it is
+# Whether the fault is the picture's
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, IndexError, ValueError, ZeroDivisionError])

@@ -1,4 +1,4 @@
-"""Search results to look at: what is on the sheet and on the page, and that neither needs or trusts anything."""
+"""Search results as a sheet and as a page: their content, and that neither loads nor trusts anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "gray")
 
 @pytest.fixture
 def searches(tmp_path):
-    """Two queries: one with six results, of which one is gone, and one without any."""
+    """Two queries: one with six results, one of which is missing, and one without results."""
     matches = []
     for i, color in enumerate(COLORS):
         path = os.fspath(tmp_path / f"{color}.png")
@@ -50,7 +50,7 @@ def test_montage(searches):
     assert [centre(sheet, i, 1) for i in range(2)] == [rgb("white"), rgb("cyan")]
     assert [centre(sheet, i, 2) for i in range(2)] == [rgb("gray"), rgb("white")]
     assert sheet.getpixel((GAP - 3, GAP + 9)) == rgb(MARK)
-    below = np.asarray(sheet)[GAP + SIDE + 4 : GAP + CELL[1] - GAP]  # captions: ink below the pictures, none between
+    below = np.asarray(sheet)[GAP + SIDE + 4 : GAP + CELL[1] - GAP]  # captions are below the pictures, not between them
     ink = [(below[:, GAP + i * CELL[0] : GAP + i * CELL[0] + SIDE] < 128).any() for i in range(6)]
     assert ink == [True] * 6
     assert (below[:, GAP + SIDE + 4 : CELL[0]] == 255).all()
@@ -71,7 +71,7 @@ def test_captions_fit_for_any_name(name):
     assert _fit("\u00fcber \u00e9t\u00e9 \u4e2d.png") == (
         "\u00fcber \u00e9t\u00e9 ?.png" if _font()[1] == "latin-1" else "uber ete ?.png"
     )
-    assert _fit("e\u0301t\u00e9 \u017e.png") == _fit("\u00e9t\u00e9 z.png")  # as macOS spells it
+    assert _fit("e\u0301t\u00e9 \u017e.png") == _fit("\u00e9t\u00e9 z.png")  # the spelling of macOS
 
 
 class Page(HTMLParser):

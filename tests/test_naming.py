@@ -1,4 +1,4 @@
-"""The order of modules, from the names that public projects give them, after it has been lost."""
+"""The lost order of modules, found again by the names that public projects use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alnumpy.convert import expected_modules
 from alnumpy.naming import orders
 from alnumpy.networks import SPECS
 
-STAGES = {  # blocks in each, as the projects number them
+STAGES = {  # numbers of blocks, as the projects count them
     "mobilenet-v1": (1, 2, 2, 6, 2),
     "mobilenet-v2": (1, 2, 3, 4, 3, 3, 1),
     "efficientnet-b0": (1, 2, 2, 3, 3, 4, 1),
@@ -30,7 +30,7 @@ def spec_of(name):
 
 
 def parts(spec):
-    """For each module its block from 1, stage and place in it from 0, its role, and 1 for a batch norm."""
+    """For each module: its block (from 1), stage and place in the stage (from 0), role, and 1 for a batch norm."""
     modules = expected_modules(spec)
     starts = [0, *accumulate(STAGES[spec.name])]
     for module in modules:
@@ -73,7 +73,7 @@ def lukemelas(spec):
 
 
 def torchvision(spec):
-    """Of networks of inverted residuals: the parts of a block are numbered."""
+    """The parts of a block in networks of inverted residuals are numbered."""
     last, seen = sum(STAGES[spec.name]) + 1, {}
     for number, _, _, role, bn, _ in parts(spec):
         if not number:
@@ -83,7 +83,7 @@ def torchvision(spec):
         kind = role.split(".")[0]
         roles += [kind] if kind not in roles else []
         at = roles.index(kind)
-        if spec.name == "mobilenet-v2":  # whose last convolution and batch norm have no module around them
+        if spec.name == "mobilenet-v2":  # its last convolution and batch norm have no module around them
             inner = f"{at + bn}" if kind == "project" else f"{at}.{bn}"
             yield f"features.{number}.conv.{inner}"
         else:
@@ -227,7 +227,7 @@ def test_two_possible_orders_are_reported():
         (["a.b", "a"], "xx", "xx"),
         (["a"], "x", "xx"),
         (["a1", "a2"], "xy", "yx"),
-        ([f"{i}a" for i in range(40)], "x" * 40, "x" * 39 + "y"),  # which must not take for ever
+        ([f"{i}a" for i in range(40)], "x" * 40, "x" * 39 + "y"),  # this must not take for ever
     ],
 )
 def test_names_that_allow_no_order(names, kinds, wanted):

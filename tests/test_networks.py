@@ -1,4 +1,4 @@
-"""The networks' counts: parameters and multiply-adds as published, and those that all public implementations have."""
+"""The networks' counts: parameters and multiply-adds, as published and in all public implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ V3_SMALL_HIDDEN = replace(SPECS["mobilenet-v3-small"], hidden=1024)
 V3_LARGE_HIDDEN = replace(SPECS["mobilenet-v3-large"], hidden=1280)
 MEGVII = replace(SPECS["shufflenet-v2"], split="even-odd")
 
-# Embedding, parameters without a classifier, with one of 10 and of 1000 classes.
+# Embedding, and parameters without a classifier and with one of 10 and 1000 classes.
 PARAMETERS = [
     (SPECS["alnet"], 1280, 756_914, 769_724, 2_037_914),
     (SPECS["mobilenet-v1"], 1024, 3_206_976, 3_217_226, 4_231_976),
@@ -47,7 +47,7 @@ STATISTICS = {
     "mobilenet-v3-small": 12_112,
     "mobilenet-v3-large": 24_400,
 }
-# Millions, to three decimals, at SIZES.
+# Millions of multiply-adds at SIZES, to three decimals.
 MULTIPLY_ADDS = [
     (SPECS["mobilenet-v1"], (10.999, 11.586, 46.344, 185.377, 289.651, 567.716)),
     (SPECS["shufflenet-v1"], (2.725, 2.786, 11.143, 44.572, 69.643, 136.501)),

@@ -1,4 +1,4 @@
-"""Number formats."""
+"""Number formats of embeddings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_number_formats_save_space(tmp_path):
 
 @pytest.mark.parametrize("flushes", [True, False])
 def test_every_float16_is_converted_as_numpy_does(monkeypatch, flushes):
-    """Also by CPUs that take the smallest float32 for 0."""
+    """The conversion is the same on CPUs that take the smallest float32 for 0."""
     if flushes:
         monkeypatch.setattr(packed, "_flushes", lambda: True)
     every = np.arange(65536, dtype=np.uint16).view(np.float16)

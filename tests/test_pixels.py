@@ -1,4 +1,4 @@
-"""What stored pixels mean: pages, frames, bits, bands, transparency, profiles."""
+"""The meaning of stored pixels: pages, frames, bits, bands, transparency, profiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ II, MM = "<", ">"
 
 
 def shown(data):
-    """A file's bytes as uint8 RGB, as far as this module decides."""
+    """A file's bytes as uint8 RGB, by the rules of pixels.py."""
 
     def opened():
         return Image.open(io.BytesIO(data))
@@ -67,7 +67,7 @@ def directory(tags, at, following, order):
 
 
 def tiff(*pages, below=(), order=II, compressed=False):
-    """A TIFF of pages (array, tags), compressed by deflate or not; those in ``below`` are SubIFDs of the first."""
+    """A TIFF of pages (array, tags), deflated or not; pages in ``below`` are SubIFDs of the first."""
     data, stored_at = (b"II*\0" if order == II else b"MM\0*") + bytes(4), []
     for array, _ in [*pages, *below]:
         stored = array.astype(array.dtype.newbyteorder(order)).tobytes()
@@ -141,7 +141,7 @@ def test_more_bits_need_a_hint_in_the_file(bits):
     for name, data in grey.items():
         if name == "sBIT":
             data_of = Image.open(io.BytesIO(data))
-            data_of.info["sBIT"] = bytes([bits])  # as the container's reader gives it
+            data_of.info["sBIT"] = bytes([bits])  # as containers.read gives it
             result = np.asarray(pixels.decode(data_of, lambda: None))
         else:
             result = shown(data)[..., 0]
@@ -181,7 +181,7 @@ def test_the_transparent_grey_of_any_depth(depth):
     for i in range(8 // depth):
         packed |= levels[:, i :: 8 // depth] << (8 - depth * (i + 1))
     expected = np.where(levels == clear, 255, levels.astype(int) * 255 // most)
-    for upper in (0, (depth > 1) << 14):  # bits above the depth, which are to be ignored
+    for upper in (0, (depth > 1) << 14):  # bits above the depth must be ignored
         data = png(packed, depth, 0, (b"tRNS", struct.pack(">H", clear | upper)))
         np.testing.assert_array_equal(shown(data)[..., 0], expected)
 
@@ -307,7 +307,7 @@ THUMB = np.full((12, 16), 77, np.uint8)
 LARGE = np.kron(GREY, np.ones((4, 4), np.uint8))
 
 
-@pytest.mark.parametrize("mark", [{254: (4, [1])}, {255: (3, [2])}, {254: (4, [4])}, {}])  # or only by its size
+@pytest.mark.parametrize("mark", [{254: (4, [1])}, {255: (3, [2])}, {254: (4, [4])}, {}])  # or only the size
 @pytest.mark.parametrize("where", ["page", "below"])
 @pytest.mark.parametrize("order", [II, MM])
 def test_a_thumbnail_before_the_picture(mark, where, order):
@@ -324,7 +324,7 @@ def test_the_largest_page_that_is_not_a_thumbnail():
 
 def test_a_document_stays_at_its_first_page():
     for first in (LARGE, THUMB):
-        rest = np.zeros((200, 90), np.uint8)  # of other proportions
+        rest = np.zeros((200, 90), np.uint8)  # other proportions
         assert shown(tiff((first, {}), (rest, {}), (rest, {}))).shape[:2] == first.shape
     page = np.zeros((640, 480), np.uint8)
     assert shown(tiff((page, {}), (np.tile(page, (4, 4)), {}))).shape[:2] == (640, 480)
@@ -353,7 +353,7 @@ if "avif" in features.modules and features.check("avif"):
 def test_the_first_frame_that_shows_something(format, options, empty, count):
     picture = Image.fromarray(COLOUR).convert(empty.mode)
     later = Image.new(empty.mode, (16, 12), "red")
-    blanks = [Image.blend(empty, later, 0.01 * i) for i in range(1, count)]  # else they are merged into one
+    blanks = [Image.blend(empty, later, 0.01 * i) for i in range(1, count)]  # otherwise they are merged into one
     data = saved(empty, format, save_all=True, append_images=[*blanks, picture, later], duration=100, **options)
     assert np.abs(shown(data).astype(int) - COLOUR).mean() < 16
 
@@ -524,7 +524,7 @@ XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.
 
 
 def disc():
-    """What the pictures in tests/data/heic show."""
+    """The content of the pictures in tests/data/heic: gradients and a disc."""
     y, x = np.mgrid[0:48, 0:64]
     return np.stack([x * 4, y * 5, np.where((x - 20) ** 2 + (y - 16) ** 2 < 100, 220, 60)], 2).astype(np.uint8)
 
@@ -537,7 +537,7 @@ needs_avif = pytest.mark.skipif(not formats.readable("AVIF"), reason="needs AVIF
 @pytest.mark.parametrize("name", ["plain", "turned", "alpha", "profile", "ten-bits"])
 def test_heic(name):
     expected = disc()
-    if name == "turned":  # by irot, and by what EXIF and XMP say about the same
+    if name == "turned":  # turned by irot; EXIF and XMP say the same again
         expected = np.rot90(expected, -1)
     if name == "alpha":
         expected[:, :32] = 255
@@ -569,7 +569,7 @@ def test_metadata_of_heic_is_kept_from_the_decoder(tmp_path):
     data = (HEIC / "turned.heic").read_bytes()
     for text in (b"application/rdf+xml", b"Exif", b"mime"):
         assert text in data
-        (tmp_path / "a.heic").write_bytes(data.replace(text, b"\xfe" * len(text), 1))  # which crashes pi-heif 1.4
+        (tmp_path / "a.heic").write_bytes(data.replace(text, b"\xfe" * len(text), 1))  # crashes pi-heif 1.4
         np.testing.assert_array_equal(np.asarray(read(tmp_path / "a.heic")), np.asarray(read(HEIC / "turned.heic")))
 
 

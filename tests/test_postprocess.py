@@ -1,4 +1,4 @@
-"""Flips, norms and whitening: against their definitions, another implementation, and what must not change them."""
+"""Flips, norms and whitening, compared with their definitions and with another implementation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from alnumpy.postprocess import average_mirrored, l2_normalize, learn_whitening, whiten
 
 RNG = np.random.default_rng(0)
-MIX = RNG.normal(size=(12, 12)) * np.geomspace(1, 100, 12)  # components that depend on each other, of all magnitudes
+MIX = RNG.normal(size=(12, 12)) * np.geomspace(1, 100, 12)  # mixes components of all magnitudes
 CORRELATED = (RNG.normal(size=(300, 12)) @ MIX + RNG.normal(size=12) * 50).astype(np.float32)
 
 
 def linear(vectors, whitening):
-    """Whitened, before the division by the norm."""
+    """Whitened vectors before the division by the norm."""
     return (vectors.astype(np.float64) - whitening.mean) @ whitening.projection
 
 
@@ -30,12 +30,12 @@ def test_average_mirrored():
     x = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
     weights = RNG.normal(size=(60, 7)).astype(np.float32)
 
-    def forward(x):  # one by one, as an Embedder does: BLAS's rows may depend on the batch
+    def forward(x):  # one by one, like an Embedder: BLAS's rows may depend on the batch
         return np.stack([np.tanh(picture.ravel() @ weights) for picture in x])
 
     calls = []
     averaged = average_mirrored(lambda x: calls.append(x) or forward(x), x)
-    assert len(calls) == 1  # so that both come from one backend, also where it is chosen by the number of pictures
+    assert len(calls) == 1  # one call, so that "auto" chooses one backend for both
     np.testing.assert_allclose(averaged, (forward(x) + forward(np.flip(x, 3))) / 2)
     np.testing.assert_array_equal(averaged, average_mirrored(forward, np.flip(x, 3)))
     assert np.abs(averaged - forward(x)).max() > 0.1
@@ -74,7 +74,7 @@ def test_white_vectors_are_only_rotated():
     white = linear(CORRELATED, learn_whitening([CORRELATED], 12)).astype(np.float32)
     again = learn_whitening([white], 12)
     np.testing.assert_allclose(pairwise(linear(white, again)[:50]), pairwise(white[:50]), rtol=1e-3, atol=1e-3)
-    centred = white - white.mean(0)  # so ranking by whitened, normalised distance is ranking by the angle
+    centred = white - white.mean(0)  # so normalised distances rank like angles
     angles = pairwise(l2_normalize(centred[:50]))
     np.testing.assert_allclose(pairwise(whiten(white[:50], again.mean, again.projection)), angles, atol=1e-3)
 
@@ -105,9 +105,9 @@ def test_a_vector_has_the_same_bits_in_any_batch():
 @pytest.mark.parametrize(
     ("embeddings", "rank"),
     [
-        (CORRELATED[:5], 4),  # their number less one
+        (CORRELATED[:5], 4),  # at most their number less one
         (CORRELATED[:, [0, 1, 2, 1, 0]], 3),  # components that repeat others
-        (np.concatenate([CORRELATED, np.zeros((300, 3), np.float32)], 1), 12),  # components that nothing moves
+        (np.concatenate([CORRELATED, np.zeros((300, 3), np.float32)], 1), 12),  # constant components
         (np.repeat(CORRELATED[:3], 50, 0), 2),
         (np.repeat(CORRELATED[:1], 50, 0), 0),
         (CORRELATED[:1], 0),

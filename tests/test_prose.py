@@ -1,4 +1,4 @@
-"""Prose follows the rules of CONTRIBUTING.md: what can be found by a pattern."""
+"""Prose follows those rules of CONTRIBUTING.md that a pattern can check."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ BREACHES = {
 
 
 def texts() -> dict[str, str]:
-    """The text files of the repository by name, but this one and the page of the rules."""
+    """The text files of the repository by name, without this one and the page of the rules."""
     try:
         names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
@@ -37,7 +37,7 @@ def test_one_word_for_one_thing(word):
 
 
 def test_comments_are_no_genitives_alone():
-    """A comment that begins with "of" hangs on the name beside it without saying what it is."""
+    """A comment that begins with "of" does not say what the thing beside it is."""
     found = [
         f"{name}:{number}: {line.strip()}"
         for name, text in texts().items()

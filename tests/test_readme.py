@@ -1,4 +1,4 @@
-"""Every example of the README and of the pages in docs/ runs as it is written, and every link leads somewhere."""
+"""Every example of the README and of the pages in docs/ runs as written, and every link leads somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gallery is made anew with another network: the old one until the new one is whole, whatever happens meanwhile."""
+"""A gallery is made anew with another network; the old one stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def other(seed=1, **options):
 
 @pytest.fixture
 def gallery(path, folder, embedder):
-    """One with a rule, a single file of another folder, a missing picture and an unreadable one."""
+    """A gallery with a rule, a single file from another folder, a missing picture and an unreadable one."""
     (folder.parent / "more").mkdir()
     single, gone = folder.parent / "more" / "single.png", folder / "gone.png"
     for seed, name in enumerate((single, gone, folder / "left.out.png"), 5):
@@ -44,7 +44,7 @@ def beside(path):
 
 
 def fresh(path, folder, embedder, **options):
-    """What a gallery of the same pictures holds that was never another one."""
+    """The contents of a gallery of the same pictures that was made with the new network at once."""
     with Gallery(path, embedder, "a", dtype="float16", flip=True, **options) as opened:
         opened.index(folder, exclude="*.out.png")
         opened.add(folder.parent / "more" / "single.png")
@@ -72,7 +72,7 @@ def test_everything_but_the_embeddings_is_kept(gallery, folder, tmp_path):
         for name, embedding in wanted.items():
             np.testing.assert_array_equal(found[name], embedding)
             assert opened.search(name, k=1)[0][0].path == name
-    noise(folder / "gone.png", 6)  # which was missing, and is known again
+    noise(folder / "gone.png", 6)  # the missing picture is back, and recognised
     with Gallery(gallery, other(), "a") as opened:
         assert opened.index().embedded == 1
         assert opened.search(folder / "gone.png", k=1)[0][0].path == str(folder / "gone.png")
@@ -83,10 +83,10 @@ def test_options_of_a_new_gallery_can_be_changed(gallery):
     with Gallery(gallery) as opened:
         settings = opened.settings
         assert (settings.dtype, settings.flip, settings.normalize, settings.decode) == ("int8", False, True, "fast")
-    assert rebuild(gallery, other(0), normalize=True) is None  # as it is already
+    assert rebuild(gallery, other(0), normalize=True) is None  # nothing would change
     says = replace(small_weights(0), normalize=True)
     assert rebuild(gallery, Embedder(says, backend="numpy", threads=1)) is None
-    assert rebuild(gallery, other(0)) is not None  # whose weights say otherwise
+    assert rebuild(gallery, other(0)) is not None  # these weights say otherwise
     with Gallery(gallery) as opened:
         assert not opened.settings.normalize
 
@@ -104,7 +104,7 @@ def test_the_old_gallery_is_searched_until_the_new_one_is_complete(gallery, fold
 
     rebuild(gallery, other(), batch_size=2, progress=progress)
     assert seen == [True] * 3
-    with reader:  # which must not compare embeddings of two networks
+    with reader:  # the reader must not compare embeddings of two networks
         for ask in (
             lambda: reader.search(folder / "a.png"),
             lambda: reader.search(folder / "a.png", folders=folder),
@@ -113,7 +113,7 @@ def test_the_old_gallery_is_searched_until_the_new_one_is_complete(gallery, fold
         ):
             with pytest.raises(GalleryError, match="made anew meanwhile"):
                 ask()
-        with Gallery(gallery, other()) as opened:  # which shares its connection
+        with Gallery(gallery, other()) as opened:  # shares its connection
             assert opened.search(folder / "a.png", k=1)[0][0].path == str(folder / "a.png")
             with pytest.raises(GalleryError, match="made anew meanwhile"):
                 reader.search(folder / "a.png")
@@ -192,10 +192,10 @@ def test_a_killed_rebuild_is_continued(gallery, folder, embedder, tmp_path, mome
     assert dump(gallery) == before
     with Gallery(gallery, embedder) as opened:
         assert opened.search(folder / "a.png") == wanted
-    noise(folder / "new.png", 9)  # and what was indexed between is not lost
+    noise(folder / "new.png", 9)  # indexed between the two runs, and not lost
     with Gallery(gallery, embedder, "a") as opened:
         assert opened.index(folder).embedded == 1
-    assert rebuild(gallery, other()).embedded == embedded + 1  # it goes on
+    assert rebuild(gallery, other()).embedded == embedded + 1  # the run continues
     assert beside(gallery) == ["gallery.db", "gallery.db-lock"]
     with Gallery(gallery) as opened:
         found = {p.path: p.embedding for p in opened if p.embedding is not None}

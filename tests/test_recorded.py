@@ -1,6 +1,6 @@
-"""What torch computed, computed again without torch: needs NumPy, Pillow and h5py alone, and no test runner.
+"""Results of torch, computed again without torch. Needs only NumPy, Pillow and h5py, and no test runner.
 
-A device proves itself with ``python tests/test_recorded.py``. The records are made by tools/dev/record_parity.py.
+Check a device with ``python tests/test_recorded.py``. The records are made by tools/dev/record_parity.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORDED = Path(__file__).parent / "data" / "recorded.npz"
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers from 0 to 1 that come out equal everywhere, since whole numbers make them: SplitMix64's mixing."""
+    """Numbers from 0 to 1 that are equal on every machine, since they are made from whole numbers by SplitMix64."""
     bits = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     bits += np.uint64(crc32(name.encode()))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -37,7 +37,7 @@ def picture() -> np.ndarray:
 
 
 def arrays_of(spec: Spec) -> dict[str, np.ndarray]:
-    """The arrays of a preset, which are too many to be recorded."""
+    """The arrays of a preset; recording them would take too much space."""
     arrays = {}
     for name, shape in parameters(spec.layers()).items():
         u = uniform(name, shape)
@@ -54,10 +54,10 @@ def arrays_of(spec: Spec) -> dict[str, np.ndarray]:
 
 
 class Recorded(unittest.TestCase):
-    """Every recorded case within float32 rounding of torch's output."""
+    """Every recorded case is within float32 rounding of torch's output."""
 
     def test_all_cases(self) -> None:
-        """Operators to 2e-6 of the largest output, embeddings to a relative error of 1e-5."""
+        """Operators agree to 2e-6 of the largest output, embeddings to a relative error of 1e-5."""
         with np.load(RECORDED, allow_pickle=False) as arrays:
             cases = json.loads(bytes(arrays["contents"]))["cases"]
             self.assertGreaterEqual({case.get("preset", "") for case in cases}, set(SPECS))
@@ -85,7 +85,7 @@ class Recorded(unittest.TestCase):
                     self.assertLessEqual(error, most)
 
     def test_the_packaged_kernels(self) -> None:
-        """Embeddings of every preset, by the library for this CPU, to a relative error of 1e-5."""
+        """Embeddings of every preset by the library for this CPU agree to a relative error of 1e-5."""
         if kernels.packaged()[0].path is None:
             self.skipTest(kernels.packaged()[0].reason)
         with np.load(RECORDED, allow_pickle=False) as arrays:

@@ -23,7 +23,7 @@ def test_flips_are_averaged_in_the_gallery_and_for_queries(tmp_path, path, norma
     root = tmp_path / "pictures"
     root.mkdir()
     for i in range(5):
-        noise(root / f"{i}.png", i, (8, 8))  # the network's size, which nothing resizes
+        noise(root / f"{i}.png", i, (8, 8))  # the network's size, so it is not resized
     mirrored = Image.open(root / "3.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mirrored.save(tmp_path / "mirrored.png")
     with Gallery(path, embedder, "a", flip=True) as opened:
@@ -45,7 +45,7 @@ def test_flips_are_averaged_in_the_gallery_and_for_queries(tmp_path, path, norma
 
 @pytest.fixture
 def source(tmp_path, path, embedder):
-    """A gallery of 40 pictures, one a copy, one unreadable, one gone."""
+    """A gallery of 40 pictures: one a copy, one unreadable, one missing."""
     root = tmp_path / "many"
     root.mkdir()
     for i in range(38):
@@ -65,7 +65,7 @@ def test_a_reduced_gallery_is_whitened_and_searched_like_any_other(source, path,
         with pytest.raises(GalleryError, match=r"small.db: exists already; choose another name"):
             whole.reduce(tmp_path / "small.db", 4)
         rows = [row for row in whole if row.embedding is not None]
-    contents = np.stack([row.embedding for row in rows if not row.path.endswith("38.png")])  # each once
+    contents = np.stack([row.embedding for row in rows if not row.path.endswith("38.png")])  # each content once
     mean, projection, share = learn_whitening([contents], 4)
     assert kept == pytest.approx(share)
     assert 0.3 < kept < 1
@@ -75,7 +75,7 @@ def test_a_reduced_gallery_is_whitened_and_searched_like_any_other(source, path,
         found = list(small)
         assert [row[:6] + row[7:] for row in found] == [row[:6] + row[7:] for row in findable]
         vectors = np.stack([row.embedding for row in found])
-        cosines = np.abs(np.linalg.svd(vectors.T @ wanted)[1])  # axes have no direction: equal but for signs
+        cosines = np.abs(np.linalg.svd(vectors.T @ wanted)[1])  # axes have no direction: signs may differ
         assert np.linalg.norm(np.abs(vectors) - np.abs(wanted)) < 1e-3
         assert cosines.min() > 1
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
@@ -104,7 +104,7 @@ def test_new_pictures_are_whitened_by_the_recorded_projection(source, path, tmp_
         (new,) = exact
     with Gallery(tmp_path / "small.db", embedder, "a", **settings, batch_size=7) as small:
         report = small.index(source)
-        assert counts(report) == {"embedded": 1, "unchanged": 38}  # the copy and the old ones are there
+        assert counts(report) == {"embedded": 1, "unchanged": 38}  # the copy and the earlier pictures are there
         assert [os.path.basename(failed) for failed, _ in report.failed] == ["39.png"]
         (mean, projection) = small._encoder.whitening
         (row,) = (row for row in small if row.path.endswith("new.png"))
@@ -148,5 +148,5 @@ def test_a_damaged_whitening_is_refused(source, path, embedder, tmp_path):
         change(tmp_path / "small.db", "UPDATE whitening SET mean = ?", damage)
         with pytest.raises(GalleryError, match=r"small.db: its whitening is damaged; reduce the whole gallery again"):
             Gallery(tmp_path / "small.db", embedder)
-    with Gallery(tmp_path / "small.db") as small:  # which needs it not
+    with Gallery(tmp_path / "small.db") as small:  # works without it
         assert small.search(source / "05.png", 1)[0][0].same

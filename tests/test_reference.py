@@ -1,4 +1,4 @@
-"""Each operator of the NumPy reference against the PyTorch operator that it names, and the network against torch."""
+"""Each operator of the NumPy reference against PyTorch's in its docstring, and the networks against torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from torch_network import from_arrays, module  # noqa: E402
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """So that torch's threads do not wait for each other on a busy machine."""
+    """One thread each: torch's threads would wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ DTYPES = st.sampled_from([np.float32, np.float64])
 
 
 def assert_same(ours, theirs):
-    """NaN and infinities at the same positions, the rest equal to the dtype's rounding of the largest value."""
+    """Checks for NaN and infinities at the same positions, and others equal to within rounding of the largest value."""
     theirs = theirs.numpy()
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
@@ -233,7 +233,7 @@ def test_layer(layer, data):
     with np.errstate(invalid="ignore"), torch.inference_mode():
         ours, theirs = reference.compute(layer, params, *inputs), twin(*map(tensor, inputs))
     assert_same(ours, theirs)
-    for x, copy in zip(inputs, copies, strict=True):  # another layer may read them, too
+    for x, copy in zip(inputs, copies, strict=True):  # another layer may read them as well
         np.testing.assert_array_equal(x, copy)
 
 
@@ -265,7 +265,7 @@ VARIANTS = {
 
 
 def check_parity(spec, sizes):
-    """NumPy's embedding against torch's, by the same arrays."""
+    """NumPy's embedding against torch's with the same arrays."""
     params = random_params(spec)
     model = from_arrays(spec, params)
     for size in sizes:
@@ -274,7 +274,7 @@ def check_parity(spec, sizes):
             theirs = model(tensor(x)).numpy()
         ours = reference.forward(spec, params, x)
         assert ours.dtype == np.float32
-        assert theirs.std() > 0.01  # the random network is alive: it does not compare zeros
+        assert theirs.std() > 0.01  # zeros are not compared
         assert relative_error(ours, theirs) <= 1e-5, size
 
 
@@ -302,7 +302,7 @@ def test_whole_network_in_each_cbam_layout(small_spec):
 
 @pytest.mark.parametrize("name", [name for name in SPECS if "-lite" not in name and "-stem" not in name])
 def test_whole_network_in_float64(name):
-    """Gains at which float32 would be chaotic, so that every layer shows in the embedding."""
+    """The gains make float32 chaotic, so that every layer has an effect on the embedding."""
     spec, x = SPECS[name], np.random.default_rng(7).normal(size=(1, 3, 33, 47))
     params = {name: array.astype(np.float64) for name, array in random_params(spec, most=1.8).items()}
     with torch.inference_mode():

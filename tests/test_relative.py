@@ -19,7 +19,7 @@ from alnumpy.gallery import Gallery
 
 @pytest.fixture
 def disk(tmp_path, embedder):
-    """A disk with a gallery and, beside and below it, four pictures: one copied, one in a folder with an accent."""
+    """A disk with a gallery and four pictures beside and below it: one copied, one in a folder with an accent."""
     disk = tmp_path / "disk"
     for folder in ("p/one", "p/twö"):
         (disk / folder).mkdir(parents=True)
@@ -32,7 +32,7 @@ def disk(tmp_path, embedder):
 
 
 def stored(path):
-    """The paths that a file has."""
+    """The paths that a gallery's file holds."""
     with closing(sqlite3.connect(path)) as db:
         return {os.fsdecode(row) for (row,) in db.execute("SELECT path FROM pictures UNION SELECT path FROM disks")}
 
@@ -113,7 +113,7 @@ def test_pictures_outside_the_gallerys_folder_are_refused(disk, tmp_path, embedd
         with pytest.raises(GalleryError, match="not below"):
             opened.move(disk / "p", other)
         (tmp_path / "link").symlink_to(disk)
-        assert counts(opened.index(tmp_path / "link" / "p")) == {"unchanged": 3}  # which leads there
+        assert counts(opened.index(tmp_path / "link" / "p")) == {"unchanged": 3}  # the link leads there
         assert tmp_path / "link" / "p" / "one" / "a.png" in opened
         assert opened.folders == [str(disk)]
         assert paths(opened, disk) == ALL
@@ -164,7 +164,7 @@ def test_a_reduced_gallery_stays_relative_in_the_same_folder(disk, tmp_path, emb
 
 
 def test_commands(tmp_path):
-    """A gallery that is made by a command, moved, and used by all that read or change it."""
+    """A gallery is made by a command, moved, and used by all commands that read or change it."""
     disk = tmp_path / "disk"
     for label in ("cat", "dog"):
         (disk / label).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The page of results: its tables are those of the stored figures, and the figures those of the library's measures."""
+"""The page of results: its tables hold the stored figures, and the library's measures give those figures."""
 
 import json
 import sys
@@ -135,7 +135,7 @@ def collections(tmp_path_factory):
 
 
 def test_photos(collections, tmp_path, monkeypatch):
-    """What is measured is what a gallery gives."""
+    """The measured figures are those of a gallery."""
     (tmp_path / "RESULTS.md").write_text((reproduce.DOCS / "RESULTS.md").read_text())
     monkeypatch.setattr(reproduce, "WHITENED", (8,))
     (collections / "places" / "damaged.png").write_bytes(b"damaged")
@@ -219,12 +219,12 @@ def test_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--docs", str(tmp_path), *map(str, arguments)])
     reproduce.main()
     kept, *rows = json.loads((tmp_path / "results.json").read_text())["decoding"]
-    assert [kept] == before  # another network's
+    assert [kept] == before  # the figures of another network are kept
     assert [(row["measure"], row["pictures"], row["side"], row["scale"]) for row in rows] == [
         ("classes", 4, 100, 1), ("classes", 4, 300, 2), ("landmarks", 2, 100, 1), ("landmarks", 2, 300, 2)
     ]  # fmt: skip
     assert all(0 < row["whole"] <= 1 and 0 < row["fast"] <= 1 for row in rows)
-    assert rows[0]["whole"] == rows[0]["fast"]  # too small to be decoded smaller
+    assert rows[0]["whole"] == rows[0]["fast"]  # too small for decoding at reduced size
     assert "| alnet-photo, full mAP | 64 | 300 | 1/2 |" in (tmp_path / "RESULTS.md").read_text()
 
 
@@ -241,7 +241,7 @@ def test_a_page_that_cannot_be_filled_is_refused_before_measuring(collections, t
 
 @pytest.fixture
 def digits(tmp_path):
-    """Files as MNIST's: 128 training and 20 test pictures."""
+    """Files in MNIST's form: 128 training and 20 test pictures."""
     folder, random = tmp_path / "digits", np.random.default_rng(0)
     folder.mkdir()
     for prefix, count in ("train", 128), ("t10k", 20):
@@ -269,7 +269,7 @@ def test_ablations(digits, tmp_path, monkeypatch):
     images, labels, _ = reproduce.train.load(digits, "test", 28)
     vectors = alnumpy.load(tmp_path / "runs" / "MNIST" / "lnet" / "weights.h5", backend="numpy").embed(list(images))
     expected = evaluate(vectors, labels, vectors, labels, np.arange(20))
-    assert measured["networks"]["lnet"]["full_map"] == pytest.approx(expected.full_map, abs=1e-3)  # ties may turn
+    assert measured["networks"]["lnet"]["full_map"] == pytest.approx(expected.full_map, abs=1e-3)  # ties may swap
     assert measured["pictures"] == 20
     assert f"{100 * measured['networks']['lnet']['full_map']:.2f}" in (tmp_path / "RESULTS.md").read_text()
 
@@ -291,7 +291,7 @@ def test_the_papers_networks(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "trained", note)
     both = reproduced(monkeypatch, tmp_path, *arguments, reproduce.PAPERS_RECIPE)["six"]
     assert [options for options in trained if "--recipe paper --size 28 --epochs 1" in options] == trained
-    assert len(trained) == 1  # the other one is kept
+    assert len(trained) == 1  # the other network is kept
     assert both["networks"]["ALNet"] == first["networks"]["ALNet"]
     row = both["networks"][reproduce.PAPERS_RECIPE]
     assert 0 < row["milliseconds"] < 100

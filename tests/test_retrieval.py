@@ -1,4 +1,4 @@
-"""Ranking and its measures against cases worked by hand, plain loops, and the published rules."""
+"""Ranking and its measures, compared with cases worked by hand, plain loops, and the published rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alnumpy.retrieval import average_precision, evaluate, official_average_prec
 
 
 def ranked(text):
-    """Relevance of one ranking, from a text as "1011"."""
+    """Relevance of one ranking, from a text such as "1011"."""
     return np.array([[c == "1" for c in text]])
 
 
@@ -23,7 +23,7 @@ def ranked(text):
         ("1010", (1 + 2 / 3) / 2, (1 + 2 / 3) / 2, (1 + 2 / 3) / 2),
         # Seven results, relevant at ranks 1, 3 and 7: full AP (1 + 2/3 + 3/7) / 3.
         ("1010001", (1 + 2 / 3 + 3 / 7) / 3, (1 + 2 / 3) / 2, (1 + 2 / 3) / 3),
-        # Six relevant pictures, all after the fifth rank but one: min(5, 6) = 5.
+        # Six relevant pictures, all but one after the fifth rank: min(5, 6) = 5.
         ("0000111111", (1 / 5 + 2 / 6 + 3 / 7 + 4 / 8 + 5 / 9 + 6 / 10) / 6, 1 / 5, 1 / 25),
         ("0000011", (1 / 6 + 2 / 7) / 2, 0, 0),
         ("000", np.nan, np.nan, np.nan),
@@ -101,7 +101,7 @@ def test_rankings_put_equal_pictures_in_order_of_position():
     equal = x[:, None, 0] == x[None, :, 0]
     first, second = np.nonzero(np.triu(equal, 1))
     ((_, order),) = rankings(x[:100], x)
-    places = np.argsort(order, axis=1)  # where each picture of the gallery is ranked
+    places = np.argsort(order, axis=1)  # the rank of each picture of the gallery
     assert (places[:, first] < places[:, second]).all()
     assert (order[:, 0] == equal[:100].argmax(1)).all()  # the first copy of the query itself
 
@@ -109,7 +109,7 @@ def test_rankings_put_equal_pictures_in_order_of_position():
 def test_evaluate_in_blocks(monkeypatch):
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 6, 50)
-    labels[3] = 99  # alone of its kind
+    labels[3] = 99  # a label of its own
     whole = evaluate(x, labels, x, labels, np.arange(50))
     monkeypatch.setattr(retrieval, "BLOCK", 170)
     assert len(list(rankings(x, x))) > 10

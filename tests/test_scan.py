@@ -1,4 +1,4 @@
-"""Folders as they change: what counts as missing, and what is never removed."""
+"""Changes of folders: which pictures count as missing, and which are never removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from alnumpy.scan import (
 
 
 def test_missing_pictures_are_marked_only_below_the_folders_walked(folder, path, embedder, tmp_path):
-    other = tmp_path / "pictures2"  # its name starts with the other's
+    other = tmp_path / "pictures2"  # its name begins with the name of the other
     other.mkdir()
     noise(other / "d.png", 5)
     with Gallery(path, embedder, "a") as opened:
@@ -47,7 +47,7 @@ def test_missing_pictures_are_marked_only_below_the_folders_walked(folder, path,
         assert [os.path.basename(row.path) for row in opened if row.vanished] == ["a.png"]
         assert "a.png" not in names(opened.search(folder / "b.png")[0])
         os.rename(tmp_path / "away.png", folder / "a.png")
-        assert counts(opened.index(folder)) == {"recognised": 1, "unchanged": 3}  # which renaming shows in its ctime
+        assert counts(opened.index(folder)) == {"recognised": 1, "unchanged": 3}  # renaming changes the ctime of one
         assert "a.png" in names(opened.search(folder / "b.png")[0])
         os.unlink(folder / "a.png")
         opened.index(folder)
@@ -58,7 +58,7 @@ def test_missing_pictures_are_marked_only_below_the_folders_walked(folder, path,
 
 @pytest.mark.parametrize("call", ["scandir", "is_dir", "lstat"])
 def test_folders_that_cannot_be_listed_are_named_and_not_missing(folder, path, embedder, monkeypatch, call):
-    """As a folder that may not be entered, or one of a network share whose handle is stale."""
+    """A folder that may not be entered, or one of a network share whose handle is stale."""
     below = str(folder / "below")
 
     def refuse():
@@ -100,7 +100,7 @@ def test_folders_that_cannot_be_listed_are_named_and_not_missing(folder, path, e
 @pytest.mark.parametrize("mount", ["", "below", "below/deep"])
 @pytest.mark.parametrize("left", [(), ("notes.txt",)])
 def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, embedder, tmp_path, mount, left):
-    """The folder where it was mounted is then there, and empty; below the indexed folder that is all that tells."""
+    """The mount point is an empty folder then; below the indexed folder nothing else tells."""
     (folder / "below" / "deep" / "er").mkdir(parents=True)
     noise(folder / "below" / "deep" / "er" / "d.png", 8)
     with Gallery(path, embedder, "a") as opened:
@@ -111,7 +111,7 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
         for name in left:
             (folder / mount / name).touch()
         away = {"": 5, "below": 2, "below/deep": 1}[mount]
-        if left and mount:  # which no empty mount point has
+        if left and mount:  # an empty mount point has no file
             assert opened.index(folder, prune=True).pruned == away
             return
         reason = "no pictures there now; is its disk mounted? If they were deleted: alnumpy remove FOLDER --db FILE"
@@ -120,7 +120,7 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
             assert (report.vanished, report.pruned) == (0 if prune else away, 0)
             assert (str(folder / mount).rstrip("/"), reason) in report.failed
         assert len(report.failed) == (1 if mount == "" else 2)  # broken.png
-        report = opened.index(folder)  # told before; that there is nothing at all is worth saying each time
+        report = opened.index(folder)  # reported before; a folder without any picture is reported each time
         assert report.failed[:-1] == []
         assert mount or report.failed == [(str(folder), "no pictures in this folder or below it")]
         if mount:
@@ -130,7 +130,7 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
         assert counts(opened.index(folder, prune=True)) == {"unchanged": 5}
         assert dump(path) == before
         shutil.rmtree(folder / "below" / "deep")
-        assert opened.index(folder, prune=True).pruned == 1  # no mount point
+        assert opened.index(folder, prune=True).pruned == 1  # it is not a mount point
         shutil.rmtree(folder / "below")
         report = opened.index(folder, prune=True)
         assert (report.pruned, dict(report.failed)[str(folder / "below")][:21]) == (0, "missing as a whole; i")
@@ -139,7 +139,7 @@ def test_pictures_of_a_disk_that_is_not_mounted_are_not_pruned(folder, path, emb
 
 
 def test_pictures_of_a_disk_behind_a_link_are_not_pruned(path, embedder, tmp_path):
-    """The link then leads to what is not there, below a folder that has other pictures."""
+    """The link then leads nowhere, below a folder that has other pictures."""
     disk = tmp_path / "mount" / "photos"
     disk.mkdir(parents=True)
     (tmp_path / "library").mkdir()
@@ -174,7 +174,7 @@ def test_a_folder_with_many_missing_pictures_is_listed_once(folder, path, embedd
         for vanished in (20, 0):
             listed.clear()
             assert opened.index(folder).vanished == vanished
-            assert listed.count(str(folder)) == 2  # to find what is there, and whether something is
+            assert listed.count(str(folder)) == 2  # once to find pictures, once to see whether it is empty
 
 
 def test_an_empty_path_is_not_the_current_folder(folder, path, embedder, monkeypatch):
@@ -247,7 +247,7 @@ def test_files_that_may_not_be_looked_at_are_not_missing(embedder):
         code = (
             "import os, sys; sys.path.insert(0, sys.argv[3]); import galleries as t\n"
             "from alnumpy import Embedder, Gallery; e = Embedder(t.small_weights(), backend='numpy', threads=1)\n"
-            # Python itself may lie where only root can read: so root imports all that is needed, by doing the same
+            # Python may be in a folder that only root can read, so root imports everything first by doing the same
             "with Gallery(sys.argv[1] + '-first', e, 'a') as first: first.index(sys.argv[2], prune=True)\n"
             "os.setuid(65534)\n"
             f"with Gallery(sys.argv[1], e, 'a') as opened: {code}"
@@ -270,14 +270,14 @@ def test_files_that_may_not_be_looked_at_are_not_missing(embedder):
             assert [row.vanished for row in opened] == [False]
 
 
-# What is decided, without files and without SQLite
+# Decisions, without files and without SQLite
 
 
 HOME, USB = Volume("/", ""), Volume("/p/usb", "stick")
 
 
 class Files:
-    """A disk of the mind: files with their sizes, folders below, and what is mounted where."""
+    """An imagined disk: files with their sizes, folders, and mounted volumes."""
 
     def __init__(self, *files, sizes=(), mounted=(), folders=(), unknown=()):
         self.files = dict.fromkeys(files, 1) | dict(sizes)
@@ -327,7 +327,7 @@ OTHER, NAMELESS = Volume("/p/usb", "another"), Volume("/p/usb", "")
         (Files(A, B, folders=["/p/usb"]), ON_USB, [], {"/p/usb": AWAY}),
         (Files(A, B, "/p/usb/NOT MOUNTED"), ON_USB, [], {"/p/usb": AWAY}),
         (Files(A, B), ON_USB, [], {"/p/usb": AWAY}),
-        # The same, where no disk was recorded: by an older alnumpy.
+        # The same without a recorded disk, as in galleries of an older alnumpy.
         (Files(A, B, folders=["/p/usb"]), {}, [], {"/p/usb": EMPTIED}),
         (Files(A, B), {}, [], {"/p/usb": GONE}),
         (Files(A, B, "/p/usb/notes.txt"), {}, [U, V], {}),
@@ -361,7 +361,7 @@ def test_decisions_on_removal(disk, volumes, pruned, told):
         unknown = set(disk.unknown)
         assert sorted(decided.missing) == sorted({A, B, U, V} - disk.files.keys() - unknown)
     again = {path: then._replace(missing=path in decided.missing) for path, then in recorded.items()}
-    assert plan(found, again, volumes, disk).failed == [(p, WITHOUT_PICTURES) for p in told if p == "/p"]  # told before
+    assert plan(found, again, volumes, disk).failed == [(p, WITHOUT_PICTURES) for p in told if p == "/p"]  # told once
     everything = plan(Found(roots=("",)), recorded, volumes, disk, named=["/p/"], prune=True)
     if "/p" not in told:
         assert (everything.prune, dict(everything.failed)) == (pruned, told)
@@ -414,7 +414,7 @@ def test_decisions_on_reading(then, read):
         ([NFC], [NFD], {NFC: NFD}),
         ([NFD], [NFD], {}),
         ([NFD], [NFD, NFC], {}),  # both are there
-        ([NFD, NFC], [MIXED], {}),  # which of the two it was, nobody knows
+        ([NFD, NFC], [MIXED], {}),  # nobody knows which of the two it was
         ([NFD], [NFC, MIXED], {}),
         (["/p/a.png"], ["/p/b.png"], {}),
     ],
@@ -450,10 +450,10 @@ def test_files_left_out_by_default(tmp_path):
     taken = ["a.png", "below/b.png", "eaDir/c.png", "Recycle/d.png", "ü.png"]
     draw(tmp_path, *hidden, *taken)
     (tmp_path / "none" / ".nomedia").touch()
-    (tmp_path / "below" / "._b.png").write_bytes(b"\0\5\x16\7")  # of macOS: no picture, hidden or not
+    (tmp_path / "below" / "._b.png").write_bytes(b"\0\5\x16\7")  # a companion file of macOS, hidden or not
     assert found_in(tmp_path) == sorted(taken)
     assert found_in(tmp_path, hidden=True) == sorted(taken + hidden)
-    assert found_in(tmp_path / ".thumbnails") == ["a.png"]  # which was named
+    assert found_in(tmp_path / ".thumbnails") == ["a.png"]  # a named folder is taken
     assert found_in(tmp_path / "none") == ["deep/a.png"]
 
 
@@ -485,7 +485,7 @@ def test_a_picture_left_out_by_a_rule_is_not_found_and_keeps_its_embedding(folde
         assert (stats["left_out"], stats["pictures"], stats["contents"]) == (2, 2, contents)
         assert (stats["exclude"], stats["hidden"]) == (("below",), False)
         assert [os.path.basename(row.path) for row in opened if row.left_out] == ["d.png", "c.png"]
-        shutil.rmtree(folder / "below")  # of what is left out, nobody asks whether it is there
+        shutil.rmtree(folder / "below")  # whether files are missing does not matter if they are left out
         report = opened.update(prune=True)
         assert (report.left_out, report.vanished, report.pruned) == (0, 0, 0)
         assert counts(opened.index(folder, hidden=True)) == {"unchanged": 4}

@@ -1,4 +1,4 @@
-"""Search and duplicates: exact, in order, and what cannot be ranked."""
+"""Search and duplicates: exactness, order, and pictures that cannot be ranked."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_invalid_searches_are_refused(folder, path, embedder):
             with pytest.raises(ImageError, match=name):
                 opened.search(folder / name)
     with Gallery(path) as opened:
-        assert opened.search(folder / "a.png")[0][0].same  # its embedding is there
+        assert opened.search(folder / "a.png")[0][0].same  # its embedding is stored
         with pytest.raises(ValueError, match="with an embedder"):
             opened.search(noise(folder / "new.png", 77))
         with pytest.raises(ValueError, match="with an embedder"):
@@ -147,7 +147,7 @@ def test_a_group_is_a_picture_and_all_near_it(tmp_path, path, embedder, monkeypa
         vectors = np.stack([row.embedding for row in opened])
         distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
         with monkeypatch.context() as patch:
-            patch.setattr(pairs, "MOST", 350)  # of 351
+            patch.setattr(pairs, "MOST", 350)  # there are 351
             with pytest.raises(GalleryError, match="more than 350 pairs of pictures are within 1e\\+09 of each other"):
                 opened.groups(1e9)
         for wrong in ({"like": "same"}, {"like": 0, "keep": "best"}):
@@ -200,14 +200,14 @@ def test_links_to_one_file_are_one_result_and_copies_are_not(folder, path, embed
         assert [sorted(names(group)) for group in opened.groups(0)] == [["a.png", "z.png"]]
         assert [sorted(names(group)) for group in opened.groups("exact")] == [["a.png", "z.png"]]
         (folder / "z.png").unlink()
-        assert opened.groups("exact") == []  # only links to one file, and nothing to remove
+        assert opened.groups("exact") == []  # links to one file are not duplicates
 
 
 def test_a_missing_file_is_a_result_only_without_an_identical_one(folder, path, embedder, tmp_path):
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         folder.rename(tmp_path / "renamed")
-        assert len(opened.search(np.zeros(24))[0]) == 3  # which nobody has told the gallery
+        assert len(opened.search(np.zeros(24))[0]) == 3  # the gallery was not told
         opened.index(tmp_path / "renamed")
         assert {os.path.dirname(match.path) for match in opened.search(np.zeros(24), 3)[0]} == {
             str(tmp_path / "renamed"), str(tmp_path / "renamed" / "below")
@@ -223,7 +223,7 @@ def test_queries_can_be_anything_that_an_embedder_takes(folder, path, embedder):
         data = (folder / "a.png").read_bytes()
         embedded = embedder.embedded
         (wanted,) = opened.search(folder / "a.png")
-        assert opened.search(data) == [wanted]  # whose content is known
+        assert opened.search(data) == [wanted]  # its content is known
         assert embedder.embedded == embedded
         pixels = np.asarray(Image.open(folder / "a.png"))
         with open(folder / "a.png", "rb") as file:

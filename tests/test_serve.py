@@ -37,7 +37,7 @@ def sha(data):
 
 @pytest.fixture
 def library(tmp_path, embedder):
-    """A folder of pictures, their gallery, and a service: a, a copy of it, b below, c with EXIF and turned."""
+    """A folder of pictures, their gallery, and a service: a, a copy of it, b in a folder below, c rotated by EXIF."""
     root = tmp_path / "pictures"
     (root / "below").mkdir(parents=True)
     noise(root / "a.png", 1)
@@ -95,7 +95,7 @@ def found(answer):
 
 
 def test_a_search_answers_like_the_command(client, service, library):
-    """And the ID, size and date of each result besides."""
+    """Results have an ID, a size and a date as well."""
     for name in ("a.png", "c.jpg"):
         answer = post(client, "/search", (library / name).read_bytes())
         printed = json.loads(results.search_json([("picture", service.gallery.search(library / name)[0])]))
@@ -127,7 +127,7 @@ def test_a_result_can_be_the_next_query(client, library):
     assert answer[0]["results"] == post(client, "/search", data)[0]["results"]
     assert (answer[0]["query"], answer[0]["id"]) == (str(library / "a.png"), sha(data))
     assert [row["same"] for row in answer[0]["results"]] == [True, True, False, False]
-    (library / "a.png").unlink()  # what is stored is found all the same
+    (library / "a.png").unlink()  # the stored embedding still finds pictures
     assert found(get(client, f"/search?like={sha(data)}"))[0] == "copy.png"
 
 
@@ -210,7 +210,7 @@ def test_embed(client, service, library):
     np.testing.assert_array_equal(np.float32(vector), service.gallery.embed(str(library / "c.jpg"))[0])
 
 
-# What the gallery holds
+# Contents of the gallery
 
 
 def test_stats_are_those_of_the_command(client, service, library, tmp_path, embedder):
@@ -271,7 +271,7 @@ def test_duplicates_are_those_of_the_gallery(client, service, library):
 
 def test_failed_groupings_give_the_reason(service):
     grouped = grouping.Grouping(service.gallery, service.tell)
-    grouped.ask("near", False)  # of a network that was not measured
+    grouped.ask("near", False)  # this network was not measured
     while (answer := grouped.ask("near", False)).working:
         time.sleep(0.01)
     assert "has not been measured" in answer.fault
@@ -303,7 +303,7 @@ def test_a_comment_is_not_passed_on():
 
 
 def test_a_file_with_other_content_is_not_shown(client, service, library, tmp_path):
-    """Neither another picture, nor a link to a file of somebody else, nor a pipe, which would be waited for."""
+    """Neither another picture, nor a link to somebody else's file, nor a pipe, which would block, is shown."""
     data = (library / "below" / "b.png").read_bytes()
     path = library / "below" / "b.png"
     noise(tmp_path / "private.png", 5)
@@ -320,7 +320,7 @@ def test_a_file_with_other_content_is_not_shown(client, service, library, tmp_pa
     path.write_bytes(data)
     assert client.get(f"/thumbnails/{sha(data)}").status_code == 200
     path.unlink()
-    assert client.get(f"/thumbnails/{sha(data)}").status_code == 200  # which is kept
+    assert client.get(f"/thumbnails/{sha(data)}").status_code == 200  # the kept thumbnail is served
     with thumbnails.opened(os.devnull, sha(b"")) as file:
         assert file is None  # a device may have no end
     for address in (f"/thumbnails/{path}", "/thumbnails/../../etc/passwd", "/pictures/%2e%2e%2fgallery.db", "/page.py"):
@@ -370,7 +370,7 @@ def test_a_damaged_cache_is_begun_anew_and_an_impossible_one_ignored(tmp_path):
     with open(path, "r+b") as file:
         file.seek(4096)
         file.write(os.urandom(path.stat().st_size - 4096))
-    with closing(sqlite3.connect(path)) as other:  # so that the pages are read anew
+    with closing(sqlite3.connect(path)) as other:  # so that SQLite reads the pages again
         other.execute("PRAGMA user_version = 1")
     assert cache.get(id, 400) is None
     cache.put(id, 400, b"again")
@@ -536,7 +536,7 @@ def test_faults_of_the_gallery_and_the_machine(client, service, monkeypatch, err
     assert get(client, "/folders", status)["error"]
 
 
-# Beside an index
+# While an index runs
 
 
 def test_an_index_tells_how_far_it_is_and_its_pictures_appear(service, library, tmp_path, embedder):
@@ -572,7 +572,7 @@ def test_an_index_tells_how_far_it_is_and_its_pictures_appear(service, library, 
 
 
 def test_a_target_without_a_slash_is_refused(client):
-    """Not redirected."""
+    """Such addresses are not redirected."""
     answer = client.get("/", environ_overrides={"PATH_INFO": "folders"})
     assert (answer.status_code, answer.get_json()) == (400, {"error": "the target of a request begins with /"})
 
@@ -589,7 +589,7 @@ def test_a_failing_index_reports_once_and_continues(library, tmp_path, embedder,
     index = indexing.Indexing(open_gallery, [], 1, told.append, told.append)
     monkeypatch.setattr(indexing.time, "sleep", lambda seconds: time.monotonic() if len(looks) < 4 else 1 / 0)
     lowered = []
-    monkeypatch.setattr(indexing.os, "nice", lowered.append, raising=False)  # here it would lower the tests' own thread
+    monkeypatch.setattr(indexing.os, "nice", lowered.append, raising=False)  # would lower the tests' own thread
     with pytest.raises(ZeroDivisionError):
         index._run()
     assert lowered == [indexing.NICE] * (sys.platform == "linux")

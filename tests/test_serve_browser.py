@@ -1,6 +1,6 @@
 """The page of ``alnumpy serve`` in a real browser: Chromium, driven by Playwright.
 
-Skipped where there is none. ``ALNUMPY_CHROMIUM`` names it (/usr/bin/chromium), ``ALNUMPY_AXE`` the axe.min.js of the
+Skipped without a browser. ``ALNUMPY_CHROMIUM`` names it (/usr/bin/chromium), ``ALNUMPY_AXE`` the axe.min.js of the
 npm package axe-core, which looks for barriers to people who see, hear or move differently.
 """
 
@@ -29,7 +29,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Landscapes in nine folders, two of them twice, and their gallery."""
+    """Landscapes in nine folders, two of the pictures twice, and their gallery."""
     desk = tmp_path_factory.mktemp("browser")
     screenshots.photographs(desk / "p", 3)
     assert run("index", "p", "--db", "g.db", "--backend", "numpy", cwd=desk)[0] == 0
@@ -52,7 +52,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, address):
-    """Opens pages; none may say anything in its console, nor ask anybody else for anything."""
+    """Opens pages; none may write to its console, or send a request to another server."""
     contexts, said = [], []
 
     def open_page(path="", size=DESKTOP, **options):
@@ -82,7 +82,7 @@ def names(page):
 
 
 def seen(page):
-    """Waits for the page, and says how many pictures it shows."""
+    """Waits for the page. Returns the number of pictures shown."""
     screenshots.settled(page)
     return tiles(page).count()
 
@@ -199,7 +199,7 @@ def test_pictures_like_another_are_left_out(opened):
     page.get_by_role("button", name="Leave out pictures like it").click()
     fewer = seen(page)
     assert 0 < fewer < 29
-    page.get_by_role("button", name="Take in again").click()
+    page.get_by_role("button", name="Include again").click()
     assert seen(page) == 29
 
 

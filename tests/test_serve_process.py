@@ -1,4 +1,4 @@
-"""``alnumpy serve`` as a process and as a server: what is printed, sockets, signals, slow and hostile clients."""
+"""``alnumpy serve`` as a process and as a server: output, sockets, signals, slow and hostile clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from alnumpy.serve import server, walls
 
 ROOT = Path(__file__).parents[1]
 WAIT = 60
-# Writes each socket that is made, and what becomes of it, to a file.
+# Logs each socket and its use to a file.
 AUDIT = """
 import sys
 log = open(sys.argv.pop(1), "a", buffering=1)
@@ -57,7 +57,7 @@ def desk(tmp_path_factory):
 
 @contextmanager
 def serving(desk, *options, program=("-m", "alnumpy"), code=143, **environment):
-    """A process that serves, and its address; it must end as a signal has it end."""
+    """A process that serves, and its address. At the end a signal must stop it properly."""
     variables = os.environ | {"ALNUMPY_CACHE_DIR": str(desk / "cache"), "XDG_DATA_HOME": str(desk / "data")}
     process = subprocess.Popen(
         [sys.executable, *program, "serve", "--port", "0", *options],
@@ -79,7 +79,7 @@ def serving(desk, *options, program=("-m", "alnumpy"), code=143, **environment):
 
 
 def ask(address, path="", data=None, **headers):
-    """Status and body of an answer."""
+    """The status and the body of an answer."""
     host = address.split("/")[2]
     connection = http.client.HTTPConnection(host, timeout=WAIT)
     connection.request("GET" if data is None else "POST", "/" + path, data, headers)
@@ -104,7 +104,7 @@ def test_programs_get_the_commands_output(desk):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_examples_for_curl(desk):
-    """Those of docs/SERVE.md, one after the other."""
+    """The examples of docs/SERVE.md run one after the other."""
     page = (ROOT / "docs" / "SERVE.md").read_text()
     (block,) = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
     shutil.copy(DIGITS[0], desk / "photo.jpg")
@@ -123,7 +123,7 @@ def test_the_examples_for_curl(desk):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_beside_an_index_and_a_search(desk, tmp_path, number):
-    """At once: neither a slow client nor pictures that are being read are waited for."""
+    """It ends at once, without waiting for a slow client or for pictures that are being read."""
     for i in range(2000):
         shutil.copy(DIGITS[i % 30], tmp_path / f"{i}.png")
     code = (
@@ -148,7 +148,7 @@ def test_a_signal_ends_it_beside_an_index_and_a_search(desk, tmp_path, number):
         process.communicate()
     assert (process.returncode, out) == (128 + number, "")
     assert err.splitlines()[1:] == [f"alnumpy: {'interrupted' if number == signal.SIGINT else 'terminated'}"]
-    code, out, _ = run("stats", "--db", tmp_path / "new.db", "--json")  # sound, and readable
+    code, out, _ = run("stats", "--db", tmp_path / "new.db", "--json")  # intact and readable
     assert (code, 0 < json.loads(out)["pictures"] <= 2000) == (0, True)
 
 
@@ -173,7 +173,7 @@ def test_a_port_in_use_is_refused(desk):
 
 
 def test_others_need_the_token_that_is_printed(desk):
-    """As a link, and as a QR code of that link."""
+    """The address is printed as a link and as its QR code."""
     with serving(desk, "--db", "g.db", "--host", "0.0.0.0") as (process, link):
         found = re.fullmatch(r"http://([^/]+):(\d+)/\?token=([\w-]+)", link)
         assert found
@@ -241,14 +241,14 @@ def listening(application, wall=None):
 
 
 def hello(environ, start_response):
-    """An application that tells the length of what it is sent."""
+    """An application that answers with the length of the body."""
     length = str(len(environ["wsgi.input"].read())).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(length)))])
     return [length]
 
 
 def talk(port, *parts, end=True):
-    """What is answered to bytes that are sent one after the other, until the server closes or has answered."""
+    """The answer to parts sent one after the other, until the server closes or has answered."""
     with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as connection:
         for part in parts:
             connection.sendall(part)
@@ -313,9 +313,9 @@ def test_bodies_wait_until_there_is_room(monkeypatch):
             sent = 0
             while sent < 800_000 and select.select([], [second], [], 0.3)[1]:
                 sent += second.send(b"x" * min(65536, 800_000 - sent))
-            assert not select.select([second], [], [], 0.3)[0]  # though all of it may have been sent
+            assert not select.select([second], [], [], 0.3)[0]  # even if all of it was sent
             assert [channel.room for channel in made.active_channels.values()].count(800_000) == 1
-            assert talk(port, POST + b"Content-Length: 3\r\n\r\nabc").endswith(b"\r\n\r\n3")  # others go on
+            assert talk(port, POST + b"Content-Length: 3\r\n\r\nabc").endswith(b"\r\n\r\n3")  # other clients are served
             first.sendall(b"x" * 300_000)
             assert first.recv(100).startswith(b"HTTP/1.1 200")
             second.settimeout(WAIT)
@@ -324,7 +324,7 @@ def test_bodies_wait_until_there_is_room(monkeypatch):
 
 
 def test_slow_clients_are_disconnected(monkeypatch):
-    """Though something arrives from them again and again."""
+    """Slow clients are disconnected even if bytes keep arriving."""
     monkeypatch.setattr(server, "PATIENCE", 0.2)
     with listening(hello) as (made, port), socket.create_connection(("127.0.0.1", port), timeout=WAIT) as slow:
         made.adj.cleanup_interval, made.next_channel_cleanup = 0.05, 0

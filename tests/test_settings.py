@@ -1,4 +1,4 @@
-"""What a gallery is bound to."""
+"""The model and the settings that a gallery is bound to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_another_model_or_other_settings_are_refused(folder, path, embedder):
 
 
 def test_any_embedder_of_the_same_weights_fits(folder, path, tmp_path):
-    """The gallery applies its own rule, whatever the embedder's; a new one that of the embedder or its weights."""
+    """A gallery applies its own rule, not the embedder's; a new one takes that of the embedder or its weights."""
     plain, says = small_weights(), replace(small_weights(), normalize=True)
     unit, raw = (Embedder(plain, normalize=normalize, backend="numpy", threads=1) for normalize in (True, False))
     for i, (embedder, choice, wanted) in enumerate(
@@ -58,11 +58,11 @@ def test_any_embedder_of_the_same_weights_fits(folder, path, tmp_path):
             assert (np.linalg.norm(picture.embedding) == pytest.approx(1, abs=1e-5)) == wanted
         for other in (raw, unit):
             with Gallery(tmp_path / f"{i}.db", other, "a") as opened, Image.open(picture.path) as image:
-                np.testing.assert_array_equal(opened.embed(image)[0], picture.embedding)  # anew: it is no file
+                np.testing.assert_array_equal(opened.embed(image)[0], picture.embedding)  # computed, not looked up
 
 
 def test_weights_are_found_by_their_content(tmp_path, monkeypatch):
-    """Of the recorded file where it is the same one, else under any name."""
+    """The recorded file counts if it is unchanged; otherwise a file of any name with the same arrays."""
     monkeypatch.setenv("ALNUMPY_WEIGHTS", str(tmp_path / "named"))
     (tmp_path / "named").mkdir()
     made, other = replace(small_weights(), normalize=True), small_weights(1)
@@ -73,7 +73,7 @@ def test_weights_are_found_by_their_content(tmp_path, monkeypatch):
     weights.write(tmp_path / "named" / "another.h5", other)
     (tmp_path / "named" / "damaged.h5").write_bytes(b"")
     np.testing.assert_equal(find_weights(settings).parameters, made.parameters)
-    weights.write(tmp_path / "made.h5", other)  # in the place of the recorded one
+    weights.write(tmp_path / "made.h5", other)  # replaces the recorded file
     np.testing.assert_equal(find_weights(settings).parameters, made.parameters)
     np.testing.assert_equal(find_weights(replace(settings, weights="")).parameters, made.parameters)
     (tmp_path / "named" / "kept.h5").unlink()
@@ -96,9 +96,9 @@ def test_a_gallery_without_pictures_is_not_bound_to_its_settings(folder, path, e
     with Gallery(path, mode="a") as opened:
         assert opened.bound
         opened.remove(folder)
-    with Gallery(path) as opened:  # a reader is told what it was
+    with Gallery(path) as opened:  # a reader sees the earlier settings
         assert (opened.bound, opened.dtype) == (False, "float16")
-    with Gallery(path, mode="a") as opened:  # and who brings no embedder changes nothing
+    with Gallery(path, mode="a") as opened:  # opening without an embedder changes nothing
         assert opened.dtype == "float16"
     with Gallery(path, embedder, "a") as opened:
         assert (opened.dtype, opened.settings.size) == ("float32", 8)

@@ -1,4 +1,4 @@
-"""Galleries in company: several processes, several threads."""
+"""Galleries shared by several processes and threads."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_pausing_reader_does_not_block_writers(folder, path, embedder, monkeyp
         with Gallery(path, embedder, "a") as opened:
             assert opened.index(folder).embedded == 1
         seen += [row.path for row in rows]
-    assert seen == [*expected, str(folder / "new.png")]  # of a part not read yet
+    assert seen == [*expected, str(folder / "new.png")]  # a later part shows it
 
 
 def test_a_second_writer_is_refused(path, embedder):
@@ -100,7 +100,7 @@ def test_a_writer_that_closes_while_another_opens_leaves_one_lock(path, monkeypa
 
     def connect(name, *arguments, connect=sqlite3.connect, **options):
         opened = connect(name, *arguments, **options)
-        if name.endswith("-lock"):  # opened, and not yet locked
+        if name.endswith("-lock"):  # opened but not yet locked
             first.close()
         return opened
 
@@ -110,7 +110,7 @@ def test_a_writer_that_closes_while_another_opens_leaves_one_lock(path, monkeypa
 
 
 def write_alone(path, together, met):
-    """Opens a gallery again and again, and notes whether another process had it open."""
+    """Opens a gallery again and again. Notes whether another process had it open."""
     together.wait()
     until = time.monotonic() + 1
     while time.monotonic() < until:
@@ -264,4 +264,4 @@ def test_a_gallery_that_is_closed_while_others_use_it(folder, path, embedder):
     with pytest.raises(ValueError, match="the gallery is closed"):
         writer.index(folder, progress=lambda *_: writer.close())
     with Gallery(path) as opened:
-        assert len(opened) == 5  # what was stored stays
+        assert len(opened) == 5  # stored pictures stay

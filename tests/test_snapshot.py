@@ -1,4 +1,4 @@
-"""Search by sketches: exact whatever the embeddings are, true whatever is written, and in constant memory."""
+"""Search by sketches: exact for any embeddings, correct whatever is written, and in constant memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alnumpy.packed import decode, encode, row_length
 from alnumpy.settings import Settings
 from alnumpy.snapshot import Snapshot
 
-SMALL = {  # so that a few embeddings make several blocks, parts, pieces and rounds
+SMALL = {  # with these, a few embeddings make several blocks, parts, pieces and rounds
     packed: {"BLOCK": 5},
     pairs: {"TILE": 7, "REFINED": 11, "LEADING": 1},
     sketch: {"BLOCK": 16, "COMPONENTS": 2, "UNSKETCHED": 1, "CHUNK": 3},
@@ -66,7 +66,7 @@ def wanted(db, query, k, dtype, dimension):
 
 
 def check(db, queries, k, dtype):
-    """Search, three times, of which the last is from memory, gives what a comparison with all rows gives."""
+    """Searches three times, the last time from memory, and compares with a comparison with all rows."""
     dimension = queries.shape[1]
     with db.reading():
         found = Snapshot(db, settings(dimension, dtype))
@@ -138,7 +138,7 @@ def test_search_stays_exact_after_any_change(db, dtype):
     renew()
     assert check(db, queries, 7, dtype).basis is not None
     changes = (
-        "DELETE FROM contents WHERE rowid % 5 = 1",  # their pictures are without an embedding
+        "DELETE FROM contents WHERE rowid % 5 = 1",  # their pictures have no embedding now
         "DELETE FROM pictures WHERE hash IN (SELECT hash FROM contents WHERE rowid % 7 = 0)",
         "UPDATE pictures SET vanished = 1 WHERE path < x'2f702f3530'",
         "UPDATE pictures SET error = 'E' WHERE path > x'2f702f38'",
@@ -155,7 +155,7 @@ def test_search_stays_exact_after_any_change(db, dtype):
     for number, changing in enumerate(changes):
         write(changing)
         check(db, queries, 1000, dtype)
-        with db.transaction():  # into rowids that are free again
+        with db.transaction():  # takes rowids that are free again
             fill(db, rng.normal(size=(3, 40)).astype(np.float32), dtype, 1000 + 3 * number)
         check(db, queries, 7, dtype)
         renew()
@@ -166,7 +166,7 @@ def test_search_stays_exact_after_any_change(db, dtype):
     write("UPDATE sketches SET codes = x'00' WHERE block = 2")
     write("UPDATE sketches SET numbers = 'text' WHERE block = 3")
     check(db, queries, 7, dtype)
-    write("UPDATE basis SET axes = zeroblob(length(axes))")  # which bounds nothing
+    write("UPDATE basis SET axes = zeroblob(length(axes))")  # this basis bounds nothing
     assert check(db, queries, 7, dtype).basis is None
     with db.transaction():
         fill(db, rng.normal(size=(400, 40)).astype(np.float32), dtype, first=5000)
@@ -192,7 +192,7 @@ def test_damaged_rows_are_listed_with_and_without_sketches(db):
     for _ in range(2):
         found = check(db, np.zeros((1, 40), np.float32), 60, "float32")
         assert found.damaged == expected
-        assert Snapshot(db, settings(40, "float32")).damaged == expected  # without a search, too
+        assert Snapshot(db, settings(40, "float32")).damaged == expected  # even without a search
         with db.transaction():
             sketch.renew(db, settings(40, "float32"))
     with db.transaction():
@@ -217,7 +217,7 @@ def test_a_gallery_of_an_older_version_is_searched_and_gets_sketches(tmp_path):
 
 
 def test_few_rows_are_read(db, monkeypatch):
-    """Components that matter least come last, so that the first ones find the nearest."""
+    """The least important components come last, so that the first ones find the nearest."""
     monkeypatch.setattr(sketch, "COMPONENTS", 16)
     monkeypatch.setattr(snapshot, "PART", 4096)
     spread = 0.8 ** np.arange(64)
@@ -260,7 +260,7 @@ def test_pairs_are_exact(dtype, kind, count, dimension, factor, sketched, seed):
         with db.reading():
             for part in pairs.pairs(Snapshot(db, settings(dimension, dtype)), threshold):
                 for i, j, distance in zip(*(column.tolist() for column in part), strict=True):
-                    assert found.setdefault((min(i, j), max(i, j)), distance) is distance  # once
+                    assert found.setdefault((min(i, j), max(i, j)), distance) is distance  # each pair once
         assert found == {pair: distance for pair, distance in distances.items() if distance <= threshold}
 
 

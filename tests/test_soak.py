@@ -1,4 +1,4 @@
-"""The soak test: it passes, and notices what is planted."""
+"""The soak test passes, and notices planted faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="t
 
 
 def test_ten_seconds(tmp_path):
-    """In a process of its own, whose memory is nobody else's."""
+    """Runs in a process of its own, so that no other test affects its memory."""
     command = [sys.executable, soak.__file__, "--minutes", str(1 / 6)]
     result = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
@@ -38,7 +38,7 @@ def test_ten_seconds(tmp_path):
 
 @pytest.fixture
 def quiet(tmp_path, monkeypatch):
-    """A soak whose rounds have no fault of their own, so that they are quick."""
+    """A soak with quick rounds that have no fault of their own."""
     for fault in ("kill", "terminate", "fill_disk", "write_twice", "ask_command_line"):
         monkeypatch.setattr(soak.Soak, fault, lambda self: None)
     return soak.Soak(tmp_path, 0)
@@ -51,7 +51,7 @@ def test_growth_is_noticed(quiet, monkeypatch):
 
     def leak(self):
         indexed(self)
-        kept.append(mmap.mmap(-1, 2_000_000))  # not from the heap, where earlier tests may have left room
+        kept.append(mmap.mmap(-1, 2_000_000))  # outside the heap, where earlier tests may have left room
         kept[-1].write(bytes([1]) * 2_000_000)
         kept.append(open(os.devnull))  # noqa: SIM115
         kept.append(threading.Thread(target=stop.wait))

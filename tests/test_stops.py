@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment, and the one that goes on from there."""
+"""A run is stopped at any moment, and another one continues."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path, path
             assert before <= stored <= 99
             assert len(reader.search(root / "00.png", 200)[0]) == stored
         assert dump(path)
-    assert stopped  # else this machine is too fast for the test
+    assert stopped  # otherwise this machine is too fast for the test
     with start(path) as process:
         process.stdout.read()
     assert process.returncode == 0

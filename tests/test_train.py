@@ -112,7 +112,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(pictures, tmp_path, mo
     for name, tensor in ends[0]["model"].items():
         assert torch.equal(tensor, ends[1]["model"][name]), name
     lines = [[row.split(",")[:-1] for row in (folder / "log.csv").read_text().split()] for folder in (whole, halves)]
-    assert lines[0] == lines[1]  # all but the seconds
+    assert lines[0] == lines[1]  # equal without the seconds
 
 
 def test_the_papers_rate_falls_at_a_half_and_at_three_quarters(pictures, tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_starts_from_a_weights_file(pictures, tmp_path, monkeypatch):
     run(monkeypatch, *arguments(pictures, tmp_path, epochs=1, lr=1e-9), "--init", path)
     trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
     for name, array in alnumpy.weights.read(path).parameters.items():
-        if "running" not in name:  # these follow the new pictures, whatever the rate
+        if "running" not in name:  # running statistics follow the new pictures at any rate
             assert np.allclose(array, trained[name].numpy(), atol=1e-6), name
 
 
@@ -329,7 +329,7 @@ def test_orthogonal_keeps_the_singular_vectors(shape):
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     core = u.mT @ train.orthogonal(matrices) @ v.mT
     values = torch.diagonal(core, dim1=1, dim2=2)
-    assert 0.3 < values.min() <= values.max() < 1.3  # very small singular values have not come up to 0.6 yet
+    assert 0.3 < values.min() <= values.max() < 1.3  # very small singular values have not reached 0.6 yet
     assert (core - torch.diag_embed(values)).abs().max() < 1e-4
 
 
@@ -393,7 +393,7 @@ def test_augmentation_keeps_within_its_limits():
     weight = turned[:, 0].sum((1, 2))
     x, y = rows.sum(1) / weight - middle, columns.sum(1) / weight - middle
     angles = torch.rad2deg(torch.atan2(y, x) - np.arctan2(5 - middle, 3 - middle))
-    assert angles.abs().max() < 22  # bilinear sampling moves a single pixel by some of its width
+    assert angles.abs().max() < 22  # bilinear sampling moves a single pixel by a part of its width
     assert angles.min() < -10 < 10 < angles.max()
     assert torch.allclose(torch.hypot(x, y), torch.tensor(5.148), atol=0.5)
 
@@ -402,11 +402,11 @@ def test_augmentation_keeps_within_its_limits():
     width, height = stretched[:, 20].sum(1), stretched[:, :, 20].sum(1)
     for side in (width, height):  # a map from the output to the input by 0.8 to 1.2: 25 to 16.7 pixels
         assert 20 / 1.2 - 0.1 < side.min() < 18 < 22 < side.max() < 20 / 0.8 + 0.1
-    assert abs(np.corrcoef(width, height)[0, 1]) < 0.3  # each side by a draw of its own
-    assert torch.allclose(stretched, stretched.flip(1, 2), atol=1e-5)  # about the middle
+    assert abs(np.corrcoef(width, height)[0, 1]) < 0.3  # each side has its own random factor
+    assert torch.allclose(stretched, stretched.flip(1, 2), atol=1e-5)  # stretched about the middle
 
     whole = train.Augmentation(8, 0, 0, 0, 0.5, False, unscaled=1.0)(images, generator)
-    assert set(whole.flatten().tolist()) <= {0.0, 255.0}  # cut, not scaled
+    assert set(whole.flatten().tolist()) <= {0.0, 255.0}  # pixels are cut out, not scaled
     assert 0 < (whole[:, 0] == 255).sum() < 40  # the pixel is in some of the squares
 
     cropped = train.Augmentation(8, 0, 0, 0, 0.5, False)(images, generator)
@@ -473,7 +473,7 @@ def test_every_tenth_picture_is_held_out_without_a_split(pictures):
     assert training.classes == test.classes == ["ground", "sky"]
     assert (len(training.labels), len(test.labels)) == (116, 12)
     every, _, _ = train.load_class_folders(pictures / "train", "", SIZE)
-    held_out = [*range(9, 64, 10), *range(64 + 9, 128, 10)]  # of each class
+    held_out = [*range(9, 64, 10), *range(64 + 9, 128, 10)]  # every tenth of each class
     assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), every[held_out])
 
 
@@ -484,7 +484,7 @@ def test_a_small_class_has_a_picture_held_out(pictures, tmp_path, monkeypatch):
             shutil.copy(pictures / "train" / name / f"{i}.png", tmp_path / "few" / name)
     training, test = (train.gather([tmp_path / "few"], split, SIZE) for split in ("train", "test"))
     assert (training.labels.tolist(), test.labels.tolist()) == ([0] * 2 + [1] * 11, [0, 1])
-    (tmp_path / "places").mkdir()  # of which every fifth picture is held out
+    (tmp_path / "places").mkdir()  # every fifth picture of it is held out
     for name in ("hall_1.png", "hall_2.png"):
         shutil.copy(pictures / "train" / "sky" / "0.png", tmp_path / "places" / name)
     (tmp_path / "places" / "hall_1_query.txt").touch()

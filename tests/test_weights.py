@@ -1,4 +1,4 @@
-"""The weights file: what goes in comes out, and nothing that was changed is accepted."""
+"""The weights file: what is written is read again, and a changed file is refused."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ BIAS = "parameters/stem.conv.bias"
     ],
 )
 def test_every_change_is_named(path, change, message, monkeypatch):
-    monkeypatch.chdir(path.parent)  # where the external storage of one change lies
+    monkeypatch.chdir(path.parent)  # the external storage of one change is there
     with h5py.File(path, "r+") as file:
         change(file)
     with pytest.raises(WeightsError, match=message) as caught:
@@ -289,7 +289,7 @@ def test_truncated_files_are_refused(path):
 
 
 def plain(found):
-    """All that a file says, to be compared."""
+    """Everything that a file holds, for comparisons."""
     arrays = {**found.parameters, "input": found.self_test_input, "embedding": found.self_test_embedding}
     others = replace(found, parameters={}, self_test_input=None, self_test_embedding=None)
     return others, {name: array.tobytes() for name, array in arrays.items()}
@@ -342,7 +342,7 @@ def virtual_data_set(file):
 
 @pytest.mark.parametrize("change", [external_storage, external_link, external_group, virtual_data_set])
 def test_no_other_file_is_read(path, change, monkeypatch):
-    """The marker holds what would be right; the time of its last reading is kept by the file system."""
+    """The marker holds valid data; the file system records when it was last read."""
     monkeypatch.chdir(path.parent)
     with h5py.File(path, "r+") as file:
         change(file)
@@ -350,14 +350,14 @@ def test_no_other_file_is_read(path, change, monkeypatch):
     with pytest.raises(WeightsError):
         weights.read(path)
     assert os.stat("marker").st_atime == 0
-    with h5py.File(path, locking=False) as file:  # what HDF5 does by itself
+    with h5py.File(path, locking=False) as file:  # HDF5 does this by itself
         file[BIAS][()], file["self_test/input"][()]
     if os.stat("marker").st_atime == 0:
         pytest.skip("this file system does not keep the time of reading")
 
 
 def huge_spec(file):
-    """The spec asks for a quarter of a gigabyte, which gzip makes nothing in the file."""
+    """The spec asks for a quarter of a gigabyte, which gzip compresses to almost nothing."""
     change_metadata(b'"embedding": 6', b'"embedding": 8192')(file)
     for name, shape in parameters(replace(SPEC, embedding=8192).layers()).items():
         if file["parameters"][name].shape != shape:
@@ -377,7 +377,7 @@ def test_a_bomb_takes_no_memory(path, change, message):
     with h5py.File(path, "r+") as file:
         change(file)
     assert path.stat().st_size < 100_000
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmHWM")
     with pytest.raises(WeightsError, match=message):
         weights.read(path)

