@@ -1,4 +1,4 @@
-"""What a program and the kernels that run it agree on. No Numba here."""
+"""The interface between a program and the kernels that run it. Does not import Numba."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import IntEnum
 
 import numpy as np
 
-LINE = 16  # floats: planar rows are padded to this, which is one vector of the widest CPU, or several of a narrower
-PACK = 8  # channels: packed weights and channels-last groups are padded to this
+LINE = 16  # floats; planar rows are padded to this: one vector of the widest CPUs, or several of narrower ones
+PACK = 8  # channels; packed weights and channels-last groups are padded to this
 STEM_ROWS = 8  # output channels that the stem computes together
 TILE_PACKS = 3  # packs of output channels that a pointwise tile computes together
 PANEL = 32  # output channels whose weights lie side by side for each input of a dense convolution
-CLAMPS = 3  # codes of activations below this clamp to an interval
-COLUMNS = 24  # of the step table: the operation, then its arguments
+CLAMPS = 3  # activations with codes below this clamp to an interval
+COLUMNS = 24  # columns of the step table: the operation, then its arguments
 NONE = -1  # the place of a buffer that a step can do without
 ACTIVATIONS = {  # codes of the activations that kernels compute
     "": 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "sigmoid": 5, "hardsigmoid": 6,
@@ -23,8 +23,8 @@ ACTIVATIONS = {  # codes of the activations that kernels compute
 class Op(IntEnum):
     """The operations: each a code, and the arguments of a step by name, in the order of the step table.
 
-    The kernel of the same name takes them in this order, after the addresses of what it works in. ``x`` is the place of
-    the input in the arena and ``y`` of the output, ``w`` of the weights and ``table`` of the index table in theirs.
+    The kernel of the same name takes them in this order, after the addresses of its buffers. ``x`` and ``y`` are the
+    places of the input and the output in the arena, ``w`` and ``table`` those of the weights and the index table.
     """
 
     arguments: tuple[str, ...]
@@ -62,7 +62,7 @@ class Op(IntEnum):
     SQUEEZE_EXCITE = 20, "means hidden y w1 table1 w2 table2 width hidden_channels channels activation gate"
 
 
-# What both sides were written for. Libraries of kernels tell theirs, and others than this are not run.
+# The version of this interface. Libraries of kernels tell theirs, and are not run if it is another one.
 NUMBER = zlib.crc32(
     repr([LINE, PACK, STEM_ROWS, TILE_PACKS, PANEL, CLAMPS, COLUMNS, NONE, ACTIVATIONS]).encode()
     + "".join(f"{op.name} {op.value} {op.arguments}" for op in Op).encode()

@@ -4,12 +4,12 @@ from .abi import CLAMPS, PACK
 from .common import INFINITY, inline, kernel
 from .simd import LANES, add, clamp, divide, fma, load, maximum, multiply, power_of_two, rint, splat, store
 
-SILU, HARDSWISH, SIGMOID = CLAMPS, 4, 5  # above these, HARDSIGMOID
+SILU, HARDSWISH, SIGMOID = CLAMPS, 4, 5  # other codes: HARDSIGMOID
 
 
 @inline
 def limits(activation):
-    """An activation as the interval to which it clamps; those from SILU on are no intervals, and clamp nothing here."""
+    """The interval to which an activation clamps; activations from SILU on do not clamp, so theirs is infinite."""
     low = 0.0 if activation == 1 or activation == 2 else -INFINITY
     high = 6.0 if activation == 2 else INFINITY
     return low, high
@@ -18,7 +18,7 @@ def limits(activation):
 def make_sigmoid(lanes):
     @inline
     def sigmoid(x):
-        """1 / (1 + exp(-x)) of a vector: within 2 ulp, 0 where exp overflows, NaN where x is NaN.
+        """1 / (1 + exp(-x)) of a vector: within 2 ulp, 0 if exp overflows, NaN if x is NaN.
 
         exp(t) = 2^n * exp(r) with n = round(t / ln 2), |r| <= ln(2) / 2; the Taylor series to r^7 is exact to 1e-8.
         """
@@ -35,7 +35,7 @@ def make_sigmoid(lanes):
         p = fma(p, r, splat(0.5, lanes))
         p = fma(p, r, one)
         p = fma(p, r, one)
-        n = maximum(n, splat(-127.0, lanes))  # this order turns NaN, which has no integer, into a number; p is NaN
+        n = maximum(n, splat(-127.0, lanes))  # in this order NaN becomes -127, which can be an integer; p stays NaN
         return divide(one, add(one, multiply(p, power_of_two(n))))
 
     return sigmoid
@@ -46,7 +46,7 @@ def make_activated(lanes):
 
     @inline
     def activated(x, code):
-        """One vector."""
+        """The activation or gate of one vector."""
         sixth, three = splat(1 / 6, lanes), splat(3.0, lanes)
         if code == SILU:
             y = multiply(x, sigmoid(x))
@@ -67,7 +67,7 @@ activated, activated_pack = make_activated(LANES), make_activated(PACK)
 
 @kernel
 def activate(arena, x, count, code):
-    """``count`` floats in place, a multiple of PACK."""
+    """Activates ``count`` floats, a multiple of PACK, in place."""
     low, high = limits(code)
     i = 0
     while i + LANES <= count:

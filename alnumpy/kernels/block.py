@@ -1,4 +1,4 @@
-"""A planar ALBlock in one piece: expand 1x1, depthwise 3x3, project 1x1, a band of rows and one group at a time.
+"""A planar ALBlock in one piece: expand 1x1, depthwise 3x3, project 1x1, for a band of rows and one group at a time.
 
 The expanded map is the largest of the network and is never stored as a whole: one channel's band of it at a time goes
 through the first level cache, and what one group's projection needs of the filtered channels stays there too.
@@ -30,7 +30,7 @@ from .simd import (
 
 @inline
 def half_row(width):
-    """Floats of the odd or the even columns of a row."""
+    """The number of floats that hold the odd or the even columns of a row."""
     return round_up((width + 1) // 2, LINE // 2)
 
 
@@ -44,7 +44,7 @@ def attended(arena, x, plane_factor, spatial, has_attention):
 
 @kernel
 def load_band(arena, x, y, first, rows, height, width, plane, channels, stride, channel, spatial):
-    """Copies those of ``rows`` rows from ``first`` that exist, times attention; stride 2 parts odd and even columns."""
+    """Copies ``rows`` rows from ``first``, if they exist, times attention; stride 2 separates odd and even columns."""
     row = round_up(width, LINE)
     half = half_row(width)
     y_row = row if stride == 1 else round_up(2 * half, LINE)
@@ -70,7 +70,7 @@ def load_band(arena, x, y, first, rows, height, width, plane, channels, stride, 
 
 
 def make_expand(inputs):
-    """Expand one channel from ``inputs`` planes with its weights in registers; 0: from any number of planes."""
+    """Expands one channel from ``inputs`` planes, with its weights in registers; 0 stands for any number of planes."""
     count_of_taps = max(1, inputs)
 
     @kernel
@@ -95,7 +95,7 @@ expand_i2, expand_i3, expand_i4, expand_any = make_expand(2), make_expand(3), ma
 
 @kernel
 def expand(arena, x, plane, y, size, weights, w, count):
-    """``size`` floats of one expanded channel, ReLU6."""
+    """Computes ``size`` floats of one expanded channel, with ReLU6."""
     if count == 2:
         expand_i2(arena, x, plane, y, size, weights, w, count)
     elif count == 3:
@@ -108,14 +108,14 @@ def expand(arena, x, plane, y, size, weights, w, count):
 
 @inline
 def taps_of_row(k0, k1, k2, row):
-    """One row's share of a sum; the shares are added up by other units of the CPU than those that multiply."""
+    """One row's share of a sum; other units of the CPU than those that multiply add up the shares."""
     left, middle, right = row
     return fma(k2, right, fma(k1, middle, multiply(k0, left)))
 
 
 @inline
 def row_of(arena, left, middle, right, first, last, zero):
-    """What the three taps of a row see: zero beyond the map's left and right edges, where other rows lie."""
+    """The inputs of the three taps of a row: zero beyond the left and right edges, where memory holds other rows."""
     return (
         lanes_between(first, LANES, load(arena, left, LANES), zero),
         load(arena, middle, LANES),
@@ -125,7 +125,7 @@ def row_of(arena, left, middle, right, first, last, zero):
 
 @kernel
 def depthwise_band_s1(arena, x, x_row, width, y, y_row, rows, weights, w):
-    """Stride 1: rows + 2 input rows -> rows. Each input row is loaded once and serves the three outputs that see it."""
+    """Stride 1: rows + 2 input rows -> rows. Each input row is loaded once, for the three outputs that see it."""
     bias = broadcast(weights, w, LANES)
     k = broadcast_tile(weights, w + 1, 1, 9, 1, LANES)
     zero, six = splat(0.0, LANES), splat(6.0, LANES)
@@ -176,7 +176,7 @@ def depthwise_band_s2(arena, x, half, x_row, width, y, y_row, rows, weights, w):
 def make_project(rows):
     @kernel
     def project(arena, x, x_plane, inputs, y, y_plane, size, weights, w, outputs):
-        """``rows`` outputs of a group, by four vectors at once and then one by one."""
+        """Computes ``rows`` outputs of a group, four vectors at once and then one by one."""
         i = 0
         while i + 4 * LANES <= size:
             sums = broadcast_tile(weights, w, 1, rows, 4, LANES)
@@ -199,7 +199,7 @@ project_1x4, project_2x4, project_3x4, project_4x4 = make_project(1), make_proje
 
 @kernel
 def project(arena, x, x_plane, inputs, y, y_plane, size, weights, w, outputs):
-    """All outputs of a group, up to four of them at once."""
+    """Computes all outputs of a group, up to four of them at once."""
     for done in range(0, outputs, 4):
         target = y + done * y_plane
         rows = outputs - done
@@ -232,11 +232,11 @@ def planar_block(
     source_plane = plane_size(all_rows, source_row)
     filtered_plane = plane_size(band, new_width)
     clear_totals(arena, totals, groups * outputs)
-    expanded += LINE  # the row before the first is only looked at
+    expanded += LINE  # the row before the first is read, but not used
     for i in range(0, source_row, LANES):  # the row above the map
         store(arena, expanded + i, splat(0.0, LANES))
     start = 0
-    while start < new_height:  # a range whose step is not constant would divide
+    while start < new_height:  # a range with a variable step would divide
         new_rows = min(band, new_height - start)
         rows = stride * new_rows + 3 - stride
         first = stride * start - 1

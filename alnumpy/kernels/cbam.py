@@ -44,13 +44,13 @@ def channel_attention(
     for i in range(0, padded, PACK):
         store(arena, hidden + i, add(load(arena, hidden + i, PACK), load(arena, hidden + padded + i, PACK)))
     pointwise(arena, weights, tables, hidden, y, w2, table2, 1, padded, width, 1, hidden_channels, width // PACK, 0)
-    for i in range(0, width, LANES):  # up to a line: buffers are whole lines
+    for i in range(0, width, LANES):  # may pass the end of y: buffers are whole lines
         store(arena, y + i, sigmoid(load(arena, y + i, LANES)))
 
 
 @inline
 def map_plane(height, width):
-    """As in lower.py's map_size: rows for whole tiles of four and the kernel's border."""
+    """The size of a map, as map_size in lower.py has it: rows for whole tiles of four, and the kernel's border."""
     return (round_up(height, 4) + TAPS - 1) * (LINE + round_up(width, LINE))
 
 
@@ -129,7 +129,7 @@ def pool(arena, weights, x, maps, height, width, channels, real_channels, channe
 def make_spatial(cols):
     @inline
     def spatial(arena, maps, map_row, second, y, row, weights, w):
-        """Four rows of ``cols`` adjacent vectors."""
+        """Convolves four rows of ``cols`` adjacent vectors."""
         sums = broadcast_tile(weights, w, 0, 4, cols, LANES)
         for m in range(2):
             for kx in range(TAPS):
@@ -165,7 +165,7 @@ def spatial_attention(arena, weights, maps, y, w, height, width):
 
 @kernel
 def scale(arena, x, height, width, channels, channel, spatial):
-    """Channels last, in place, times channel attention, and times spatial attention where there is any."""
+    """Multiplies a channels-last map in place by channel attention, and by spatial attention if there is any."""
     row = round_up(width, LINE)
     for i in range(height):
         for j in range(width):
@@ -178,7 +178,7 @@ def scale(arena, x, height, width, channels, channel, spatial):
 
 @kernel
 def to_channels_last(arena, x, y, height, width, channels, plane, channel, spatial):
-    """Planar -> channels last, times channel and spatial attention where there is any (not negative)."""
+    """Planar -> channels last, times channel and spatial attention if there are any (not negative)."""
     row = round_up(width, LINE)
     whole = channels // PACK * PACK
     one = splat(1.0, PACK)

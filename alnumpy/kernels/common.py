@@ -1,4 +1,4 @@
-"""What several kernels share: how they are compiled, and the geometry of planar maps."""
+"""Shared by several kernels: how they are compiled, and the geometry of planar maps."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ from .abi import LINE
 
 # No wrappers: only the runner is called from Python. Nothing here may raise, allocate or touch an object, so that the
 # same code can be compiled ahead of time for a device without Numba.
-# Numba hands a caller's forceinline down to its callees where they do not say otherwise.
+# Numba passes a caller's forceinline on to its callees unless they say otherwise.
 kernel: Any = functools.partial(
     njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=False
 )
@@ -25,5 +25,5 @@ def round_up(value, multiple):
 
 @inline
 def plane_size(height, width):
-    """As in lower.py: an odd number of lines."""
+    """The floats of a plane, as in lower.py: an odd number of lines."""
     return (height * (round_up(width, LINE) // LINE) | 1) * LINE

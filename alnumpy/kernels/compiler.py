@@ -15,9 +15,9 @@ import llvmlite.binding as llvm
 from .target import TARGET
 
 ENTRY = "alnumpy_run_program"
-ARGUMENTS = 10  # of run_program, all int64
+ARGUMENTS = 10  # number of run_program's arguments, all int64
 
-_engines: list[Any] = []  # they own the code
+_engines: list[Any] = []  # the engines own the code
 
 
 def sign(code: bytes) -> bytes:
@@ -33,16 +33,16 @@ def _target_machine() -> llvm.TargetMachine:
 
 
 def front_end() -> str:
-    """LLVM's text of ``runner.run_program`` as Numba writes it, before any optimisation, in the function ENTRY.
+    """LLVM's text of ``runner.run_program`` as Numba writes it, not yet optimised, in the function ENTRY.
 
-    Raises ImportError where Numba is not installed.
+    Raises ImportError if Numba is not installed.
     """
     import numba
     from numba.core.registry import cpu_target
 
     from .runner import run_program
 
-    cpu_target.target_context.codegen()  # takes its own level from the configuration, once for the whole process
+    cpu_target.target_context.codegen()  # takes its level from the configuration, once per process
     config: Any = numba.config
     signature = (numba.int64,) * ARGUMENTS
     level = config.OPT
@@ -57,18 +57,18 @@ def front_end() -> str:
 
 
 def optimised(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
-    """A module, after LLVM's optimiser."""
+    """A module that LLVM has optimised."""
     module = llvm.parse_assembly(text)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = options.slp_vectorization = False  # what pays is vectorised by hand
+    options.loop_vectorization = options.slp_vectorization = False  # kernels are vectorised by hand
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
     return module
 
 
 def compile_runner() -> bytes:
-    """Object code of ``runner.run_program`` for the target. Raises ImportError where Numba is not installed."""
+    """Object code of ``runner.run_program`` for the target. Raises ImportError if Numba is not installed."""
     machine = _target_machine()
     return machine.emit_object(optimised(front_end(), machine))
 

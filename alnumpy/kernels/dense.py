@@ -1,11 +1,11 @@
 """Convolutions over all inputs at once, channels last: a product of two dense matrices.
 
 A pixel's inputs are ``runs`` of ``run`` floats, ``x_run`` floats apart: one run for a 1x1 convolution of a map whose
-channels stand one after the other, one for each row and colour that the taps of a convolution of the picture see.
+channels are adjacent, and one for each row and colour that the taps see in a convolution of the picture.
 
 A tile is up to ROWS pixels by COLS vectors of LINE outputs, whose sums stay in registers over all inputs; LINE lanes
-are one register of AVX-512, and several of other CPUs. A chunk of pixels, which stays in the second level cache, meets
-all weights before the next; weights come from farther away, so there should be few chunks.
+are one register of AVX-512, and several of other CPUs. A chunk of pixels, which stays in the second level cache, is
+multiplied by all weights before the next; weights come from farther away, so there should be few chunks.
 """
 
 from .abi import LINE, PANEL
@@ -22,7 +22,7 @@ def make_tiles(rows, cols):
     def tiles(
         arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, count, half, low, high
     ):  # fmt: skip
-        """``count`` tiles of ``rows`` pixels; ``half``: of the last vector only the lower half are outputs."""
+        """Computes ``count`` tiles of ``rows`` pixels; ``half``: only the lower half of the last vector are outputs."""
         low_limit, high_limit = splat(low, LINE), splat(high, LINE)
         for _ in range(count):
             sums = load_tile(weights, bias, 0, rows, cols, LINE)
@@ -54,7 +54,7 @@ def make_columns(cols):
     def columns(
         arena, x, x_stride, run, runs, x_run, y, y_stride, other, weights, bias, w, panel, count, half, low, high
     ):  # fmt: skip
-        """``count`` pixels by ``cols`` vectors of outputs: as many large tiles as there can be."""
+        """Computes ``count`` pixels by ``cols`` vectors of outputs, in large tiles as far as they fit."""
         for_many = quotient(count, ROWS)
         done = for_many * ROWS
         for_few = quotient(count - done, FEW)
@@ -82,7 +82,7 @@ columns_x1, columns_x2 = make_columns(1), make_columns(COLS)
 
 @kernel
 def all_outputs(arena, weights, x, x_stride, run, runs, x_run, y, y_stride, other, w, count, activation):
-    """``count`` pixels, ``x_stride`` floats apart, times all panels of weights."""
+    """Multiplies ``count`` pixels, ``x_stride`` floats apart, by all panels of weights."""
     low, high = limits(activation)
     for start in range(0, y_stride, PANEL):
         panel = PANEL if y_stride - start > LINE else LINE
@@ -110,12 +110,12 @@ def all_outputs(arena, weights, x, x_stride, run, runs, x_run, y, y_stride, othe
 
 @kernel
 def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, run, runs, x_run, chunk, activation):
-    """(pixels, x_stride) -> (pixels, y_stride), plus the map ``other`` where there is one.
+    """(pixels, x_stride) -> (pixels, y_stride), plus the map ``other`` if there is one.
 
-    Weights are panels of PANEL outputs, the last of PANEL or LINE: biases, then weights input by input.
+    Weights are panels of PANEL outputs, the last one of PANEL or LINE: biases, then weights input by input.
     """
     first = 0
-    while first < pixels:  # a range whose step is not constant would divide
+    while first < pixels:  # a range with a variable step would divide
         count = min(chunk, pixels - first)
         plus = other + first * y_stride if other >= 0 else other
         source, target = x + first * x_stride, y + first * y_stride
@@ -129,7 +129,7 @@ def dense(arena, weights, x, y, other, w, pixels, x_stride, y_stride, run, runs,
 def image_convolution(
     arena, weights, x, y, w, new_height, new_width, x_row, stride, run, runs, x_run, y_stride, activation
 ):
-    """The padded picture -> (H', W', y_stride). ``x`` is what the first tap of the first pixel sees."""
+    """The padded picture -> (H', W', y_stride). ``x`` is the input of the first tap of the first pixel."""
     for _ in range(new_height):
         all_outputs(arena, weights, x, stride, run, runs, x_run, y, y_stride, -1, w, new_width, activation)
         x += stride * x_row

@@ -5,12 +5,12 @@ from .activation import SILU, activate, limits
 from .common import inline, kernel
 from .simd import LANES, clamp, fma, load, load_tile, row_of_taps, splat, store, store_tile
 
-WIDE = max(LANES, PACK)  # channels at once; what is left is a pack
+WIDE = max(LANES, PACK)  # channels at once; packs are left over
 
 
 @kernel
 def one_pixel(arena, x, x_row, channels, weights, w, y, taps, top, bottom, left, right, low_limit, high_limit):
-    """All channels of one output, by any kernel; taps ``top`` to ``bottom`` and ``left`` to ``right`` exist."""
+    """All channels of one output, for any kernel; taps ``top`` to ``bottom`` and ``left`` to ``right`` exist."""
     low, high = splat(low_limit, PACK), splat(high_limit, PACK)
     for c in range(0, channels, PACK):
         total = load(weights, w + c, PACK)
@@ -24,7 +24,7 @@ def one_pixel(arena, x, x_row, channels, weights, w, y, taps, top, bottom, left,
 def make_pack_of_pixels(rows, taps, stride, lanes):
     @inline
     def pack_of_pixels(arena, x, x_row, channels, first, last, zeros, weights, w, y, top, bottom, low, high):
-        """``lanes`` channels of ``rows`` adjacent outputs."""
+        """Computes ``lanes`` channels of ``rows`` adjacent outputs."""
         sums = load_tile(weights, w, 0, rows, 1, lanes)
         for ky in range(top, bottom):
             kernel = w + (1 + taps * ky) * channels
@@ -40,7 +40,7 @@ def make_pixels(rows, taps, stride):
 
     @kernel
     def pixels(arena, x, x_row, channels, column, width, zeros, weights, w, y, top, bottom, low, high):
-        """All channels of ``rows`` adjacent outputs. ``column`` is what the first tap of the first one sees."""
+        """Computes all channels of ``rows`` adjacent outputs. The first tap of the first one sees ``column``."""
         first, last = -column, width - column
         c = 0
         while c + WIDE <= channels:
@@ -58,7 +58,7 @@ def make_row(taps, stride):
 
     @kernel
     def row(arena, x, x_row, width, left, channels, zeros, weights, w, y, new_width, top, bottom, low, high):
-        """A row of outputs. Columns beyond the map are zeros: multiplying them is faster than skipping them."""
+        """Computes a row of outputs. Columns beyond the map are zeros, which are faster to multiply than to skip."""
         column = -left
         x -= left * channels
         while new_width >= 4:

@@ -1,4 +1,4 @@
-"""What moves or adds channels-last maps: copies by a table, sums of two maps."""
+"""Kernels that move or add channels-last maps: copies by a table, sums of two maps."""
 
 from .abi import PACK
 from .activation import SILU, activate, limits
@@ -10,7 +10,7 @@ from .simd import LANES, add, clamp, load, load_float, load_int, splat, store, s
 def copy(arena, tables, x, y, table, pixels, x_stride, y_stride, start, channels):
     """(pixels, x_stride) -> ``channels`` floats from ``start`` of each pixel of (pixels, y_stride).
 
-    ``table`` says where in a pixel of x each of them stands; -1 is for 0.
+    ``table`` has the place of each of them in a pixel of x; -1 stands for 0.
     """
     y += start
     for _ in range(pixels):
@@ -26,7 +26,7 @@ def copy(arena, tables, x, y, table, pixels, x_stride, y_stride, start, channels
 
 @kernel
 def add_maps(arena, x, other, y, count, activation):
-    """The sum of two maps of ``count`` floats, a multiple of PACK, whose channels stand in the same places."""
+    """The sum of two maps of ``count`` floats, a multiple of PACK, whose channels are in the same places."""
     low, high = limits(activation)
     i = 0
     while i + LANES <= count:

@@ -9,7 +9,7 @@ from .simd import clamp, load_int, load_tile, outer, splat, store_tile
 def make_tiles(rows, cols):
     @kernel
     def tiles(arena, x, x_stride, y, y_stride, weights, w, tables, table, inputs, count, low, high):
-        """``count`` tiles of ``rows`` pixels by ``cols`` packs of outputs, accumulated in registers over all inputs."""
+        """Computes ``count`` tiles of ``rows`` pixels by ``cols`` packs of outputs; the sums stay in registers."""
         for _ in range(count):
             sums = load_tile(weights, w, 0, rows, cols, PACK)
             at = w
@@ -30,7 +30,7 @@ tiles_1x1, tiles_1x2, tiles_1x3 = make_tiles(1, 1), make_tiles(1, 2), make_tiles
 
 @kernel
 def pointwise(arena, weights, tables, x, y, w, table, pixels, x_stride, y_stride, groups, inputs, packs, activation):
-    """(pixels, x_stride) -> (pixels, y_stride). ``table`` says where in a pixel each input of each group stands."""
+    """(pixels, x_stride) -> (pixels, y_stride). ``table`` has the place in a pixel of each input of each group."""
     start, floats = y, pixels * y_stride
     low_limit, high_limit = limits(activation)
     low, high = splat(low_limit, PACK), splat(high_limit, PACK)

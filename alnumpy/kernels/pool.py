@@ -1,7 +1,7 @@
 """Global average and maximum, and the final pooling to an embedding.
 
 Sums over the pixels of planar maps are taken in LINE lanes on every CPU, in several registers where these are narrower,
-so that the order of additions, and with it the bits of an embedding, do not depend on the CPU.
+so that the order of additions, and therefore the bits of an embedding, do not depend on the CPU.
 """
 
 from .abi import LINE, PACK
@@ -26,7 +26,7 @@ from .simd import (
 
 @kernel
 def clear_totals(arena, totals, channels):
-    """Totals are two lines a channel: partial sums and partial maxima, one a lane."""
+    """Totals are two lines per channel: partial sums and partial maxima, one per lane."""
     for c in range(channels):
         store(arena, totals + c * 2 * LINE, splat(0.0, LINE))
         store(arena, totals + c * 2 * LINE + LINE, splat(-INFINITY, LINE))
@@ -60,7 +60,7 @@ def add_to_totals(arena, x, plane, channels, height, width, totals):
 
 @kernel
 def planar_means(arena, totals, y, height, width, channels):
-    """Totals -> the mean of each channel, then the maximum of each."""
+    """Totals -> the means of all channels, then their maxima."""
     scale = inverse(height * width)
     padded = round_up(channels, PACK)
     for c in range(channels):
@@ -71,7 +71,7 @@ def planar_means(arena, totals, y, height, width, channels):
 
 @kernel
 def means(arena, x, y, height, width, channels):
-    """Channels last: the mean of each channel, then the maximum of each."""
+    """Channels last -> the means of all channels, then their maxima."""
     scale = splat(inverse(height * width), PACK)
     for c in range(0, channels, PACK):
         total, highest = splat(0.0, PACK), splat(-INFINITY, PACK)

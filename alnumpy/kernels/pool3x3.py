@@ -7,7 +7,7 @@ from .simd import add, load, maximum_or_nan, multiply, splat, store
 
 @kernel
 def max_pool(arena, x, y, height, width, new_height, new_width, channels):
-    """(H, W, channels) -> the maximum of each window; what lies outside the map does not count."""
+    """(H, W, channels) -> the maximum of each window; pixels outside the map do not count."""
     for i in range(new_height):
         for j in range(new_width):
             for c in range(0, channels, PACK):
@@ -21,7 +21,7 @@ def max_pool(arena, x, y, height, width, new_height, new_width, channels):
 
 @kernel
 def mean_pool(arena, x, y, height, width, new_height, new_width, channels):
-    """(H, W, channels) -> the mean of each window of nine; what lies outside the map counts as zeros."""
+    """(H, W, channels) -> the mean of each window of nine; pixels outside the map count as zeros."""
     for i in range(new_height):
         for j in range(new_width):
             for c in range(0, channels, PACK):

@@ -1,11 +1,11 @@
-"""Explicit vectors of float32 for Numba: the types and operations that LLVM has and Python has not.
+"""Explicit vectors of float32 for Numba: types and operations that LLVM has and Python lacks.
 
 A kernel addresses memory as ``(base, index)``: the address of a float32 buffer as an int64, and an element index. All
 operations also work on tiles, which are tuples of vectors, element by element; loops over a tile are unrolled when the
 kernel is compiled and its vectors stay in registers. ``lanes``, ``rows`` and ``cols`` must be constants.
 
-Versions of a kernel for a fixed tile are named by it, ``name_RxC``: R rows (pixels where vectors run along channels,
-channels where they run along pixels) of C vectors. What else is fixed follows: ``_k5`` taps, ``_s2`` stride, ``_i3``
+Versions of a kernel for a fixed tile are named after it, ``name_RxC``: R rows (pixels where vectors run along channels,
+channels where they run along pixels) of C vectors. Other fixed numbers follow: ``_k5`` taps, ``_s2`` stride, ``_i3``
 inputs. ``make_name`` makes them.
 
 NaN passes through ``maximum(limit, x)`` and ``clamp``: like the machine's own instructions, and unlike
@@ -24,7 +24,7 @@ from .target import TARGET
 
 LANES = TARGET.lanes  # float32 in one vector register
 
-intrinsic: Any = numba.extending.intrinsic  # what it decorates has another signature in kernels than here
+intrinsic: Any = numba.extending.intrinsic  # decorated functions have another signature in kernels than here
 F32 = ir.FloatType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -108,7 +108,7 @@ def _maximum(builder, limit, x):
 
 
 def _maximum_or_nan(builder, x, y):
-    highest = builder.select(builder.fcmp_unordered(">", x, y), x, y)  # x where either is NaN
+    highest = builder.select(builder.fcmp_unordered(">", x, y), x, y)  # x if either is NaN
     return builder.select(builder.fcmp_unordered("uno", y, y), y, highest)
 
 
@@ -167,9 +167,9 @@ def _ternary(operation):
 add = _binary(lambda b, x, y: b.fadd(x, y))
 multiply = _binary(lambda b, x, y: b.fmul(x, y))
 divide = _binary(lambda b, x, y: b.fdiv(x, y))
-fma = _ternary(_fma)  # x * y + z, rounded once where the CPU can
+fma = _ternary(_fma)  # x * y + z, rounded once if the CPU can
 maximum = _binary(_maximum)
-maximum_or_nan = _binary(_maximum_or_nan)  # of both orders alike
+maximum_or_nan = _binary(_maximum_or_nan)  # NaN in either order
 where = _ternary(lambda b, mask, x, y: b.select(b.fcmp_ordered("!=", mask, ir.Constant(mask.type, None)), x, y))
 clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))  # NaN stays NaN
 
@@ -177,11 +177,11 @@ clamp = _ternary(lambda b, x, low, high: _minimum(b, high, _maximum(b, low, x)))
 def _rint(builder, x):
     magic = ir.Constant(
         x.type, [1.5 * 2**23] * x.type.count
-    )  # whose neighbours are whole numbers; CPUs with SSE2 alone cannot round
+    )  # floats near this are whole numbers; CPUs with only SSE2 cannot round
     return builder.fsub(builder.fadd(x, magic), magic)
 
 
-rint = _unary(_rint)  # to the nearest whole number, halves to even; of -2^22 to 2^22
+rint = _unary(_rint)  # to the nearest whole number, halves to even; for -2^22 to 2^22
 
 
 def _power_of_two(builder, x):
@@ -190,7 +190,7 @@ def _power_of_two(builder, x):
     return builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * x.type.count)), x.type)
 
 
-power_of_two = _unary(_power_of_two)  # of whole numbers from -127 (gives 0) to 128 (gives infinity)
+power_of_two = _unary(_power_of_two)  # for whole numbers from -127 (gives 0) to 128 (gives infinity)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def load_int(typingctx, base, index):
 
 @intrinsic(prefer_literal=True)
 def load_ints(typingctx, base, index, count):
-    """``count`` consecutive int64 of a table, as a tuple."""
+    """``count`` consecutive int64s of a table, as a tuple."""
     result = types.UniTuple(types.int64, count.literal_value)
 
     def emit(context, builder, signature, arguments):
@@ -388,7 +388,7 @@ def store_tile(typingctx, base, index, stride, tile, cols):
 
 @intrinsic(prefer_literal=True)
 def store_tile_and_half(typingctx, base, index, stride, tile, cols):
-    """As ``store_tile``, but of the last vector of each row only the lower half."""
+    """Like ``store_tile``, but only with the lower half of the last vector of each row."""
 
     def emit(context, builder, signature, arguments):
         base, index, stride, value, _ = arguments
@@ -481,7 +481,7 @@ def row_of_taps(typingctx, tile, base, index, stride, first, last, zeros, weight
     """One row of a depthwise kernel, for a tile of pixels x cols vectors of channels; pixels are ``stride`` apart.
 
     ``tile[p, c] += sum over t of weights[t, c] * (pixel p * step + t, vector c)``; every input vector is loaded once.
-    Pixels from ``first`` to before ``last`` exist; the others are what is at ``zeros``.
+    Pixels from ``first`` to before ``last`` exist; the others are read at ``zeros``.
     """
 
     def emit(context, builder, signature, arguments):
@@ -548,7 +548,7 @@ odd_lanes = _pick(1)
 
 
 def _reduction(operation):
-    """All lanes combined, halves first: the order is part of the result, and the same on every call."""
+    """All lanes combined, halves first: the result depends on the order, which is always this one."""
 
     @intrinsic
     def function(typingctx, vector):

@@ -6,7 +6,7 @@ from .pool import add_to_totals, clear_totals
 from .simd import LANES, broadcast_tile, clamp, load, load_float, outer, splat, store, store_float, store_tile
 
 COLORS = 3
-BAND = 8  # rows: a band of a tile's channels is still in cache when its sums are taken
+BAND = 8  # rows; such a band of a tile's channels is still in cache when its sums are taken
 
 
 @kernel
@@ -39,7 +39,7 @@ def pad_image(images, arena, y, height, width, border):
 def make_tile(cols):
     @inline
     def tile(arena, x, row, y, plane, weights, w, zero, infinity):
-        """STEM_ROWS channels of ``cols`` adjacent vectors; ``x`` is the upper left input of the first."""
+        """Computes STEM_ROWS channels of ``cols`` adjacent vectors; ``x`` is the upper left input of the first."""
         sums = broadcast_tile(weights, w, 1, STEM_ROWS, cols, LANES)
         w += STEM_ROWS
         for c in range(COLORS):

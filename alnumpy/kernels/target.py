@@ -26,7 +26,7 @@ NEEDED = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}  # a f
 
 
 def choose(name: str) -> Target:
-    """The target with a name: one of LEVELS, or "" for this CPU. Raises AlnumpyError for one that cannot run here."""
+    """The target with a name: one of LEVELS, or "" for this CPU. Raises AlnumpyError if it cannot run here."""
     triple, features = llvm.get_process_triple(), llvm.get_host_cpu_features()
     if not name:
         lanes = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
