@@ -70,7 +70,6 @@ STATISTICS_BATCHES = 100  # batches from which batch norm's statistics of the av
 FITTED = 10_000  # pictures that the layer from the network to its teacher is first fitted to
 COMPARED = 2_000  # held-out pictures whose embeddings are compared with the teacher's after each epoch
 UNLABELLED = -1
-LAYOUTS = {"cpu": torch.channels_last, "cuda": torch.contiguous_format}  # the faster one for training
 
 
 @dataclass
@@ -355,7 +354,7 @@ class Trainer:
             layers, _ = teaching.split(self.spec.layers(), args.freeze)
             self.front = teaching.Front(layers, {name: array.numpy() for name, array in model.state_dict().items()})
         self.threads = args.threads
-        self.layout = LAYOUTS[device.type]
+        self.layout = torch.channels_last
         self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizers: list[torch.optim.Optimizer]
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -465,7 +464,7 @@ def agreement(model: Student, images: Tensor, targets: Tensor, inputs: Callable[
     """Mean cosine between the student's estimates and the teacher's embeddings, in percent."""
     model.eval()
     cosines = [
-        F.cosine_similarity(model(inputs(part))[1], wanted.to(part.device)).cpu()
+        F.cosine_similarity(model(inputs(part))[1].cpu(), wanted.cpu())
         for part, wanted in zip(images.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True)
     ]
     return 100 * float(torch.cat(cosines).mean())
@@ -638,7 +637,6 @@ def train(args: argparse.Namespace) -> None:
         found = [teaching.embeddings(teacher, x, args.out.parent, file.stem) for x in (training.images, compared)]
         targets, centre = found[0], found[0].float().mean(0)
     if device.type == "cuda":  # all data are kept on the GPU
-        torch.backends.cudnn.benchmark = True
         training = Data(training.images.to(device), training.labels.to(device), training.classes)
         if targets is not None:
             targets, centre = targets.to(device), centre.to(device)
