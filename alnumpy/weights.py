@@ -46,7 +46,8 @@ DEFAULT = "alnet-photo.h5"
 MAX_METADATA = 60_000  # bytes; an HDF5 attribute holds 64 KiB
 MAX_BYTES = 256_000_000  # bytes of parameters: three hundred ALNets
 METADATA_FIELDS = {"spec", "preprocessing", "source", "source_sha256", "self_test_by", "card"}
-OPTIONAL_FIELDS = {"normalize"}
+OPTIONAL_FIELDS = {"normalize", "self_test_size"}
+LARGEST_SELF_TEST = 64  # pixels
 DTYPES = ("float32", "float16", "int8")
 FLOAT32, FLOAT16, INT8 = np.dtype("<f4"), np.dtype("<f2"), np.dtype("i1")
 LARGEST_CODE = 127
@@ -107,8 +108,8 @@ def locate(weights: str | os.PathLike[str] | None = None) -> Path:
 
 
 def self_test_size(preprocessing: Preprocessing) -> int:
-    """Side of the self-test's input in pixels: the network's own, but small enough to keep the file small."""
-    return min(preprocessing.size, 64)
+    """Side in pixels of a new self-test's input: the network's own, but small enough to keep the file small."""
+    return min(preprocessing.size, 48)
 
 
 def self_test_picture(size: int) -> np.ndarray:
@@ -174,6 +175,7 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
             "source": weights.source,
             "source_sha256": weights.source_sha256,
             "self_test_by": weights.self_test_by,
+            "self_test_size": weights.self_test_input.shape[-1],
             "card": dict(weights.card),
         }
         | normalize
@@ -261,7 +263,9 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     dtypes = {array.dtype for array in arrays.values()}
     if len(dtypes) != 1 and not scaled:
         raise WeightsError("parameters: float32 and float16 are mixed")
-    size = self_test_size(preprocessing)
+    size = metadata.get("self_test_size", min(preprocessing.size, LARGEST_SELF_TEST))  # the first files have no field
+    if type(size) is not int or not 1 <= size <= LARGEST_SELF_TEST:
+        raise WeightsError(f"metadata: self_test_size must be from 1 to {LARGEST_SELF_TEST}, not {size!r}")
     test_shapes = {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}
     self_test = _read_group(file, "self_test", test_shapes, dict.fromkeys(test_shapes, (FLOAT32,)))
     _check_values(arrays, scales, self_test)
