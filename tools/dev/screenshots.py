@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes docs/serve.jpg, the picture of the page of ``alnumpy serve`` in the README.
+"""Takes docs/serve.jpg, the picture of the page of ``alnumpy serve`` in docs/SERVE.md.
 
     python tools/dev/screenshots.py --chromium /usr/bin/chromium
 
