@@ -34,7 +34,8 @@ def test_the_figures_belong_to_the_weights_that_ship():
 
 def test_int8_costs_less_than_half_a_point():
     formats = json.loads((reproduce.DOCS / "results.json").read_text())["formats"]
-    for name, most, megabytes in (("alnet-photo", 0.005, 1), ("alnet-mnist", 0.005, 1), ("efficientnet-lite0", 0.002, 4)):
+    limits = {"alnet-photo": (0.005, 1), "alnet-mnist": (0.005, 1), "efficientnet-lite0": (0.002, 4)}
+    for name, (most, megabytes) in limits.items():
         exact, coarse = (formats[name]["formats"][dtype] for dtype in ("float32", "int8"))
         assert exact["full_map"] - coarse["full_map"] <= most
         assert coarse["bytes"] < 1e6 * megabytes
