@@ -213,8 +213,10 @@ class Embedder:
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
             raise ValueError(f"forward takes pictures of shape (N, 3, H, W), not {x.shape}")
-        fixed, per_product = NUMPY_SECONDS
-        self._numpy_seconds += pictures * (fixed + per_product * _multiply_adds(self.spec, (x.shape[2], x.shape[3])))
+        if self.backend == "auto":
+            fixed, per_product = NUMPY_SECONDS
+            products = _multiply_adds(self.spec, (x.shape[2], x.shape[3]))
+            self._numpy_seconds += pictures * (fixed + per_product * products)
         self.backend_used = self._choose()
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the embedding
             y = self._run_numpy(x) if self.backend_used == "numpy" else self._run_compiled(x)
@@ -249,6 +251,11 @@ class Embedder:
         if self._program is None:
             self._program = lower(self.spec, self.weights.parameters)
         return self._program
+
+    def _prepare(self) -> None:
+        """Packs the weights and plans the steps, if compiled kernels will run, so that this need not be waited for."""
+        if self._choose() != "numpy":
+            self._lower().layout((self.preprocessing.size, self.preprocessing.size))
 
     def _run_numpy(self, x: np.ndarray) -> np.ndarray:
         y = np.empty((len(x), self.spec.embedding), np.float32)
@@ -364,7 +371,7 @@ class Embedder:
 
         expected = length_hint(paths)  # 0 if it is not known: then "auto" counts batch by batch
         known = expected > 0
-        with closing(read_ahead(read, paths, self.threads, batch_size + self.threads)) as reads:
+        with closing(read_ahead(read, paths, self.threads, batch_size + self.threads, self._prepare)) as reads:
             while batch := list(islice(reads, batch_size)):
                 inputs = [x for _, x in batch if isinstance(x, np.ndarray)]
                 embeddings = iter(self._forward(np.stack(inputs), expected if known else len(inputs)) if inputs else ())
@@ -379,18 +386,27 @@ class Embedder:
 
 
 def read_ahead(
-    read: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+    read: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    ahead: int,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Generator[Result, None, None]:
-    """The results of ``read`` for each item, in order; threads compute them while the caller works on earlier ones."""
+    """The results of ``read`` for each item, in order; threads compute them while the caller works on earlier ones.
+
+    ``meanwhile`` is called once, before the first result is waited for.
+    """
     from concurrent.futures import Future, ThreadPoolExecutor
 
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for item in items:
+            more = iter(items)
+            waiting.extend(pool.submit(read, item) for item in islice(more, ahead))
+            meanwhile()
+            for item in more:
                 waiting.append(pool.submit(read, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
