@@ -23,7 +23,8 @@ from alnumpy.kernels.target import TARGET
 
 RECORDED = DATA / "bits.json"
 SIZES = [(28, 28), (32, 32), (37, 53), (64, 64), (128, 128), (160, 160), (1, 1), (1, 7), (5, 3)]
-OTHERS = [name for name in SPECS if not name.startswith(("alnet", "lnet"))]
+WITHOUT_KERNELS: set[str] = set()  # presets that only NumPy computes
+OTHERS = [name for name in SPECS if not name.startswith(("alnet", "lnet")) and name not in WITHOUT_KERNELS]
 RECORDED_SPECS = [
     *ALNETS,
     *(SPECS[name] for name in OTHERS if not name.endswith(("1-paper", "2-paper", "lite1", "lite2"))),

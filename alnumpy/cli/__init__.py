@@ -39,7 +39,7 @@ def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alnumpy",
         usage="alnumpy COMMAND ... [OPTIONS]",
-        description="Image embeddings with ALNet, offline and without torch.",
+        description="Find photos that look like a photo, and duplicates: image embeddings, offline and without torch.",
     )
     parser.add_argument("--version", action="version", version=f"alnumpy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
