@@ -231,6 +231,7 @@ def test_without_a_command_all_are_listed():
 
 def test_wrong_usage_names_the_command():
     assert "\nalnumpy search: error: the following arguments are required: QUERY\n" in run("search")[2]
+    assert "\nalnumpy models: error: unrecognized arguments: --json x\n" in run("models", "--json", "x")[2]
 
 
 def test_names_that_are_not_text(tmp_path):

@@ -56,7 +56,7 @@ def build_parser(names: Iterable[str] = MODULES) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(added)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, refuse=added.error)
     return parser
 
 
@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
             if not words:
                 parser.print_help(sys.stderr)
                 return 2
-            args = parser.parse_args(words)
+            args, unknown = parser.parse_known_args(words)
+            if unknown:  # argparse itself would print the usage of all commands
+                args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
             debug = args.debug
             return args.run(args)
         finally:
