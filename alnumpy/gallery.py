@@ -316,9 +316,9 @@ class Gallery:
     # Reading
 
     def __iter__(self) -> Iterator[Picture]:
-        """All pictures by path, the vanished and the unreadable included.
+        """All pictures by path, including missing and unreadable ones.
 
-        They are read in parts, so that a slow loop keeps no writer waiting; what is written meanwhile shows or not.
+        They are read in parts, so that a slow loop keeps no writer waiting; changes meanwhile may or may not show.
         """
         return self.pictures()
 

@@ -213,7 +213,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
     import h5py
 
     name = os.fspath(path)
-    if not os.path.isfile(name):  # also keeps HDF5 from waiting for a FIFO
+    if not os.path.isfile(name):  # HDF5 would wait for a FIFO as well
         raise WeightsError(f"{name}: no such file")
     try:
         with h5py.File(name, "r", locking=False) as file:  # no locking: read-only media have none

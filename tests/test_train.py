@@ -232,7 +232,7 @@ def test_labels_and_a_teacher_together(pictures, tmp_path, monkeypatch):
     assert best["state_dict"]["head.weight"].shape == (2, 1280)
     assert best["preprocessing"]["size"] == 8
     data = train.gather([pictures], "train", SIZE, [pictures])
-    assert (data.labels == -1).sum() == 130  # of 144 pictures in both splits, each tenth but the last four is held out
+    assert (data.labels == -1).sum() == 130  # 144 pictures in both splits; each tenth but the last four is held out
 
 
 def test_frozen_layers_do_not_change(pictures, tmp_path, monkeypatch):

@@ -383,7 +383,7 @@ def check(y: np.ndarray, expected: np.ndarray) -> None:
     if y.shape != expected.shape:
         raise ValueError(f"output of shape {y.shape} instead of {expected.shape}")
     error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
-    if not error <= TOLERANCE:  # also for NaN
+    if not error <= TOLERANCE:  # true for NaN as well
         raise ValueError(f"wrong output, relative error {error:.1e}")
 
 
@@ -649,7 +649,7 @@ def measure_cold(which: str, folder: str, rounds: int) -> list[Record]:
         Path(onnx).write_bytes(onnx_model(network, pixels.shape))
     except ImportError as error:
         failed["ONNX Runtime"] = reason(error)
-    for name in [name for name in commands if name not in failed]:  # also fills the caches of files and of kernels
+    for name in [name for name in commands if name not in failed]:  # fills the caches of files and kernels as well
         try:
             check(np.array(json.loads(run_process(commands[name])[2])["embedding"]), expected)
         except Exception as error:
@@ -859,7 +859,7 @@ def show_ratios(records: Sequence[Record]) -> None:
 
 
 def show_summary(records: Sequence[Record]) -> None:
-    """Of several networks, how many times faster the compiled kernels are than the best peer."""
+    """How many times faster the compiled kernels are than the best peer, for several networks."""
     rows, every = [], []
     sizes = list(dict.fromkeys(record["size"] for record in records))
     for network in dict.fromkeys(record["network"] for record in records):
