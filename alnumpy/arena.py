@@ -16,6 +16,7 @@ from .kernels.abi import COLUMNS, LINE, Op, address
 
 Array = np.ndarray
 
+FIRST_ROOM = 1 << 20  # numbers that a packer has room for at first; only what is written to takes memory
 GUARD = 4 * LINE  # floats between buffers: vectors may be read, but never written, past a buffer's end
 
 
@@ -24,10 +25,10 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def aligned_zeros(size: int) -> Array:
-    """float32 zeros (size,) that start on a cache line."""
-    raw = np.zeros(size + LINE, np.float32)
-    start = -(raw.ctypes.data // 4) % LINE
+def aligned_zeros(size: int, dtype: type | np.dtype = np.float32) -> Array:
+    """Zeros (size,) that start on a cache line."""
+    raw = np.zeros(size + LINE, dtype)
+    start = -(raw.ctypes.data // raw.itemsize) % LINE
     return raw[start : start + size]
 
 
@@ -35,21 +36,20 @@ class Packer:
     """Appends arrays to one flat array, each on a cache line, and returns where each begins."""
 
     def __init__(self, dtype: type) -> None:
-        self.dtype, self.parts, self.size = dtype, list[Array](), 0
+        self.size, self.room = 0, aligned_zeros(FIRST_ROOM, dtype)
 
     def add(self, array: Array) -> int:
-        start = self.size
-        part: Array = np.ascontiguousarray(array, self.dtype).ravel()
-        padding: Array = np.zeros(-len(part) % LINE, self.dtype)
-        self.parts += [part, padding]
-        self.size += len(part) + len(padding)
+        start, end = self.size, self.size + array.size
+        if end > len(self.room):
+            larger = aligned_zeros(2 * end, self.room.dtype)  # the system gives only what is written to
+            larger[:start] = self.room[:start]
+            self.room = larger
+        self.room[start:end].reshape(array.shape)[...] = array
+        self.size = round_up(end, LINE)
         return start
 
     def join(self) -> Array:
-        joined = aligned_zeros(self.size) if self.dtype is np.float32 else np.zeros(self.size, self.dtype)
-        if self.parts:
-            np.concatenate(self.parts, out=joined)
-        return joined
+        return self.room[: self.size]
 
 
 class Buffer:

@@ -143,24 +143,27 @@ class Pack:
         self.weights, self.tables = Packer(np.float32), Packer(np.int64)
 
     def get(self, layer: Layer, name: str) -> Array:
-        """A copy of an array of a layer, float64."""
-        return np.array(self.params[f"{layer.name}.{name}"], np.float64)
+        """An array of a layer, float32."""
+        return self.params[f"{layer.name}.{name}"]
 
     def scale_shift(self, layer: Conv | Cbam) -> tuple[Array, Array]:
         """A layer's batch norm as factors and summands."""
-        gamma, beta, mean, var = (self.get(layer, f"bn.{key}") for key in BN)
+        gamma, beta, mean, var = (self.get(layer, f"bn.{key}").astype(np.float64) for key in BN)
         scale = gamma / np.sqrt(var + layer.eps)
         return scale, beta - mean * scale
 
     def fold(self, layer: Conv) -> tuple[Array, Array]:
-        """Weight (O, C/g, K, K) and bias (O,) of a convolution with its batch norm folded in, float64."""
+        """Weight (O, C/g, K, K) and bias (O,) of a convolution with its batch norm folded in.
+
+        They are computed in float64, but the weight is never stored so: large arrays would cost time at every start.
+        """
         weight = self.get(layer, "conv.weight")
         bias = self.get(layer, "conv.bias") if layer.bias else np.zeros(layer.channels)
         if not layer.batch_norm:
             return weight, bias
         scale, shift = self.scale_shift(layer)
-        weight *= scale[:, None, None, None]
-        return weight, bias * scale + shift
+        folded = np.multiply(weight, scale[:, None, None, None], out=np.empty_like(weight), casting="same_kind")
+        return folded, bias * scale + shift
 
 
 # --- sizes and orders -----------------------------------------------------------------------------------------------
