@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import groups, images, likeness, listing, moving, pairs, reduction, scan, sketch
+from . import copying, groups, images, likeness, listing, moving, pairs, scan, sketch
 from .database import Database
 from .embedder import Embedder
 from .errors import GalleryError
@@ -119,7 +119,7 @@ class Gallery:
                 with self._changing() as db, db.transaction():
                     moving.respell(db, relative)
             if embedder is not None:
-                whitening = reduction.read_whitening(self._open.db, self.settings, embedder.spec.embedding)
+                whitening = copying.read_whitening(self._open.db, self.settings, embedder.spec.embedding)
                 self._encoder = Encoder(embedder, self.settings, whitening, max_pixels)
             if self._writer is not None:
                 self._writer.start_log()
@@ -515,4 +515,4 @@ class Gallery:
             >>> round(gallery.reduce("small.db", 1), 3)
             1.0
         """
-        return reduction.reduce(self._open.db, self.settings, path, dimensions)
+        return copying.reduce(self._open.db, self.settings, path, dimensions)

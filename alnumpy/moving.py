@@ -38,11 +38,16 @@ def _folders(db: Database) -> list[str]:
 
 def remember(db: Database, paths: Iterable[str]) -> None:
     """Adds folders to those that were indexed. Call it in a transaction."""
+    record(db, Places.of(db), outermost([*_folders(db), *map(os.path.abspath, paths)]))
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """The folders that are not below another one of them, each once."""
     kept: list[str] = []
-    for path in sorted({*_folders(db), *(os.path.abspath(path) for path in paths)}):
+    for path in sorted(set(paths)):
         if not any(path.startswith(os.path.join(other, "")) for other in kept):
             kept.append(path)
-    record(db, Places.of(db), kept)
+    return kept
 
 
 def forget(db: Database, path: str) -> None:

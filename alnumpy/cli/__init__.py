@@ -21,6 +21,7 @@ MODULES = {  # the file of this folder that holds each command; only the file of
     "duplicates": "duplicates",
     "serve": "serve",
     "reduce": "gallery",
+    "merge": "gallery",
     "remove": "gallery",
     "move": "gallery",
     "list": "gallery",

@@ -1,4 +1,4 @@
-"""The commands that fill and maintain a gallery: index, stats, list, move, remove, reduce."""
+"""The commands that fill and maintain a gallery: index, stats, list, move, remove, reduce, merge."""
 
 from __future__ import annotations
 
@@ -443,6 +443,23 @@ def run_reduce(args: argparse.Namespace) -> int:
     return 0
 
 
+def merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy merge``."""
+    parser.add_argument("galleries", nargs="+", metavar="GALLERY", help="galleries made with the same settings")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the new gallery")
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """``alnumpy merge``."""
+    from ..copying import merge
+
+    if len(args.galleries) < 2:
+        raise UsageError("merge takes two galleries or more")
+    pictures = merge(args.galleries, args.out)
+    print(f"{pictures} pictures of {len(args.galleries)} galleries")
+    return 0
+
+
 REDUCE = Command(
     "reduce",
     "--dimensions N --out FILE",
@@ -450,4 +467,13 @@ REDUCE = Command(
     "alnumpy reduce --dimensions 128 --out small.db",
     reduce_arguments,
     run_reduce,
+)
+
+MERGE = Command(
+    "merge",
+    "GALLERY GALLERY ... --out FILE",
+    "write one gallery of all pictures of several that were made apart with the same settings",
+    "alnumpy merge laptop.db archive.db --out all.db",
+    merge_arguments,
+    run_merge,
 )

@@ -1,0 +1,147 @@
+"""Galleries that were made apart become one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from galleries import change, noise, small_weights
+
+from alnumpy import Embedder, GalleryError, cli
+from alnumpy.copying import merge
+from alnumpy.gallery import Gallery
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Two folders of pictures; one picture is in both, byte for byte."""
+    for name, seeds in (("one", range(5)), ("two", range(5, 9))):
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            noise(tmp_path / name / f"{seed}.png", seed)
+    shutil.copy(tmp_path / "one" / "0.png", tmp_path / "two" / "copy.png")
+    (tmp_path / "two" / "broken.png").write_text("hello")
+    return tmp_path / "one", tmp_path / "two"
+
+
+def index(file, folder, embedder, **settings):
+    with Gallery(file, embedder, "a", **settings) as gallery:
+        gallery.index(folder)
+    return file
+
+
+def found(file, embedder=None):
+    with Gallery(file, embedder) as gallery:
+        return [
+            (row.path, row.hash, row.width, row.height, row.embedding.tobytes())
+            for row in gallery
+            if row.embedding is not None
+        ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_merged_gallery_is_as_one_of_both_folders(tmp_path, parts, embedder, dtype):
+    files = [index(tmp_path / f"{part.name}.db", part, embedder, dtype=dtype) for part in parts]
+    both = index(tmp_path / "both.db", parts, embedder, dtype=dtype)
+    assert merge(files, tmp_path / "all.db") == 10
+    assert found(tmp_path / "all.db") == found(both)
+    with Gallery(tmp_path / "all.db", embedder, "a") as merged, Gallery(both, embedder) as whole:
+        for query in (parts[0] / "3.png", parts[1] / "7.png"):
+            assert merged.search(query, 10) == whole.search(query, 10)
+        assert merged.groups(0.5) == whole.groups(0.5)
+        assert merged.settings == whole.settings
+        before = embedder.embedded
+        report = merged.index()  # the folders of both are known; only the unreadable file is new
+        assert (report.failed and len(report.failed), embedder.embedded) == (1, before)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_the_row_of_the_file_that_was_changed_last_stays(tmp_path, parts, embedder):
+    one = parts[0]
+    old = index(tmp_path / "old.db", one, embedder)
+    noise(one / "2.png", 77)
+    os.utime(one / "2.png", ns=(2**62, 2**62))
+    new = index(tmp_path / "new.db", one, embedder)
+    assert found(old) != found(new)
+    for name, order in (("a.db", [old, new]), ("b.db", [new, old])):
+        assert merge(order, tmp_path / name) == 5
+        assert found(tmp_path / name) == found(new)
+
+
+def test_missing_pictures_and_damaged_rows_are_left_out(tmp_path, parts, embedder):
+    files = [index(tmp_path / f"{part.name}.db", part, embedder) for part in parts]
+    os.unlink(parts[0] / "4.png")
+    index(files[0], parts[0], embedder)
+    change(files[1], "UPDATE contents SET embedding = x'00' WHERE rowid = (SELECT MIN(rowid) FROM contents)")
+    whole = {row[0] for file in files for row in found(file)}
+    assert merge(files, tmp_path / "all.db") == 8
+    assert {row[0] for row in found(tmp_path / "all.db")} < whole
+
+
+def test_relative_paths_stay_relative_beside_the_others(tmp_path, parts, embedder):
+    files = [index(tmp_path / f"{part.name}.db", part, embedder, relative=True) for part in parts]
+    (tmp_path / "elsewhere").mkdir()
+    merge(files, tmp_path / "all.db")
+    merge(files, tmp_path / "elsewhere" / "all.db")
+    assert found(tmp_path / "all.db") == found(tmp_path / "elsewhere" / "all.db")
+    (tmp_path / "moved").mkdir()
+    for name in ("all.db", "one", "two"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    assert next(row[0] for row in found(tmp_path / "moved" / "all.db")) == str(tmp_path / "moved" / "one" / "0.png")
+
+
+def test_galleries_that_cannot_be_merged_are_refused_and_nothing_is_written(tmp_path, parts, embedder):
+    first = index(tmp_path / "one.db", parts[0], embedder)
+    others = {
+        "made with dtype float32, not int8 as": index(tmp_path / "small.db", parts[1], embedder, dtype="int8"),
+        "made with flip False, not True as": index(tmp_path / "flip.db", parts[1], embedder, flip=True),
+        "other weights": index(
+            tmp_path / "other.db", parts[1], Embedder(small_weights(1), backend="numpy"), weights="other.h5"
+        ),
+        "no such": tmp_path / "missing.db",
+        "not a database|damaged|not a gallery": tmp_path / "text.db",
+    }
+    (tmp_path / "text.db").write_bytes(b"hello" * 1000)
+    before = sorted(os.listdir(tmp_path))
+    for message, other in others.items():
+        with pytest.raises(GalleryError, match=message):
+            merge([first, other], tmp_path / "all.db")
+    with pytest.raises(GalleryError, match=r"flip.db: exists already"):
+        merge([first, first], tmp_path / "flip.db")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_reduced_galleries_are_merged_if_they_were_reduced_alike(tmp_path, parts, embedder):
+    file = index(tmp_path / "both.db", parts, embedder)
+    with Gallery(file) as gallery:
+        gallery.reduce(tmp_path / "small.db", 3)
+    shutil.copy(tmp_path / "small.db", tmp_path / "same.db")
+    assert merge([tmp_path / "small.db", tmp_path / "same.db"], tmp_path / "all.db") == 10
+    assert found(tmp_path / "all.db", embedder) == found(tmp_path / "small.db", embedder)
+    change(tmp_path / "same.db", "UPDATE whitening SET mean = zeroblob(length(mean))")
+    with pytest.raises(GalleryError, match="reduced otherwise than"):
+        merge([tmp_path / "small.db", tmp_path / "same.db"], tmp_path / "other.db")
+
+
+def test_a_stopped_merge_leaves_nothing(tmp_path, parts, embedder, monkeypatch):
+    files = [index(tmp_path / f"{part.name}.db", part, embedder) for part in parts]
+    before = sorted(os.listdir(tmp_path))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alnumpy.sketch.renew", stop)
+    with pytest.raises(KeyboardInterrupt):
+        merge(files, tmp_path / "all.db")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_command(tmp_path, parts, embedder, capsys):
+    files = [str(index(tmp_path / f"{part.name}.db", part, embedder)) for part in parts]
+    assert cli.main(["merge", *files, "--out", str(tmp_path / "all.db")]) == 0
+    assert capsys.readouterr().out == "10 pictures of 2 galleries\n"
+    assert cli.main(["merge", *files, "--out", str(tmp_path / "all.db")]) == 1
+    assert "all.db: exists already" in capsys.readouterr().err
+    assert cli.main(["merge", files[0], "--out", str(tmp_path / "b.db")]) == 2
+    assert "two galleries or more" in capsys.readouterr().err
