@@ -199,6 +199,7 @@ COMMANDS = {
     "stats": "stats --db {g}",
     "remove": "remove {p}/gone.png --db {g}",
     "reduce": "reduce --db {g} --dimensions 2 --out {out}/small.db",
+    "merge": "merge {g} {g} --out {out}/all.db",
     "eval": "eval --db {g}",
     "info": "info",
     "verify": "verify",
