@@ -33,19 +33,24 @@ def aligned_zeros(size: int, dtype: type | np.dtype = np.float32) -> Array:
 
 
 class Packer:
-    """Appends arrays to one flat array, each on a cache line, and returns where each begins."""
+    """Appends arrays to one flat array, each on a cache line, and says where each begins."""
 
     def __init__(self, dtype: type) -> None:
         self.size, self.room = 0, aligned_zeros(FIRST_ROOM, dtype)
 
-    def add(self, array: Array) -> int:
-        start, end = self.size, self.size + array.size
+    def reserve(self, size: int) -> tuple[int, Array]:
+        """Where room for ``size`` numbers begins, and the room, zeros, to be filled before anything else is added."""
+        start, end = self.size, self.size + size
         if end > len(self.room):
             larger = aligned_zeros(2 * end, self.room.dtype)  # the system gives only what is written to
             larger[:start] = self.room[:start]
             self.room = larger
-        self.room[start:end].reshape(array.shape)[...] = array
         self.size = round_up(end, LINE)
+        return start, self.room[start:end]
+
+    def add(self, array: Array) -> int:
+        start, room = self.reserve(array.size)
+        room.reshape(array.shape)[...] = array
         return start
 
     def join(self) -> Array:

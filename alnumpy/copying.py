@@ -94,7 +94,10 @@ def merge(galleries: Sequence[str | os.PathLike[str]], path: str | os.PathLike[s
         (first, settings), *others = sources
         whitening = _stored_whitening(first)
         for db, theirs in others:
-            if different := settings.differences(replace(theirs, weights=settings.weights)):
+            different = settings.differences(replace(theirs, weights=settings.weights))
+            if different and theirs == replace(settings, identity=theirs.identity, weights=theirs.weights):
+                different = f"weights {settings.weights} ({settings.identity[:12]}), not {theirs.weights} ({theirs.identity[:12]})"
+            if different:
                 raise GalleryError(f"{first.path}: made with {different} as {db.path}; only equal ones can be merged")
             if _stored_whitening(db) != whitening:
                 raise GalleryError(

@@ -157,7 +157,12 @@ class Database:
     def cursor(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Iterator[tuple[Any, ...]]]:
         """The rows that a SELECT finds, read one by one inside the block, while other threads wait."""
         with self.lock, self._naming(), closing(self._db.execute(sql, values)) as rows:
-            yield rows
+            yield self._named(rows)
+
+    def _named(self, rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The same rows; an error in reading names this file also while another database is written with them."""
+        with self._naming():
+            yield from rows
 
     def one(self, sql: str) -> Any:
         """The only value that a SELECT or PRAGMA finds."""

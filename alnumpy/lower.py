@@ -235,31 +235,33 @@ def pack_stem(weight: Array, bias: Array) -> Array:
     return table.reshape(len(table), -1, STEM_ROWS).swapaxes(0, 1)
 
 
-def pack_pointwise(weight: Array, bias: Array, groups: int) -> Array:
-    """(O, C/g) and (O,) -> for each group and each PACK of its outputs: biases, then weights input by input.
+def pack_panels(room: Array, weight: Array, bias: Array, panel: int, multiple: int) -> None:
+    """Fills ``room`` for each ``panel`` of the outputs of (O, C) and (O,): biases, then weights input by input."""
+    for i in range(0, len(bias), panel):
+        part, inputs = weight[i : i + panel], weight.shape[1]
+        size = (1 + inputs) * round_up(len(part), multiple)
+        filled, room = room[:size].reshape(1 + inputs, -1), room[size:]
+        filled[0, : len(part)], filled[1:, : len(part)] = bias[i : i + panel], part.T
 
-    A kernel's tile covers up to TILE_PACKS packs, whose weights lie side by side for each input.
+
+def pack_pointwise(packer: Packer, weight: Array, bias: Array, groups: int = 1) -> int:
+    """Adds (O, C/g) and (O,): for each group, panels of up to TILE_PACKS packs of its outputs. Returns the start.
+
+    A kernel's tile covers the packs of a panel, whose weights lie side by side for each input.
     """
     outputs, inputs = len(bias) // groups, weight.shape[1]
-    padded = np.zeros((groups, 1 + inputs, round_up(outputs, PACK)), np.float32)
-    padded[:, 0, :outputs] = bias.reshape(groups, outputs)
-    padded[:, 1:, :outputs] = weight.reshape(groups, outputs, inputs).swapaxes(1, 2)
-    step = TILE_PACKS * PACK
-    tiles = [padded[g, :, i : i + step].ravel() for g in range(groups) for i in range(0, padded.shape[2], step)]
-    return np.concatenate(tiles)
+    start, room = packer.reserve(groups * (1 + inputs) * round_up(outputs, PACK))
+    grouped = room.reshape(groups, -1), weight.reshape(groups, outputs, inputs), bias.reshape(groups, outputs)
+    for part, weights, biases in zip(*grouped, strict=True):
+        pack_panels(part, weights, biases, TILE_PACKS * PACK, PACK)
+    return start
 
 
-def pack_dense(weight: Array, bias: Array) -> Array:
-    """(O, C) and (O,) -> for each PANEL of outputs, the last of PANEL or LINE: biases, then weights input by input."""
-    outputs, inputs = weight.shape
-    packed = np.zeros((1 + inputs) * round_up(outputs, LINE), np.float32)
-    rest = packed
-    for i in range(0, outputs, PANEL):
-        part = weight[i : i + PANEL]
-        size = (1 + inputs) * round_up(len(part), LINE)
-        panel, rest = rest[:size].reshape(1 + inputs, -1), rest[size:]
-        panel[0, : len(part)], panel[1:, : len(part)] = bias[i : i + PANEL], part.T
-    return packed
+def pack_dense(packer: Packer, weight: Array, bias: Array) -> int:
+    """Adds (O, C) and (O,) in panels of PANEL outputs, the last of PANEL or LINE. Returns the start."""
+    start, room = packer.reserve((1 + weight.shape[1]) * round_up(len(bias), LINE))
+    pack_panels(room, weight, bias, PANEL, LINE)
+    return start
 
 
 # --- units ----------------------------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ class Pointwise:
     def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
         weight, bias = pack.fold(layer)
         self.layer, self.x_stride = layer, source.width
-        self.w = pack.weights.add(pack_pointwise(weight[:, :, 0, 0], bias, layer.groups))
+        self.w = pack_pointwise(pack.weights, weight[:, :, 0, 0], bias, layer.groups)
         self.table = pack.tables.add(source.channels)
         self.place = grouped(layer.channels, layer.groups)
 
@@ -392,7 +394,7 @@ class Dense:
         order, self.start, self.runs = runs
         self.x_stride, self.inputs, self.activation = source.width, weight.shape[1], activation
         matrix = weight[:, :, 0, 0] if source.in_order else weight[:, order, 0, 0]
-        self.w = pack.weights.add(pack_dense(matrix, bias))
+        self.w = pack_dense(pack.weights, matrix, bias)
         self.place = grouped(len(bias), 1)
 
     def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
@@ -413,7 +415,7 @@ class ImageConvolution:
     def __init__(self, layer: Conv, pack: Pack) -> None:
         weight, bias = pack.fold(layer)
         rows = weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1)  # in the order of the padded picture
-        self.layer, self.w, self.place = layer, pack.weights.add(pack_dense(rows, bias)), grouped(layer.channels, 1)
+        self.layer, self.w, self.place = layer, pack_dense(pack.weights, rows, bias), grouped(layer.channels, 1)
 
     def emit(self, steps: Steps, x: Map) -> Map:
         layer, (height, width), (new_height, new_width) = self.layer, x.size, self.layer.size(x.size)
@@ -512,11 +514,10 @@ class Excite:
         second, second_bias = np.zeros((source.width, layer.hidden)), np.zeros(source.width)
         second[source.channels] = pack.get(layer, "fc2.weight")
         second_bias[source.channels] = pack.get(layer, "fc2.bias")
-        first = pack_pointwise(pack.get(layer, "fc1.weight"), pack.get(layer, "fc1.bias"), 1)
         self.mlp = {
-            "w1": pack.weights.add(first),
+            "w1": pack_pointwise(pack.weights, pack.get(layer, "fc1.weight"), pack.get(layer, "fc1.bias")),
             "table1": pack.tables.add(source.channels),
-            "w2": pack.weights.add(pack_pointwise(second, second_bias, 1)),
+            "w2": pack_pointwise(pack.weights, second, second_bias),
             "table2": pack.tables.add(np.arange(layer.hidden)),
         }
 
@@ -576,9 +577,9 @@ class Attend:
             scale, spatial_bias = pack.scale_shift(layer)
             spatial = spatial * scale
         self.mlp = {
-            "w1": pack.weights.add(pack_pointwise(pack.get(layer, "fc1.weight"), first_bias, 1)),
+            "w1": pack_pointwise(pack.weights, pack.get(layer, "fc1.weight"), first_bias),
             "table1": pack.tables.add(place),
-            "w2": pack.weights.add(pack_pointwise(second, second_bias, 1)),
+            "w2": pack_pointwise(pack.weights, second, second_bias),
             "table2": pack.tables.add(np.arange(layer.hidden)),
         }
         self.real = pack.weights.add(real)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 from galleries import change, noise, small_weights
 
 from alnumpy import Embedder, GalleryError, cli
 from alnumpy.copying import merge
+from alnumpy.database import Database
 from alnumpy.gallery import Gallery
 
 
@@ -96,11 +99,11 @@ def test_galleries_that_cannot_be_merged_are_refused_and_nothing_is_written(tmp_
     others = {
         "made with dtype float32, not int8 as": index(tmp_path / "small.db", parts[1], embedder, dtype="int8"),
         "made with flip False, not True as": index(tmp_path / "flip.db", parts[1], embedder, flip=True),
-        "other weights": index(
+        r"made with weights .*\(\w{12}\), not other.h5 \(\w{12}\) as .*other.db": index(
             tmp_path / "other.db", parts[1], Embedder(small_weights(1), backend="numpy"), weights="other.h5"
         ),
-        "no such": tmp_path / "missing.db",
-        "not a database|damaged|not a gallery": tmp_path / "text.db",
+        r"missing.db: no such": tmp_path / "missing.db",
+        r"text.db: damaged, or not a database": tmp_path / "text.db",
     }
     (tmp_path / "text.db").write_bytes(b"hello" * 1000)
     before = sorted(os.listdir(tmp_path))
@@ -110,6 +113,48 @@ def test_galleries_that_cannot_be_merged_are_refused_and_nothing_is_written(tmp_
     with pytest.raises(GalleryError, match=r"flip.db: exists already"):
         merge([first, first], tmp_path / "flip.db")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_error_in_reading_names_the_gallery_that_is_read(tmp_path, parts, embedder):
+    first, second = (index(tmp_path / f"{part.name}.db", part, embedder) for part in parts)
+    with closing(sqlite3.connect(second)) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pictures'").fetchone()
+    data = bytearray(second.read_bytes())
+    # A row whose length runs beyond the page: SQLite finds it when it comes to the row, not when it opens the file.
+    data[(page - 1) * size + 8 : page * size] = b"\xff" * (size - 8)
+    second.write_bytes(data)
+    for order in ([first, second], [second, first]):
+        with pytest.raises(GalleryError, match=r"two\.db: damaged"):
+            merge(order, tmp_path / "all.db")
+        assert not (tmp_path / "all.db").exists()
+
+
+def test_rows_that_fail_while_another_database_is_written_name_their_own(tmp_path, parts, embedder):
+    source = index(tmp_path / "one.db", parts[0], embedder)
+
+    def failing():
+        yield b"a"
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with closing(Database(source, False)) as db, closing(Database(tmp_path / "new.db", True)) as target:
+        with pytest.raises(GalleryError, match=r"one\.db: damaged"):
+            target.run_each("INSERT INTO meta VALUES (?, '')", ((row,) for row in db._named(failing())))
+
+
+def test_a_gallery_without_pictures_adds_none(tmp_path, parts, embedder):
+    first, second = (index(tmp_path / f"{part.name}.db", part, embedder) for part in parts)
+    with Gallery(second, mode="a") as gallery:
+        gallery.remove(parts[1])
+    for order in ([first, second], [second, first]):
+        assert merge(order, tmp_path / "all.db") == 5
+        assert found(tmp_path / "all.db") == found(first)
+        (tmp_path / "all.db").unlink()
+    assert merge([second, second], tmp_path / "none.db") == 0
+    with closing(Database(tmp_path / "new.db", True)):
+        pass
+    with pytest.raises(GalleryError, match=r"new\.db: an empty gallery"):
+        merge([first, tmp_path / "new.db"], tmp_path / "all.db")
 
 
 def test_reduced_galleries_are_merged_if_they_were_reduced_alike(tmp_path, parts, embedder):

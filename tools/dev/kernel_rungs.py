@@ -19,7 +19,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import numpy as np
 from numba import njit
 
-from alnumpy.arena import aligned_zeros
+from alnumpy.arena import Packer, aligned_zeros
 from alnumpy.kernels.abi import LINE, NONE, address
 from alnumpy.kernels.dense import COLS, ROWS, dense
 from alnumpy.kernels.simd import load_tile, outer, store_tile
@@ -92,7 +92,9 @@ def rungs(pixels: int, inputs: int, outputs: int) -> dict[str, Run]:
     x, w = rng.standard_normal((pixels, inputs), np.float32), rng.standard_normal((inputs, outputs), np.float32)
     bias, y = rng.standard_normal(outputs, np.float32), np.empty((pixels, outputs), np.float32)
     by_output = np.ascontiguousarray(w.T)  # PyTorch's order of the weights of a convolution
-    panels = np.float32(pack_dense(w.T, bias))
+    packer = Packer(np.float32)
+    pack_dense(packer, w.T, bias)
+    panels = packer.join()
     aligned, chunk = aligned_zeros(len(panels)), max(1, CHUNK // inputs // TILE_PIXELS) * TILE_PIXELS
     aligned[:] = panels
 
