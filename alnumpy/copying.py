@@ -96,7 +96,8 @@ def merge(galleries: Sequence[str | os.PathLike[str]], path: str | os.PathLike[s
         for db, theirs in others:
             different = settings.differences(replace(theirs, weights=settings.weights))
             if different and theirs == replace(settings, identity=theirs.identity, weights=theirs.weights):
-                different = f"weights {settings.weights} ({settings.identity[:12]}), not {theirs.weights} ({theirs.identity[:12]})"
+                mine, other = (f"{made.weights} ({made.identity[:12]})" for made in (settings, theirs))
+                different = f"weights {mine}, not {other}"
             if different:
                 raise GalleryError(f"{first.path}: made with {different} as {db.path}; only equal ones can be merged")
             if _stored_whitening(db) != whitening:

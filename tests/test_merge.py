@@ -137,9 +137,12 @@ def test_rows_that_fail_while_another_database_is_written_name_their_own(tmp_pat
         yield b"a"
         raise sqlite3.DatabaseError("database disk image is malformed")
 
-    with closing(Database(source, False)) as db, closing(Database(tmp_path / "new.db", True)) as target:
-        with pytest.raises(GalleryError, match=r"one\.db: damaged"):
-            target.run_each("INSERT INTO meta VALUES (?, '')", ((row,) for row in db._named(failing())))
+    with (
+        closing(Database(source, False)) as db,
+        closing(Database(tmp_path / "new.db", True)) as target,
+        pytest.raises(GalleryError, match=r"one\.db: damaged"),
+    ):
+        target.run_each("INSERT INTO meta VALUES (?, '')", ((row,) for row in db._named(failing())))
 
 
 def test_a_gallery_without_pictures_adds_none(tmp_path, parts, embedder):
