@@ -200,6 +200,7 @@ COMMANDS = {
     "remove": "remove {p}/gone.png --db {g}",
     "reduce": "reduce --db {g} --dimensions 2 --out {out}/small.db",
     "merge": "merge {g} {g} --out {out}/all.db",
+    "export": "export --db {g} --format npz --output {out}/g.npz",
     "eval": "eval --db {g}",
     "info": "info",
     "verify": "verify",

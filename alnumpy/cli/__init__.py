@@ -22,6 +22,7 @@ MODULES = {  # the file of this folder that holds each command; only the file of
     "serve": "serve",
     "reduce": "gallery",
     "merge": "gallery",
+    "export": "gallery",
     "remove": "gallery",
     "move": "gallery",
     "list": "gallery",

@@ -1,4 +1,4 @@
-"""The commands that fill and maintain a gallery: index, stats, list, move, remove, reduce, merge."""
+"""The commands that fill and maintain a gallery: index, list, move, remove, reduce, merge, export and so on."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from .common import (
     name_network,
     positive_int,
     progress_line,
+    same_file,
     side,
     warn,
+    warn_of,
 )
 
 if TYPE_CHECKING:
@@ -476,4 +478,34 @@ MERGE = Command(
     "alnumpy merge laptop.db archive.db --out all.db",
     merge_arguments,
     run_merge,
+)
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``alnumpy export``."""
+    add_gallery(parser)
+    parser.add_argument(
+        "--format", choices=("parquet", "npz", "jsonl", "csv"), required=True, help="parquet needs the extra parquet"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write, whole or not at all")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """``alnumpy export``."""
+    from ..exporting import export
+
+    if os.path.exists(args.db) and same_file(args.output, args.db):
+        raise UsageError(f"{args.output} is the gallery itself")
+    pictures, damaged = export(args.db, args.output, args.format)
+    print(f"{pictures} pictures")
+    return int(warn_of("left out: its row is damaged; index its folder with --rehash", damaged))
+
+
+EXPORT = Command(
+    "export",
+    "--format FORMAT --output FILE",
+    "write paths, dates, sizes and embeddings of a gallery as a file for other programs",
+    "alnumpy export --format parquet --output pictures.parquet",
+    export_arguments,
+    run_export,
 )
