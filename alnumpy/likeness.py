@@ -12,10 +12,10 @@ LEVELS = ("exact", "near", "similar")
 # copies made by programs (near: other formats, smaller, a little brighter) and by people (similar: cropped by a tenth,
 # turned by 2 degrees, a fifth brighter). Printed by tools/dev/measure_copies.py; docs/DUPLICATES.md has more.
 DISTANCES: dict[tuple[str, int, bool, bool], tuple[float, float]] = {
-    ("alnet-photo", 64, False, False): (1.4, 2.7),
-    ("alnet-photo", 64, True, False): (0.31, 0.59),
-    ("alnet-photo", 64, False, True): (1.2, 2.6),
-    ("alnet-photo", 64, True, True): (0.27, 0.56),
+    ("alnet-photo", 64, False, False): (0.77, 1.7),
+    ("alnet-photo", 64, True, False): (0.28, 0.59),
+    ("alnet-photo", 64, False, True): (0.63, 1.6),
+    ("alnet-photo", 64, True, True): (0.23, 0.55),
     ("efficientnet-lite0", 128, False, False): (12.0, 19.0),
     ("efficientnet-lite0", 128, True, False): (0.38, 0.56),
     ("efficientnet-lite0", 128, False, True): (11.0, 18.0),
