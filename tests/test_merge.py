@@ -117,12 +117,17 @@ def test_galleries_that_cannot_be_merged_are_refused_and_nothing_is_written(tmp_
 
 def test_an_error_in_reading_names_the_gallery_that_is_read(tmp_path, parts, embedder):
     first, second = (index(tmp_path / f"{part.name}.db", part, embedder) for part in parts)
-    with closing(sqlite3.connect(second)) as db:
+    with closing(sqlite3.connect(second)) as db, db:
+        rows = [(b"/" + b"x" * 100 + b"%05d" % i, b"h" * 32) for i in range(1000)]  # several pages
+        sql = "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, 1, 1, ?, '2000', 0)"
+        db.executemany(sql, rows)
         (size,) = db.execute("PRAGMA page_size").fetchone()
         (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pictures'").fetchone()
     data = bytearray(second.read_bytes())
-    # A row whose length runs beyond the page: SQLite finds it when it comes to the row, not when it opens the file.
-    data[(page - 1) * size + 8 : page * size] = b"\xff" * (size - 8)
+    root = (page - 1) * size
+    assert data[root] == 2  # an inner page of an index; the number of its last child is in bytes 8 to 11
+    # The last page is of no kind: SQLite finds it when it comes to its rows, not when it opens the file.
+    data[(int.from_bytes(data[root + 8 : root + 12], "big") - 1) * size] = 0
     second.write_bytes(data)
     for order in ([first, second], [second, first]):
         with pytest.raises(GalleryError, match=r"two\.db: damaged"):
