@@ -636,7 +636,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         row = [name, f"{with_head(SPECS[spec], 10) / 1e6:.2f}"]
         for data, value in zip(PAPER, paper, strict=True):
             own = results.get(data, {}).get("networks", {}).get(spec)
-            row += [f"{value:.2f}", percent(own["full_map"]) if own else "not run"]
+            from_six = results.get(data, {}).get("six", {}).get("networks", {}).get(name)
+            row += [f"{value:.2f}", *measured(own or from_six, "full_map")]
             if own:
                 keys = ("full_map", "full_map_l2", "ap5_hits", "ap5", "precision1")
                 details.append([data, name, f"{own['accuracy']:.2f}", *(percent(own[key]) for key in keys)])
