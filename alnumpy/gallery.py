@@ -25,7 +25,7 @@ from .embedder import Embedder
 from .errors import GalleryError
 from .filters import Filter
 from .groups import Member
-from .ingest import Encoder, Ingest, Progress, Report
+from .ingest import Ingest, Progress, Report
 from .listing import Picture
 from .packed import DTYPES
 from .places import Places
@@ -34,6 +34,7 @@ from .scan import Found, Paths
 from .search import Asked, Queries, Ranking, ask, search
 from .settings import bind, check_unchanged
 from .snapshot import Match, Snapshot
+from .worker import Encoder
 
 __all__ = ["Gallery", "Match", "Picture", "Report"]
 

@@ -14,10 +14,10 @@ from . import filters, images, listing, packed
 from .errors import ImageError
 from .filters import Filter
 from .images import ImageSource
-from .ingest import Encoder, hash_file, regular
 from .reader import Reader
 from .settings import Settings
 from .snapshot import Match
+from .worker import Encoder, hash_file, regular
 
 Array = np.ndarray
 Queries = Array | ImageSource | Iterable[ImageSource]

@@ -17,9 +17,9 @@ from galleries import Counting, change, counts, dump, names, noise
 from PIL import Image
 
 import alnumpy
-from alnumpy import formats, images, ingest
+from alnumpy import formats, images, ingest, worker
 from alnumpy.gallery import Gallery
-from alnumpy.ingest import Ingest
+from alnumpy.worker import read_file
 
 
 def test_stored_rows(folder, path, embedder):
@@ -52,7 +52,7 @@ def test_unchanged_files_are_not_read(folder, path, embedder, monkeypatch):
     with Gallery(path, embedder, "a") as opened:
         first = opened.index(folder)
         before = dump(path)
-        monkeypatch.setattr(ingest, "hash_file", None)
+        monkeypatch.setattr(worker, "hash_file", None)
         again = opened.index([folder])
     assert counts(again) == {"unchanged": 4}
     assert again.failed == first.failed  # known faults are reported again
@@ -108,7 +108,7 @@ def test_times_that_sqlite_cannot_hold(folder, path, embedder):
 
 
 def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path, embedder, monkeypatch, tmp_path):
-    def failing(path, hash=ingest.hash_file):
+    def failing(path, hash=worker.hash_file):
         if os.path.basename(path) in ("a.png", "b.png"):
             raise PermissionError(13, "Permission denied")
         return hash(path)
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_its_embedding(folder, path
         opened.index(folder)
         before = dump(path)
         with monkeypatch.context() as patch:
-            patch.setattr(ingest, "hash_file", failing)
+            patch.setattr(worker, "hash_file", failing)
             for name in ("a.png", "b.png"):
                 os.utime(folder / name)
             for _ in range(2):
@@ -167,7 +167,7 @@ def test_unreadable_files_are_tried_again_when_they_change(folder, path, embedde
     os.symlink("nowhere", folder / "dangling.png")
     os.symlink("loop.png", folder / "loop.png")
     read = []
-    monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
+    monkeypatch.setattr(ingest, "read_file", lambda *a, f=read_file: read.append(os.path.basename(a[0])) or f(*a))
     reasons = [
         ("broken.png", "not a picture that can be read (JPEG, PNG, WebP, BMP, GIF, TIFF"),
         ("dangling.png", "No such file or directory"),
@@ -264,7 +264,7 @@ def test_a_file_replaced_with_its_size_and_time_kept_is_noticed(folder, path, em
 
 def test_failed_files_are_tried_again_by_another_version_or_on_request(folder, path, embedder, monkeypatch):
     read = []
-    monkeypatch.setattr(Ingest, "_read", lambda *a, f=Ingest._read: read.append(os.path.basename(a[1])) or f(*a))
+    monkeypatch.setattr(ingest, "read_file", lambda *a, f=read_file: read.append(os.path.basename(a[0])) or f(*a))
     with Gallery(path, embedder, "a") as opened:
         opened.index(folder)
         with closing(sqlite3.connect(path)) as db:
