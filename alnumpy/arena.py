@@ -6,6 +6,7 @@ where buffers that are never in use at the same time share their room.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +17,6 @@ from .kernels.abi import COLUMNS, LINE, Op, address
 
 Array = np.ndarray
 
-FIRST_ROOM = 1 << 20  # numbers that a packer has room for at first; only what is written to takes memory
 GUARD = 4 * LINE  # floats between buffers: vectors may be read, but never written, past a buffer's end
 
 
@@ -33,28 +33,27 @@ def aligned_zeros(size: int, dtype: type | np.dtype = np.float32) -> Array:
 
 
 class Packer:
-    """Appends arrays to one flat array, each on a cache line, and says where each begins."""
+    """Gives arrays their places in one flat array, each on a cache line, and fills it when all have theirs."""
 
     def __init__(self, dtype: type) -> None:
-        self.size, self.room = 0, aligned_zeros(FIRST_ROOM, dtype)
+        self.dtype, self.size = dtype, 0
+        self.parts: list[tuple[int, int, Callable[[Array], object]]] = []
 
-    def reserve(self, size: int) -> tuple[int, Array]:
-        """Where room for ``size`` numbers begins, and the room, zeros, to be filled before anything else is added."""
-        start, end = self.size, self.size + size
-        if end > len(self.room):
-            larger = aligned_zeros(2 * end, self.room.dtype)  # the system gives only what is written to
-            larger[:start] = self.room[:start]
-            self.room = larger
-        self.size = round_up(end, LINE)
-        return start, self.room[start:end]
-
-    def add(self, array: Array) -> int:
-        start, room = self.reserve(array.size)
-        room.reshape(array.shape)[...] = array
+    def reserve(self, size: int, fill: Callable[[Array], object]) -> int:
+        """Where room for ``size`` numbers begins; ``fill`` is called with the room, zeros, by ``whole``."""
+        start, self.size = self.size, round_up(self.size + size, LINE)
+        self.parts.append((start, size, fill))
         return start
 
-    def join(self) -> Array:
-        return self.room[: self.size]
+    def add(self, array: Array) -> int:
+        return self.reserve(array.size, lambda room: np.copyto(room.reshape(array.shape), array, casting="same_kind"))
+
+    def whole(self) -> Array:
+        """The flat array."""
+        array = aligned_zeros(self.size, self.dtype)
+        for start, size, fill in self.parts:
+            fill(array[start : start + size])
+        return array
 
 
 class Buffer:

@@ -33,6 +33,7 @@ from .layers import BN, IMAGE, Add, Cbam, Concat, Conv, Layer, Mean, Pool, Shuff
 from .networks import Spec
 
 Array = np.ndarray
+Fold = Callable[[], tuple[Array, Array]]  # makes the weight and the bias that are to be packed
 
 BAND = 8192  # floats of scratch (32 kB) that one group of a planar block may use, so that it stays in the L1 cache
 CHUNK = 1 << 17  # floats (512 kB) of a dense convolution's input that stay in the second level cache
@@ -136,7 +137,7 @@ class Unit(Protocol):
 
 
 class Pack:
-    """The arrays of a program, while units add theirs."""
+    """The arrays of a program, while units add theirs. None of a layer's arrays is read before all have their places."""
 
     def __init__(self, params: Mapping[str, Array]) -> None:
         self.params = params
@@ -226,16 +227,23 @@ def equal_runs(channels: Array) -> tuple[Array, int, dict[str, int]] | None:
     return order, int(starts[0]), {"run": run, "runs": len(starts), "x_run": distance}
 
 
-def pack_stem(weight: Array, bias: Array) -> Array:
-    """(O, C, 3, 3) and (O,) -> for each STEM_ROWS outputs their biases, then their weights tap by tap."""
-    outputs = round_up(len(bias), STEM_ROWS)
-    table = np.zeros((1 + weight[0].size, outputs))
-    table[0, : len(bias)] = bias
-    table[1:, : len(bias)] = weight.reshape(len(bias), -1).T
-    return table.reshape(len(table), -1, STEM_ROWS).swapaxes(0, 1)
+def pack_stem(packer: Packer, layer: Conv, fold: Fold) -> int:
+    """Adds (O, C, 3, 3) and (O,): for each STEM_ROWS outputs their biases, then their weights tap by tap.
+
+    Returns the start, as the next two do.
+    """
+    taps, panels = 9 * layer.cin, round_up(layer.channels, STEM_ROWS) // STEM_ROWS
+
+    def fill(room: Array) -> None:
+        weight, bias = fold()
+        table = np.zeros((1 + taps, panels * STEM_ROWS))
+        table[0, : len(bias)], table[1:, : len(bias)] = bias, weight.reshape(len(bias), -1).T
+        room.reshape(panels, 1 + taps, STEM_ROWS)[...] = table.reshape(1 + taps, panels, STEM_ROWS).swapaxes(0, 1)
+
+    return packer.reserve((1 + taps) * panels * STEM_ROWS, fill)
 
 
-def pack_panels(room: Array, weight: Array, bias: Array, panel: int, multiple: int) -> None:
+def fill_panels(room: Array, weight: Array, bias: Array, panel: int, multiple: int) -> None:
     """Fills ``room`` for each ``panel`` of the outputs of (O, C) and (O,): biases, then weights input by input."""
     for i in range(0, len(bias), panel):
         part, inputs = weight[i : i + panel], weight.shape[1]
@@ -244,24 +252,25 @@ def pack_panels(room: Array, weight: Array, bias: Array, panel: int, multiple: i
         filled[0, : len(part)], filled[1:, : len(part)] = bias[i : i + panel], part.T
 
 
-def pack_pointwise(packer: Packer, weight: Array, bias: Array, groups: int = 1) -> int:
-    """Adds (O, C/g) and (O,): for each group, panels of up to TILE_PACKS packs of its outputs. Returns the start.
+def pack_pointwise(packer: Packer, outputs: int, inputs: int, fold: Fold, groups: int = 1) -> int:
+    """Adds (O, C/g) and (O,): for each group, panels of up to TILE_PACKS packs of its outputs.
 
     A kernel's tile covers the packs of a panel, whose weights lie side by side for each input.
     """
-    outputs, inputs = len(bias) // groups, weight.shape[1]
-    start, room = packer.reserve(groups * (1 + inputs) * round_up(outputs, PACK))
-    grouped = room.reshape(groups, -1), weight.reshape(groups, outputs, inputs), bias.reshape(groups, outputs)
-    for part, weights, biases in zip(*grouped, strict=True):
-        pack_panels(part, weights, biases, TILE_PACKS * PACK, PACK)
-    return start
+
+    def fill(room: Array) -> None:
+        weight, bias = fold()
+        each = room.reshape(groups, -1), weight.reshape(groups, -1, inputs), bias.reshape(groups, -1)
+        for part, weights, biases in zip(*each, strict=True):
+            fill_panels(part, weights, biases, TILE_PACKS * PACK, PACK)
+
+    return packer.reserve(groups * (1 + inputs) * round_up(outputs // groups, PACK), fill)
 
 
-def pack_dense(packer: Packer, weight: Array, bias: Array) -> int:
-    """Adds (O, C) and (O,) in panels of PANEL outputs, the last of PANEL or LINE. Returns the start."""
-    start, room = packer.reserve((1 + weight.shape[1]) * round_up(len(bias), LINE))
-    pack_panels(room, weight, bias, PANEL, LINE)
-    return start
+def pack_dense(packer: Packer, outputs: int, inputs: int, fold: Fold) -> int:
+    """Adds (O, C) and (O,) in panels of PANEL outputs, the last of PANEL or LINE."""
+    size = (1 + inputs) * round_up(outputs, LINE)
+    return packer.reserve(size, lambda room: fill_panels(room, *fold(), PANEL, LINE))
 
 
 # --- units ----------------------------------------------------------------------------------------------------------
@@ -271,7 +280,7 @@ class Stem:
     """3x3 convolution of the picture, ReLU: planar, with the totals of each channel."""
 
     def __init__(self, layer: Conv, pack: Pack) -> None:
-        self.layer, self.w = layer, pack.weights.add(pack_stem(*pack.fold(layer)))
+        self.layer, self.w = layer, pack_stem(pack.weights, layer, lambda: pack.fold(layer))
         self.place = Place(np.arange(layer.channels), layer.channels, planar=True)
 
     def emit(self, steps: Steps, x: Map) -> Map:
@@ -292,11 +301,17 @@ class PlanarBlock:
         self.expand, self.depthwise, self.project = (layer for layer in layers if isinstance(layer, Conv))
         groups, wide, channels = self.expand.groups, self.expand.channels, self.project.channels
         source = shuffled(wide, groups) if any(isinstance(layer, Shuffle) for layer in layers) else np.arange(wide)
-        (we, be), (wd, bd), (wp, bp) = (pack.fold(conv) for conv in (self.expand, self.depthwise, self.project))
-        per_channel = np.hstack([be[source, None], we[source, :, 0, 0], bd[:, None], wd.reshape(wide, 9)])
-        projection = wp.reshape(groups, channels // groups, -1).swapaxes(1, 2).reshape(groups, -1)
-        packed = np.hstack([per_channel.reshape(groups, -1), bp.reshape(groups, -1), projection])
-        self.w = pack.weights.add(packed)
+
+        def fill(room: Array) -> None:
+            (we, be), (wd, bd), (wp, bp) = (pack.fold(conv) for conv in (self.expand, self.depthwise, self.project))
+            per_channel = np.hstack([be[source, None], we[source, :, 0, 0], bd[:, None], wd.reshape(wide, 9)])
+            projection = wp.reshape(groups, channels // groups, -1).swapaxes(1, 2).reshape(groups, -1)
+            room.reshape(groups, -1)[...] = np.hstack(
+                [per_channel.reshape(groups, -1), bp.reshape(groups, -1), projection]
+            )
+
+        floats = wide * (1 + self.expand.cin // groups + 1 + 9) + channels * (1 + wide // groups)
+        self.w = pack.weights.reserve(floats, fill)
         self.table = pack.tables.add(source // (wide // groups) * (self.expand.cin // groups))
         self.place = Place(np.arange(channels), channels, planar=True)
 
@@ -366,9 +381,8 @@ class Pointwise:
     """1x1 convolution, channels last."""
 
     def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
-        weight, bias = pack.fold(layer)
-        self.layer, self.x_stride = layer, source.width
-        self.w = pack_pointwise(pack.weights, weight[:, :, 0, 0], bias, layer.groups)
+        self.layer, self.x_stride, inputs = layer, source.width, layer.cin // layer.groups
+        self.w = pack_pointwise(pack.weights, layer.channels, inputs, lambda: pack.fold(layer), layer.groups)
         self.table = pack.tables.add(source.channels)
         self.place = grouped(layer.channels, layer.groups)
 
@@ -386,16 +400,19 @@ class Pointwise:
 class Dense:
     """1x1 convolution of a channels-last map whose channels stand in equal runs, plus another map if there is one."""
 
-    def __init__(self, folded: tuple[Array, Array], source: Place, activation: str, pack: Pack) -> None:
-        """``folded``: weight (O, C, 1, 1) and bias (O,). The other map is compact."""
-        weight, bias = folded
+    def __init__(self, layer: Conv, source: Place, activation: str, pack: Pack) -> None:
+        """The other map is compact."""
         runs = equal_runs(source.channels)
         assert runs
         order, self.start, self.runs = runs
-        self.x_stride, self.inputs, self.activation = source.width, weight.shape[1], activation
-        matrix = weight[:, :, 0, 0] if source.in_order else weight[:, order, 0, 0]
-        self.w = pack_dense(pack.weights, matrix, bias)
-        self.place = grouped(len(bias), 1)
+        self.x_stride, self.inputs, self.activation = source.width, layer.cin, activation
+
+        def fold() -> tuple[Array, Array]:
+            weight, bias = pack.fold(layer)
+            return weight[:, :, 0, 0] if source.in_order else weight[:, order, 0, 0], bias
+
+        self.w = pack_dense(pack.weights, layer.channels, layer.cin, fold)
+        self.place = grouped(layer.channels, 1)
 
     def emit(self, steps: Steps, x: Map, other: Map | None = None) -> Map:
         pixels, y_stride, activation = x.size[0] * x.size[1], self.place.width, ACTIVATIONS[self.activation]
@@ -413,9 +430,12 @@ class ImageConvolution:
     """A dense convolution of the picture of any kind, channels last."""
 
     def __init__(self, layer: Conv, pack: Pack) -> None:
-        weight, bias = pack.fold(layer)
-        rows = weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1)  # in the order of the padded picture
-        self.layer, self.w, self.place = layer, pack_dense(pack.weights, rows, bias), grouped(layer.channels, 1)
+        def fold() -> tuple[Array, Array]:
+            weight, bias = pack.fold(layer)
+            return weight.transpose(0, 2, 1, 3).reshape(layer.channels, -1), bias  # in the order of the padded picture
+
+        self.layer, self.place = layer, grouped(layer.channels, 1)
+        self.w = pack_dense(pack.weights, layer.channels, layer.cin * layer.kernel**2, fold)
 
     def emit(self, steps: Steps, x: Map) -> Map:
         layer, (height, width), (new_height, new_width) = self.layer, x.size, self.layer.size(x.size)
@@ -435,11 +455,15 @@ class Depthwise:
     """Depthwise convolution, channels last."""
 
     def __init__(self, layer: Conv, source: Place, pack: Pack) -> None:
-        weight, bias = pack.fold(layer)
-        packed = np.zeros((1 + layer.kernel**2 + 1, source.width))  # the last row is read for pixels beyond the edges
-        packed[0, source.channels] = bias
-        packed[1:-1, source.channels] = weight.reshape(layer.channels, -1).T
-        self.layer, self.w, self.place = layer, pack.weights.add(packed), source
+        rows = 1 + layer.kernel**2 + 1  # the last, of zeros, is read for pixels beyond the edges
+
+        def fill(room: Array) -> None:
+            weight, bias = pack.fold(layer)
+            table = room.reshape(rows, source.width)
+            table[0, source.channels] = bias
+            table[1:-1, source.channels] = weight.reshape(layer.channels, -1).T
+
+        self.layer, self.w, self.place = layer, pack.weights.reserve(rows * source.width, fill), source
 
     def emit(self, steps: Steps, x: Map) -> Map:
         layer, (height, width), (new_height, new_width) = self.layer, x.size, self.layer.size(x.size)
@@ -491,7 +515,7 @@ class Joined:
         self.copies, start = [], 0
         padding = np.full(self.place.width - len(self.place.channels), -1)  # zeros, of the last source
         for i, source in enumerate(sources, 1):
-            table = np.append(source.channels, padding if i == len(sources) else [])
+            table = np.append(source.channels, padding if i == len(sources) else padding[:0])
             copy = {"x_stride": source.width, "y_stride": self.place.width, "start": start, "channels": len(table)}
             self.copies.append(copy | {"table": pack.tables.add(table)})
             start += len(table)
@@ -511,13 +535,19 @@ class Excite:
 
     def __init__(self, layer: SqueezeExcite, source: Place, pack: Pack) -> None:
         self.layer, self.place = layer, source
-        second, second_bias = np.zeros((source.width, layer.hidden)), np.zeros(source.width)
-        second[source.channels] = pack.get(layer, "fc2.weight")
-        second_bias[source.channels] = pack.get(layer, "fc2.bias")
+
+        def first() -> tuple[Array, Array]:
+            return pack.get(layer, "fc1.weight"), pack.get(layer, "fc1.bias")
+
+        def second() -> tuple[Array, Array]:
+            weight, bias = np.zeros((source.width, layer.hidden)), np.zeros(source.width)
+            weight[source.channels], bias[source.channels] = pack.get(layer, "fc2.weight"), pack.get(layer, "fc2.bias")
+            return weight, bias
+
         self.mlp = {
-            "w1": pack_pointwise(pack.weights, pack.get(layer, "fc1.weight"), pack.get(layer, "fc1.bias")),
+            "w1": pack_pointwise(pack.weights, layer.hidden, layer.channels, first),
             "table1": pack.tables.add(source.channels),
-            "w2": pack_pointwise(pack.weights, second, second_bias),
+            "w2": pack_pointwise(pack.weights, source.width, layer.hidden, second),
             "table2": pack.tables.add(np.arange(layer.hidden)),
         }
 
@@ -563,27 +593,34 @@ class Attend:
         self.layer, self.place, self.pending = layer, source._replace(attended=source.planar), pending
         place = source.channels
         self.width = round_up(source.width, PACK)
-        second, second_bias, real = np.zeros((self.width, layer.hidden)), np.zeros(self.width), np.zeros(self.width)
-        second[place] = pack.get(layer, "fc2.weight")
-        first_bias = np.zeros(layer.hidden)
-        if layer.layout.mlp_bias:
-            first_bias = pack.get(layer, "fc1.bias")
-            second_bias[place] = 2 * pack.get(layer, "fc2.bias")  # both passes through the MLP add it
-        real[place] = 1
-        spatial = pack.get(layer, "spatial.weight")[0]  # (2, 7, 7)
-        spatial = spatial if layer.layout.mean_first else spatial[::-1]
-        spatial_bias = np.zeros(1)
-        if layer.layout.spatial_bn:
-            scale, spatial_bias = pack.scale_shift(layer)
-            spatial = spatial * scale
+
+        def first() -> tuple[Array, Array]:
+            bias = pack.get(layer, "fc1.bias") if layer.layout.mlp_bias else np.zeros(layer.hidden)
+            return pack.get(layer, "fc1.weight"), bias
+
+        def second() -> tuple[Array, Array]:
+            weight, bias = np.zeros((self.width, layer.hidden)), np.zeros(self.width)
+            weight[place] = pack.get(layer, "fc2.weight")
+            if layer.layout.mlp_bias:
+                bias[place] = 2 * pack.get(layer, "fc2.bias")  # both passes through the MLP add it
+            return weight, bias
+
+        def real(room: Array) -> None:
+            room[place] = 1
+
+        def spatial(room: Array) -> None:
+            weight = pack.get(layer, "spatial.weight")[0]  # (2, 7, 7)
+            scale, bias = pack.scale_shift(layer) if layer.layout.spatial_bn else (1, 0)
+            room[:1], room[1:] = bias, (scale * (weight if layer.layout.mean_first else weight[::-1])).ravel()
+
         self.mlp = {
-            "w1": pack_pointwise(pack.weights, pack.get(layer, "fc1.weight"), first_bias),
+            "w1": pack_pointwise(pack.weights, layer.hidden, layer.channels, first),
             "table1": pack.tables.add(place),
-            "w2": pack_pointwise(pack.weights, second, second_bias),
+            "w2": pack_pointwise(pack.weights, self.width, layer.hidden, second),
             "table2": pack.tables.add(np.arange(layer.hidden)),
         }
-        self.real = pack.weights.add(real)
-        self.spatial = pack.weights.add(np.concatenate([spatial_bias, spatial.ravel()]))
+        self.real = pack.weights.reserve(self.width, real)
+        self.spatial = pack.weights.reserve(1 + 2 * 49, spatial)
 
     def emit(self, steps: Steps, x: Map) -> Map:
         (height, width), channels = x.size, self.layer.channels
@@ -633,10 +670,11 @@ class Embedding:
 # --- the walk -------------------------------------------------------------------------------------------------------
 
 
-def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
-    """The program of a network: ``params`` are the arrays of its layers.
+def lower(spec: Spec, params: Mapping[str, Array], packed: Array | None = None) -> Program:
+    """The program of a network: ``params`` are the arrays of its layers, ``packed`` the weights of an equal program.
 
-    Raises UnsupportedError if no kernel computes a layer.
+    With ``packed`` no array of a layer is read, but one that does not fit counts as none. Raises UnsupportedError if no
+    kernel computes a layer.
     """
     walk, rest = Walk(spec.layers(), params), list(spec.layers())
     while rest:
@@ -644,7 +682,7 @@ def lower(spec: Spec, params: Mapping[str, Array]) -> Program:
         if not done:
             raise UnsupportedError(f"{spec.name}: no compiled kernel computes the layer {rest[0].name}: {rest[0]}")
         del rest[:done]
-    return walk.program()
+    return walk.program(packed)
 
 
 class Walk:
@@ -665,11 +703,13 @@ class Walk:
         self.places[name] = unit.place
         return len(layers)
 
-    def program(self) -> Program:
+    def program(self, packed: Array | None = None) -> Program:
         last = self.layers[-1]
         if not isinstance(self.nodes[-1].unit, Embedding):
             self.add(Embedding(last.channels, self.in_order(last.name)), (last.name,), "embedding")
-        return Program(last.channels, self.pack.weights.join(), self.pack.tables.join(), self.nodes)
+        if packed is None or packed.shape != (self.pack.weights.size,):
+            packed = self.pack.weights.whole()
+        return Program(last.channels, packed, self.pack.tables.whole(), self.nodes)
 
     # The place of a map by its name. If it is not laid out as asked for, it is moved, for all later readers.
 
@@ -716,7 +756,7 @@ class Walk:
                 others = [name for name in total.inputs if name != conv.name]
                 if x != IMAGE and len(others) == 1 and self.readers[conv.name] == 1:
                     self.compact(others[0])
-                    unit = Dense(self.pack.fold(conv), self.in_order(x), total.activation, self.pack)
+                    unit = Dense(conv, self.in_order(x), total.activation, self.pack)
                     return self.add(unit, (x, *others), total.name, rest[:2])
         return 0
 
@@ -731,7 +771,7 @@ class Walk:
             case _ if IMAGE in inputs:
                 return 0
             case Conv(kernel=1, stride=1, groups=1) if equal_runs(self.channels_last(x).channels):
-                unit = Dense(pack.fold(layer), places[x], layer.activation, pack)
+                unit = Dense(layer, places[x], layer.activation, pack)
             case Conv(kernel=1, stride=1):
                 unit = Pointwise(layer, self.channels_last(x), pack)
             case Conv() if is_depthwise(layer):

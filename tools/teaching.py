@@ -94,7 +94,7 @@ class Front:
             place = walk.moved(name)
         walk.add(WholeMap(place), (name,), "map")
         self.layers, self.channels, self.width = layers, len(place.channels), place.width
-        self.program = Program(0, walk.pack.weights.join(), walk.pack.tables.join(), walk.nodes)
+        self.program = Program(0, walk.pack.weights.whole(), walk.pack.tables.whole(), walk.nodes)
 
     def __call__(self, images: Tensor, threads: int) -> Tensor:
         """float32 (N, 3, H, W) -> the output of the last layer, (N, C, H', W') in channels-last memory."""

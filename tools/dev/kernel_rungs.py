@@ -19,7 +19,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import numpy as np
 from numba import njit
 
-from alnumpy.arena import Packer, aligned_zeros
+from alnumpy.arena import Packer
 from alnumpy.kernels.abi import LINE, NONE, address
 from alnumpy.kernels.dense import COLS, ROWS, dense
 from alnumpy.kernels.simd import load_tile, outer, store_tile
@@ -93,10 +93,8 @@ def rungs(pixels: int, inputs: int, outputs: int) -> dict[str, Run]:
     bias, y = rng.standard_normal(outputs, np.float32), np.empty((pixels, outputs), np.float32)
     by_output = np.ascontiguousarray(w.T)  # PyTorch's order of the weights of a convolution
     packer = Packer(np.float32)
-    pack_dense(packer, w.T, bias)
-    panels = packer.join()
-    aligned, chunk = aligned_zeros(len(panels)), max(1, CHUNK // inputs // TILE_PIXELS) * TILE_PIXELS
-    aligned[:] = panels
+    pack_dense(packer, outputs, inputs, lambda: (w.T, bias))
+    panels, chunk = packer.whole(), max(1, CHUNK // inputs // TILE_PIXELS) * TILE_PIXELS
 
     def filled(function: Callable[..., None], *arguments: object) -> np.ndarray:
         function(*arguments)
@@ -110,7 +108,7 @@ def rungs(pixels: int, inputs: int, outputs: int) -> dict[str, Run]:
         "outputs innermost": lambda: filled(outputs_innermost, x, w, bias, y),
         "sums in a register": kernel(in_registers, x, w, bias, y),
         f"tiles of {ROWS} pixels x {COLS * LINE} outputs": kernel(tiled, x, w, bias, y),
-        "weights packed: alnumpy's kernel": kernel(packed, x, aligned, y, more=(chunk,)),
+        "weights packed: alnumpy's kernel": kernel(packed, x, panels, y, more=(chunk,)),
         "NumPy's matrix product": lambda: x @ w + bias,
     }
 
