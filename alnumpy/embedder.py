@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedErro
 from .images import ImageSource
 from .networks import Spec
 from .weights import Weights, locate
-from .weights import read as read_weights
 
 if TYPE_CHECKING:
     from .lower import Program
@@ -94,6 +93,22 @@ def _share(weights: Weights) -> Weights:
     for name, array in sorted(weights.parameters.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return _shared.setdefault(digest.digest(), weights)
+
+
+def identity_text(preprocessing: images.Preprocessing, normalize: bool, decode: str) -> str:
+    """What an embedding depends on besides the network, as JSON."""
+    return json.dumps([preprocessing.to_dict(), normalize, decode], sort_keys=True)
+
+
+def identity(spec: Spec, parameters: Mapping[str, np.ndarray], text: str) -> str:
+    """The digest of ``Embedder.identity``; ``text`` is what ``identity_text`` returns."""
+    import hashlib
+
+    digest = hashlib.sha256(f"[{json.dumps(spec.to_dict(), sort_keys=True)}, {text[1:]}".encode())
+    for name, array in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(array.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 class Embedder:
@@ -178,16 +193,10 @@ class Embedder:
             >>> embedder.identity(True, "full") == alnumpy.load().identity(True, "full")
             True
         """
-        parts = [self.spec.to_dict(), self.preprocessing.to_dict(), normalize, decode]
-        text = json.dumps(parts, sort_keys=True)
+        text = identity_text(self.preprocessing, normalize, decode)
         if text not in self._identities:
-            import hashlib
-
-            digest = hashlib.sha256(text.encode())
-            for name, array in sorted(self.weights.parameters.items()):
-                digest.update(name.encode())
-                digest.update(array.astype("<f4").tobytes())
-            self._identities[text] = digest.hexdigest()
+            kept = getattr(self.weights.parameters, "identities", {})
+            self._identities[text] = kept.get(text) or identity(self.spec, self.weights.parameters, text)
         return self._identities[text]
 
     def forward(self, x: np.ndarray) -> NDArray[np.float32]:
@@ -249,7 +258,8 @@ class Embedder:
         from .lower import lower
 
         if self._program is None:
-            self._program = lower(self.spec, self.weights.parameters)
+            parameters = self.weights.parameters
+            self._program = lower(self.spec, parameters, getattr(parameters, "packed", None))
         return self._program
 
     def _prepare(self) -> None:
@@ -421,6 +431,13 @@ def available_threads() -> int:
     if text:
         return int(text)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """A weights file, from what the cache folder keeps of it if compiled kernels run here. Raises WeightsError."""
+    from . import prepacked, weights
+
+    return prepacked.read(path) if available("compiled") else weights.read(path)
 
 
 def load(

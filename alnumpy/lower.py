@@ -137,7 +137,7 @@ class Unit(Protocol):
 
 
 class Pack:
-    """The arrays of a program, while units add theirs. None of a layer's arrays is read before all have their places."""
+    """The arrays of a program, while units add theirs. A layer's arrays are read when all have their places."""
 
     def __init__(self, params: Mapping[str, Array]) -> None:
         self.params = params

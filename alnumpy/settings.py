@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .database import Database
-from .embedder import Embedder
+from .embedder import Embedder, read_weights
 from .errors import GalleryError, SpecError, WeightsError
 from .files import data_folder
 from .packed import DTYPES
-from .weights import Weights, available, read
+from .weights import Weights, available
 
 MAX_DIMENSION = 65536
 
@@ -117,7 +117,7 @@ def find_weights(settings: Settings) -> Weights:
     """
     for path in (settings.weights, *map(str, available().values())):
         with suppress(WeightsError, SpecError):  # the file is damaged, or was replaced by another
-            found = read(path)
+            found = read_weights(path)
             if settings.asked(Embedder(found, settings.size)).identity == settings.identity:
                 return found
     recorded = f" ({settings.weights})" if settings.weights else ""

@@ -159,6 +159,44 @@ def rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarra
     return _restored(*_stored(arrays, dtype))
 
 
+def describe(weights: Weights) -> dict[str, Any]:
+    """The metadata of weights: all but their arrays and the number format."""
+    return {
+        "spec": weights.spec.to_dict(),
+        "preprocessing": weights.preprocessing.to_dict(),
+        "source": weights.source,
+        "source_sha256": weights.source_sha256,
+        "self_test_by": weights.self_test_by,
+        "self_test_size": weights.self_test_input.shape[-1],
+        "card": dict(weights.card),
+    } | ({"normalize": True} if weights.normalize else {})
+
+
+def described(metadata: Any) -> tuple[dict[str, Any], int]:
+    """The fields of ``Weights`` that metadata holds, and the side of the self-test's input.
+
+    Raises WeightsError or SpecError for anything that ``describe`` would not write.
+    """
+    if not isinstance(metadata, dict) or set(metadata) - OPTIONAL_FIELDS != METADATA_FIELDS:
+        raise WeightsError(f"metadata must have the fields {', '.join(sorted(METADATA_FIELDS))}")
+    texts = {key: metadata[key] for key in ("source", "source_sha256", "self_test_by")}
+    card = metadata["card"]
+    if not isinstance(card, dict) or not all(isinstance(t, str) for t in (*texts.values(), *card.values())):
+        raise WeightsError("metadata: the card and the source must be texts")
+    normalize = metadata.get("normalize", False)
+    if not isinstance(normalize, bool):
+        raise WeightsError("metadata: normalize must be true or false")
+    spec = Spec.from_dict(metadata["spec"])
+    if not isinstance(metadata["preprocessing"], dict):
+        raise WeightsError("metadata: preprocessing must be a table of fields")
+    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+    size = metadata.get("self_test_size", min(preprocessing.size, LARGEST_SELF_TEST))  # the first files have no field
+    if type(size) is not int or not 1 <= size <= LARGEST_SELF_TEST:
+        raise WeightsError(f"metadata: self_test_size must be from 1 to {LARGEST_SELF_TEST}, not {size!r}")
+    fields = {"spec": spec, "preprocessing": preprocessing, "card": card, "normalize": normalize}
+    return fields | texts, size
+
+
 def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """Writes a weights file, whole or not at all (see ``files.replacing``).
 
@@ -167,19 +205,7 @@ def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """
     import h5py
 
-    normalize = {"normalize": True} if weights.normalize else {}
-    metadata = json.dumps(
-        {
-            "spec": weights.spec.to_dict(),
-            "preprocessing": weights.preprocessing.to_dict(),
-            "source": weights.source,
-            "source_sha256": weights.source_sha256,
-            "self_test_by": weights.self_test_by,
-            "self_test_size": weights.self_test_input.shape[-1],
-            "card": dict(weights.card),
-        }
-        | normalize
-    ).encode()
+    metadata = json.dumps(describe(weights)).encode()
     if len(metadata) > MAX_METADATA:
         raise WeightsError(f"{path}: {len(metadata)} bytes of metadata, at most {MAX_METADATA} fit; shorten the card")
     shapes = parameters(weights.spec.layers())
@@ -236,20 +262,8 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     text = _attribute(file, "metadata", MAX_METADATA)
     with _damage("metadata"):
         metadata = json.loads(text)
-    if not isinstance(metadata, dict) or set(metadata) - OPTIONAL_FIELDS != METADATA_FIELDS:
-        raise WeightsError(f"metadata must have the fields {', '.join(sorted(METADATA_FIELDS))}")
-    texts = {key: metadata[key] for key in ("source", "source_sha256", "self_test_by")}
-    card = metadata["card"]
-    if not isinstance(card, dict) or not all(isinstance(t, str) for t in (*texts.values(), *card.values())):
-        raise WeightsError("metadata: the card and the source must be texts")
-    normalize = metadata.get("normalize", False)
-    if not isinstance(normalize, bool):
-        raise WeightsError("metadata: normalize must be true or false")
-    spec = Spec.from_dict(metadata["spec"])
-    if not isinstance(metadata["preprocessing"], dict):
-        raise WeightsError("metadata: preprocessing must be a table of fields")
-    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-
+    fields, size = described(metadata)
+    spec = fields["spec"]
     shapes = parameters(spec.layers())
     needed = (1 if scaled else 2) * sum(prod(shape) for shape in shapes.values())
     if needed > min(MAX_BYTES, file_size):
@@ -263,24 +277,17 @@ def _read(file: h5py.File, file_size: int) -> Weights:
     dtypes = {array.dtype for array in arrays.values()}
     if len(dtypes) != 1 and not scaled:
         raise WeightsError("parameters: float32 and float16 are mixed")
-    size = metadata.get("self_test_size", min(preprocessing.size, LARGEST_SELF_TEST))  # the first files have no field
-    if type(size) is not int or not 1 <= size <= LARGEST_SELF_TEST:
-        raise WeightsError(f"metadata: self_test_size must be from 1 to {LARGEST_SELF_TEST}, not {size!r}")
     test_shapes = {"input": (1, 3, size, size), "embedding": (1, spec.embedding)}
     self_test = _read_group(file, "self_test", test_shapes, dict.fromkeys(test_shapes, (FLOAT32,)))
     _check_values(arrays, scales, self_test)
     if "checksum" in file.attrs and _attribute(file, "checksum", 8) != _checksum(text, arrays, scales, self_test):
         raise WeightsError("the checksum does not match: the file is damaged; get it again, or convert it again")
     return Weights(
-        spec=spec,
-        preprocessing=preprocessing,
         parameters=_restored(arrays, scales),
         self_test_input=self_test["input"],
         self_test_embedding=self_test["embedding"],
-        card=card,
         dtype="int8" if scaled else dtypes.pop().name,
-        normalize=normalize,
-        **texts,
+        **fields,
     )
 
 
