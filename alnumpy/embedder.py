@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from . import counts, images, reference
+from . import counts, images, reference, weights
 from .errors import AlnumpyError, ImageError, MissingExtraError, UnsupportedError
 from .images import ImageSource
 from .networks import Spec
@@ -93,22 +92,6 @@ def _share(weights: Weights) -> Weights:
     for name, array in sorted(weights.parameters.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return _shared.setdefault(digest.digest(), weights)
-
-
-def identity_text(preprocessing: images.Preprocessing, normalize: bool, decode: str) -> str:
-    """What an embedding depends on besides the network, as JSON."""
-    return json.dumps([preprocessing.to_dict(), normalize, decode], sort_keys=True)
-
-
-def identity(spec: Spec, parameters: Mapping[str, np.ndarray], text: str) -> str:
-    """The digest of ``Embedder.identity``; ``text`` is what ``identity_text`` returns."""
-    import hashlib
-
-    digest = hashlib.sha256(f"[{json.dumps(spec.to_dict(), sort_keys=True)}, {text[1:]}".encode())
-    for name, array in sorted(parameters.items()):
-        digest.update(name.encode())
-        digest.update(array.astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 class Embedder:
@@ -193,10 +176,10 @@ class Embedder:
             >>> embedder.identity(True, "full") == alnumpy.load().identity(True, "full")
             True
         """
-        text = identity_text(self.preprocessing, normalize, decode)
+        text = weights.identity_text(self.preprocessing, normalize, decode)
         if text not in self._identities:
             kept = getattr(self.weights.parameters, "identities", {})
-            self._identities[text] = kept.get(text) or identity(self.spec, self.weights.parameters, text)
+            self._identities[text] = kept.get(text) or weights.identity(self.spec, self.weights.parameters, text)
         return self._identities[text]
 
     def forward(self, x: np.ndarray) -> NDArray[np.float32]:
@@ -435,7 +418,7 @@ def available_threads() -> int:
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """A weights file, from what the cache folder keeps of it if compiled kernels run here. Raises WeightsError."""
-    from . import prepacked, weights
+    from . import prepacked
 
     return prepacked.read(path) if available("compiled") else weights.read(path)
 

@@ -27,7 +27,6 @@ import numpy as np
 
 from . import __version__, arena, layers, lower, networks, weights
 from .arena import aligned_zeros, round_up
-from .embedder import identity, identity_text
 from .errors import SpecError, UnsupportedError, WeightsError
 from .files import cache_folder, replacing
 from .kernels import abi
@@ -51,7 +50,7 @@ class Parameters(Mapping[str, Array]):
     def __init__(self, path: str, origin: list[Any], packed: Array, identities: Mapping[str, str]) -> None:
         self.path, self.origin = path, origin
         self.packed = packed  # float32 (n,), as ``lower`` takes them
-        self.identities = identities  # digests of ``embedder.identity`` by its text
+        self.identities = identities  # digests of ``weights.identity`` by its text
 
     @cached_property
     def arrays(self) -> Mapping[str, Array]:
@@ -106,18 +105,19 @@ def origin(path: str) -> list[Any]:
 
 def _write(kept: Path, wanted: list[Any], found: Weights, packed: Array) -> None:
     """Keeps weights. Raises OSError."""
-    texts = [identity_text(found.preprocessing, *choice) for choice in product((False, True), ("full", "fast"))]
+    texts = [weights.identity_text(found.preprocessing, *choice) for choice in product((False, True), ("full", "fast"))]
     about = {
         "origin": wanted,
         "dtype": found.dtype,
         "metadata": weights.describe(found),
-        "identities": {text: identity(found.spec, found.parameters, text) for text in texts},
+        "identities": {text: weights.identity(found.spec, found.parameters, text) for text in texts},
     }
     header = json.dumps(about).encode()
     padding = bytes(-(HEAD.size + len(header)) % CACHE_LINE)
     arrays = packed, found.self_test_input, found.self_test_embedding
     body = b"".join([header, padding, *(np.ascontiguousarray(array, "<f4").tobytes() for array in arrays)])
-    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (kept.parent.parent, kept.parent):  # ~/.cache and ~/.cache/alnumpy, but no home where there is none
+        folder.mkdir(mode=0o700, exist_ok=True)
     with replacing(kept, 0o600) as file:
         file.write(HEAD.pack(MAGIC, len(header), zlib.crc32(body)))
         file.write(body)

@@ -197,6 +197,22 @@ def described(metadata: Any) -> tuple[dict[str, Any], int]:
     return fields | texts, size
 
 
+def identity_text(preprocessing: Preprocessing, normalize: bool, decode: str) -> str:
+    """What an embedding depends on besides the network, as JSON."""
+    return json.dumps([preprocessing.to_dict(), normalize, decode], sort_keys=True)
+
+
+def identity(spec: Spec, parameters: Mapping[str, np.ndarray], text: str) -> str:
+    """The digest of ``Embedder.identity``; ``text`` is what ``identity_text`` returns."""
+    import hashlib
+
+    digest = hashlib.sha256(f"[{json.dumps(spec.to_dict(), sort_keys=True)}, {text[1:]}".encode())
+    for name, array in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(array.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
 def write(path: str | os.PathLike[str], weights: Weights) -> None:
     """Writes a weights file, whole or not at all (see ``files.replacing``).
 

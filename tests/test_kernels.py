@@ -70,7 +70,7 @@ class Bench:
         bits[:] = POISON
         for buffer, array in self.inputs.items():
             arena[self.places[buffer] : self.places[buffer] + len(array)] = array
-        weights, tables = self.pack.weights.join(), self.pack.tables.join()
+        weights, tables = self.pack.weights.whole(), self.pack.tables.whole()
         output = np.full(result + 2 * LINE, np.nan, np.float32)
         image = np.zeros(1, np.float32) if image is None else np.ascontiguousarray(image, np.float32)
         kernels.loaded("numba")(
@@ -288,7 +288,7 @@ def test_dense(
     if inputs >= 16 and inputs % 2 == 0:  # two runs in another order, as after a shuffle
         slots = np.arange(2)[:, None] * (inputs + 7) + np.arange(3, inputs // 2 + 3)
         source = Place(rng.permutation(slots.ravel()), 2 * inputs + 9)
-    unit = lower.Dense(bench.pack.fold(layer), source, activation, bench.pack)
+    unit = lower.Dense(layer, source, activation, bench.pack)
     maps = [bench.channels_last(x, source), *[bench.channels_last(other, unit.place)] * residual]
     y = unit.emit(bench.steps, *maps)
     bench.run()
