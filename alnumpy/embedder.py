@@ -242,7 +242,7 @@ class Embedder:
 
         if self._program is None:
             parameters = self.weights.parameters
-            self._program = lower(self.spec, parameters, getattr(parameters, "packed", None))
+            self._program = getattr(parameters, "program", None) or lower(self.spec, parameters)
         return self._program
 
     def _prepare(self) -> None:

@@ -673,8 +673,8 @@ class Embedding:
 def lower(spec: Spec, params: Mapping[str, Array], packed: Array | None = None) -> Program:
     """The program of a network: ``params`` are the arrays of its layers, ``packed`` the weights of an equal program.
 
-    With ``packed`` no array of a layer is read, but one that does not fit counts as none. Raises UnsupportedError if no
-    kernel computes a layer.
+    With ``packed`` no array of a layer is read. Raises UnsupportedError if no kernel computes a layer, ValueError if
+    ``packed`` has another length than this network's weights.
     """
     walk, rest = Walk(spec.layers(), params), list(spec.layers())
     while rest:
@@ -707,8 +707,10 @@ class Walk:
         last = self.layers[-1]
         if not isinstance(self.nodes[-1].unit, Embedding):
             self.add(Embedding(last.channels, self.in_order(last.name)), (last.name,), "embedding")
-        if packed is None or packed.shape != (self.pack.weights.size,):
+        if packed is None:
             packed = self.pack.weights.whole()
+        elif len(packed) != self.pack.weights.size:
+            raise ValueError(f"{len(packed)} packed weights, but the network has {self.pack.weights.size}")
         return Program(last.channels, packed, self.pack.tables.whole(), self.nodes)
 
     # The place of a map by its name. If it is not laid out as asked for, it is moved, for all later readers.

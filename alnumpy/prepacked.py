@@ -30,6 +30,7 @@ from .arena import aligned_zeros, round_up
 from .errors import SpecError, UnsupportedError, WeightsError
 from .files import cache_folder, replacing
 from .kernels import abi
+from .lower import Program
 from .weights import Weights
 
 HEAD = struct.Struct("<8sII")
@@ -42,14 +43,13 @@ Array = np.ndarray
 
 
 class Parameters(Mapping[str, Array]):
-    """The arrays of a weights file, which is read when the first of them is asked for; most uses need only ``packed``.
+    """The arrays of a weights file, which is read when the first of them is asked for; most uses need only the program.
 
     Reading raises WeightsError if the file has changed since.
     """
 
-    def __init__(self, path: str, origin: list[Any], packed: Array, identities: Mapping[str, str]) -> None:
-        self.path, self.origin = path, origin
-        self.packed = packed  # float32 (n,), as ``lower`` takes them
+    def __init__(self, path: str, origin: list[Any], program: Program, identities: Mapping[str, str]) -> None:
+        self.path, self.origin, self.program = path, origin, program
         self.identities = identities  # digests of ``weights.identity`` by its text
 
     @cached_property
@@ -85,13 +85,13 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if folder is None:
         return weights.read(path)
     kept = folder / f"{Path(name).stem}-{zlib.crc32(os.fsencode(wanted[0])):08x}.packed"
-    found = _read(kept, name, wanted)
+    found = read_kept(kept, name, wanted)
     if found is None:
         found = weights.read(path)
         with suppress(UnsupportedError, OSError):  # a network without kernels; a folder that cannot be written to
             packed = lower.lower(found.spec, found.parameters).weights
             if origin(name) == wanted:
-                _write(kept, wanted, found, packed)
+                write(kept, wanted, found, packed)
                 _tidy(folder)
     return found
 
@@ -103,7 +103,7 @@ def origin(path: str) -> list[Any]:
     return [os.path.realpath(path), of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino, __version__, code]
 
 
-def _write(kept: Path, wanted: list[Any], found: Weights, packed: Array) -> None:
+def write(kept: Path, wanted: list[Any], found: Weights, packed: Array) -> None:
     """Keeps weights. Raises OSError."""
     texts = [weights.identity_text(found.preprocessing, *choice) for choice in product((False, True), ("full", "fast"))]
     about = {
@@ -130,7 +130,7 @@ def _tidy(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read(kept: Path, path: str, wanted: list[Any]) -> Weights | None:
+def read_kept(kept: Path, path: str, wanted: list[Any]) -> Weights | None:
     """The weights that a file keeps; None if there is no such file, or not of these weights."""
     try:
         with open(kept, "rb") as file:
@@ -150,8 +150,10 @@ def _read(kept: Path, path: str, wanted: list[Any]) -> Weights | None:
             rest, last = np.split(rest, [max(0, len(rest) - prod(shape))])
             fields[f"self_test_{name}"] = last.reshape(shape)
         identities = {str(text): str(digest) for text, digest in header["identities"].items()}
-        return Weights(parameters=Parameters(path, wanted, rest, identities), dtype=str(header["dtype"]), **fields)
+        parameters = Parameters(path, wanted, lower.lower(fields["spec"], {}, rest), identities)
+        return Weights(parameters=parameters, dtype=str(header["dtype"]), **fields)
     except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error, SpecError, WeightsError
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error,
+        SpecError, UnsupportedError, WeightsError,
     ):  # fmt: skip
         return None

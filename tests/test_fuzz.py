@@ -11,6 +11,7 @@ import pytest
 
 import fuzz
 from alnumpy import formats
+from alnumpy.embedder import available
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,10 +50,14 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools" / "dev", check=False)
 
 
-@pytest.mark.parametrize("target", ["weights", "checkpoint", "image", "heic", "avif", "profile", "gallery", "serve"])
+@pytest.mark.parametrize(
+    "target", ["weights", "prepacked", "checkpoint", "image", "heic", "avif", "profile", "gallery", "serve"]
+)
 def test_a_short_run_finds_nothing(tmp_path, target):
     if target == "serve":
         pytest.importorskip("flask")
+    if target == "prepacked" and not available("compiled"):
+        pytest.skip("no compiled kernels run here")
     if target.upper() in formats.SOMETIMES and not formats.readable(target.upper()):
         pytest.skip(f"{target.upper()} is not read here")
     done = run("fuzz.py", target, "--inputs", 300, "--seed", 1, "--save", tmp_path)

@@ -162,5 +162,5 @@ def test_every_network_has_the_same_program_without_its_arrays(name):
     assert again.weights is made.weights
     np.testing.assert_array_equal(again.tables, made.tables)
     np.testing.assert_array_equal(again.layout((64, 48)).steps, made.layout((64, 48)).steps)
-    packed_anew = lower(spec, random_params(spec), made.weights[:-1])
-    np.testing.assert_array_equal(packed_anew.weights, made.weights)
+    with pytest.raises(ValueError, match=f"{len(made.weights) - 1} packed weights, but the network has"):
+        lower(spec, {}, made.weights[:-1])

@@ -3,10 +3,10 @@
 
     python tools/dev/fuzz.py weights --inputs 50000 --seed 0
 
-Targets: weights, checkpoint, image, heic, avif, profile (of colours), gallery, serve (HTTP requests). An input is a
-good file with a few random changes, some of them made inside its structure: in the pickle of an archive, in the rows of
-a database, in the headers of a request, with a PNG's checksums put right. A target, a seed and a number always give
-the same input. Files in tests/data/fuzz/TARGET are among the good files.
+Targets: weights, prepacked (weights in the cache folder), checkpoint, image, heic, avif, profile (of colours), gallery,
+serve (HTTP requests). An input is a good file with a few random changes, some of them made inside its structure: in the
+pickle of an archive, in the rows of a database, in the headers of a request, with checksums put right. A target, a seed
+and a number always give the same input. Files in tests/data/fuzz/TARGET are among the good files.
 
 Reported, with the input saved: a crash, a hang, growth of memory, an exception other than the documented ones, a result
 that is not finite. Exit code 1 if there was any. Runs on Linux, which tells a process its peak memory.
@@ -45,13 +45,14 @@ import numpy as np
 from PIL import Image, ImageCms
 
 import colours
-from alnumpy import images, weights
+from alnumpy import images, prepacked, weights
 from alnumpy.checkpoint import CheckpointError, read_checkpoint
 from alnumpy.embedder import Embedder
-from alnumpy.errors import AlnumpyError
+from alnumpy.errors import AlnumpyError, WeightsError
 from alnumpy.gallery import Gallery
 from alnumpy.images import Preprocessing
 from alnumpy.layers import parameters
+from alnumpy.lower import lower
 from alnumpy.networks import ALNet, Block
 
 HANG = 5.0  # seconds
@@ -161,6 +162,30 @@ def weights_seeds(folder: Path) -> None:
 def read_weights(path: Path) -> list[np.ndarray]:
     found = weights.read(path)
     return [*found.parameters.values(), found.self_test_input, found.self_test_embedding]
+
+
+ORIGIN = ["fuzzed"]
+
+
+def prepacked_seeds(folder: Path) -> None:
+    good = tiny_weights()
+    prepacked.write(folder / "tiny.packed", ORIGIN, good, lower(good.spec, good.parameters).weights)
+
+
+def signed(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """Kept weights whose checksum is right after the change."""
+    data = change(rng, data)
+    magic, length, _ = prepacked.HEAD.unpack_from(data.ljust(prepacked.HEAD.size))
+    body = data[prepacked.HEAD.size :]
+    return prepacked.HEAD.pack(magic, length, zlib.crc32(body)) + body
+
+
+def read_prepacked(path: Path) -> list[np.ndarray]:
+    found = prepacked.read_kept(path, "", ORIGIN)
+    if found is None:
+        raise WeightsError("of no use")
+    Embedder(found, backend="compiled").forward(np.ones((1, 3, 8, 8), np.float32))  # any values, but in its own memory
+    return []
 
 
 # Checkpoints
@@ -568,6 +593,13 @@ TARGETS = {
             b"null",
             b"1e999",
         ),
+    ),
+    "prepacked": Target(
+        prepacked_seeds,
+        read_prepacked,
+        (WeightsError,),
+        signed,
+        (*(b'"stem": 9', b"null", b"1e999", b"[[", b'"cbam": ""', b"true", b'"'), b"\xff" * 8, bytes(64)),
     ),
     "checkpoint": Target(
         checkpoint_seeds,
