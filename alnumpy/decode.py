@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import stat
@@ -309,6 +308,8 @@ def _silence_libtiff() -> None:
 
     It has one handler for the whole process. If a warning matters, decoding fails as well.
     """
+    import logging  # not at the top: every start would wait for it
+
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise the plugin's own warnings go to stderr
     try:
         import ctypes

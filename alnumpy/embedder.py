@@ -389,13 +389,18 @@ def read_ahead(
 
     ``meanwhile`` is called once, before the first result is waited for.
     """
+    more = iter(items)
+    first = list(islice(more, ahead))
+    if len(first) < 2:  # importing the pool would take longer than reading a picture
+        meanwhile()
+        yield from map(read, first)
+        return
     from concurrent.futures import Future, ThreadPoolExecutor
 
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            more = iter(items)
-            waiting.extend(pool.submit(read, item) for item in islice(more, ahead))
+            waiting.extend(pool.submit(read, item) for item in first)
             meanwhile()
             for item in more:
                 waiting.append(pool.submit(read, item))
@@ -416,11 +421,13 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """A weights file, from what the cache folder keeps of it if compiled kernels run here. Raises WeightsError."""
-    from . import prepacked
+def read_weights(path: str | os.PathLike[str], backend: str = "auto") -> Weights:
+    """A weights file, from what the cache folder keeps of it if packaged kernels will run. Raises WeightsError."""
+    if backend in ("auto", "compiled") and available("compiled"):
+        from . import prepacked
 
-    return prepacked.read(path) if available("compiled") else weights.read(path)
+        return prepacked.read(path)
+    return weights.read(path)
 
 
 def load(
@@ -452,4 +459,4 @@ def load(
         >>> alnumpy.load("alnet-mnist", normalize=True).embed("pictures/a.png").shape
         (1, 1280)
     """
-    return Embedder(read_weights(locate(weights)), size, normalize, backend, threads)
+    return Embedder(read_weights(locate(weights), backend), size, normalize, backend, threads)

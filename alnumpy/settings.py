@@ -110,14 +110,14 @@ class Settings:
         return "; ".join(named) or (f"other weights, {self.weights}" if different else "")
 
 
-def find_weights(settings: Settings) -> Weights:
+def find_weights(settings: Settings, backend: str = "auto") -> Weights:
     """The weights that a gallery was made with: from the recorded file, or else from any file that has a name.
 
-    Raises WeightsError if they cannot be found.
+    ``backend`` is that of the embedder to come. Raises WeightsError if they cannot be found.
     """
     for path in (settings.weights, *map(str, available().values())):
         with suppress(WeightsError, SpecError):  # the file is damaged, or was replaced by another
-            found = read_weights(path)
+            found = read_weights(path, backend)
             if settings.asked(Embedder(found, settings.size)).identity == settings.identity:
                 return found
     recorded = f" ({settings.weights})" if settings.weights else ""

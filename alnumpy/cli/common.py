@@ -257,6 +257,6 @@ def gallery_embedder(args: argparse.Namespace, recorded: Settings | None, size: 
     from ..settings import find_weights
 
     try:
-        return Embedder(find_weights(recorded), size, backend=args.backend, threads=args.threads)
+        return Embedder(find_weights(recorded, args.backend), size, backend=args.backend, threads=args.threads)
     except WeightsError as error:
         raise WeightsError(f"{args.db}: {error}") from None
