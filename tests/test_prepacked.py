@@ -65,7 +65,7 @@ def test_arrays_are_read_when_they_are_needed(cache, file):
     alnumpy.load(file)
     kept, made = alnumpy.load(file, size=20), small_weights()
     assert "arrays" not in vars(kept.weights.parameters)
-    assert kept.identity(True, "full") == Embedder(made, size=20).identity(True, "full")  # of another size
+    assert kept.identity(True, "full") == Embedder(made, size=20).identity(True, "full")  # another size is not kept
     np.testing.assert_equal(dict(kept.weights.parameters), dict(made.parameters))
     np.testing.assert_array_equal(
         alnumpy.load(file, backend="numpy").forward(X), Embedder(made, backend="numpy").forward(X)
