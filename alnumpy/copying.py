@@ -65,8 +65,8 @@ def merge(galleries: Sequence[str | os.PathLike[str]], path: str | os.PathLike[s
     """Writes one gallery with all pictures that can be found in several, which were made with the same settings.
 
     Of a path that is in several, the row of the file that was changed last stays, and of those the one that was added
-    last. Paths are kept relative if they are so in all galleries, which must then lie in one folder with the new file.
-    What the galleries leave out is recorded if it is the same in all.
+    last; rows with damaged embeddings do not count. Paths are kept relative if they are so in all galleries, which must
+    then lie in one folder with the new file. What the galleries leave out is recorded if it is the same in all.
 
     Parameters:
         galleries: the files of the galleries; they are not changed.
@@ -172,26 +172,30 @@ def _write(
     """
     try:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(target), prefix=".alnumpy-") as folder:
-            whole = os.path.join(folder, os.path.basename(target))
+            whole = os.path.join(os.path.realpath(folder), os.path.basename(target))
             with closing(Database(whole, True)) as db, db.transaction():
-                _copy_about(sources, settings, db, target)
+                places = _copy_about(sources, settings, db, target)
                 if whitening:
                     db.run("INSERT INTO whitening VALUES (?, ?)", whitening)
                 for source in sources:
                     _copy_contents(source, db, change)
-                db.run(
-                    "DELETE FROM pictures WHERE NOT EXISTS (SELECT 1 FROM contents WHERE contents.hash = pictures.hash)"
-                )
+                    _copy_pictures(source, db, places)
+                db.drop_unused_contents()
                 sketch.renew(db, settings)
                 count: int = db.one("SELECT COUNT(*) FROM pictures")
             os.rename(whole, target)
     except OSError as error:
         raise GalleryError(f"{target}: cannot be written ({error.strerror})") from None
+    except GalleryError as error:  # such as a full disk
+        raise GalleryError(str(error).replace(whole, target)) from None
     return count
 
 
-def _copy_about(sources: Sequence[Source], settings: Settings, db: Database, target: str) -> None:
-    """Copies settings, folders and pictures. Relative paths stay so if the new file lies beside the other galleries."""
+def _copy_about(sources: Sequence[Source], settings: Settings, db: Database, target: str) -> Places:
+    """Copies settings, rules, folders and disks; returns how paths are kept.
+
+    Relative paths stay so if the new file lies beside the other galleries.
+    """
     places, after = [Places.of(source.db) for source in sources], Places.beside(target)
     if any(before != after for before in places):
         after = Places("")
@@ -209,14 +213,7 @@ def _copy_about(sources: Sequence[Source], settings: Settings, db: Database, tar
                 (after.stored(before.path(p)), after.stored_mount(before.mount(m)), name) for p, m, name in disks
             ]
             db.run_each("INSERT OR REPLACE INTO disks VALUES (?, ?, ?)", respelled)
-        with source.db.cursor(f"SELECT path, size, mtime_ns, hash, added FROM pictures WHERE {FOUND}") as rows:
-            db.run_each(
-                "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) VALUES (?, ?, ?, ?, ?, 0) "
-                "ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, "
-                "hash = excluded.hash, added = excluded.added "
-                "WHERE (excluded.mtime_ns, excluded.added) > (mtime_ns, added)",
-                _respelled(rows, before, after),
-            )
+    return after
 
 
 def _respelled(rows: Iterable[tuple], before: Places, after: Places) -> Iterator[tuple]:
@@ -224,11 +221,24 @@ def _respelled(rows: Iterable[tuple], before: Places, after: Places) -> Iterator
 
 
 def _copy_contents(source: Source, db: Database, change: Callable[[Array], Array]) -> None:
-    """Copies the contents that pictures of the new gallery have."""
+    """Copies the contents of pictures that can be found."""
     for contents, rows in _blocks(source):
         for content, row in zip(contents, rows, strict=True):
-            if db.rows("SELECT 1 FROM pictures WHERE hash = ? LIMIT 1", [content.hash]):
+            if source.db.rows(f"SELECT 1 FROM pictures WHERE hash = ? AND {FOUND} LIMIT 1", [content.hash]):
                 db.run(
                     "INSERT OR IGNORE INTO contents (hash, width, height, taken, embedding) VALUES (?, ?, ?, ?, ?)",
                     [*content, change(row).tobytes()],
                 )
+
+
+def _copy_pictures(source: Source, db: Database, after: Places) -> None:
+    """Copies the pictures whose contents have been copied, unless there is a later row of the same path."""
+    with source.db.cursor(f"SELECT path, size, mtime_ns, hash, added FROM pictures WHERE {FOUND}") as rows:
+        db.run_each(
+            "INSERT INTO pictures (path, size, mtime_ns, hash, added, vanished) SELECT ?, ?, ?, ?4, ?, 0 "
+            "WHERE EXISTS (SELECT 1 FROM contents WHERE hash = ?4) "
+            "ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, "
+            "hash = excluded.hash, added = excluded.added "
+            "WHERE (excluded.mtime_ns, excluded.added) > (mtime_ns, added)",
+            _respelled(rows, Places.of(source.db), after),
+        )

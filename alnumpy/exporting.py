@@ -135,7 +135,8 @@ def write_npz(file: IO[bytes], rows: Rows) -> None:
     count = rows.count
     dtypes = {name: f"<U{width}" for name, width in widths.items()} | dict.fromkeys(("size", "width", "height"), "<i8")
     with ExitStack() as stack, zipfile.ZipFile(file, "w") as archive:
-        spools = {name: stack.enter_context(tempfile.TemporaryFile()) for name in dtypes}
+        beside = os.path.dirname(os.path.realpath(file.name)) if os.path.isfile(file.name) else None  # or a pipe
+        spools = {name: stack.enter_context(tempfile.TemporaryFile(dir=beside)) for name in dtypes}
         with archive.open("vector.npy", "w", force_zip64=True) as member:
             _write_head(member, "<f4", (count, rows.settings.dimension))
             for part in _parts(rows):

@@ -155,6 +155,23 @@ cp "$3"/* "$4"
 """
 
 
+COPY = """
+mount -t tmpfs -o size=100k none "$3"
+"$1" -m alnumpy merge "$2" "$4" --out "$3/new.db" || echo $?
+"$1" -m alnumpy reduce --db "$2" --dimensions 2 --out "$3/new.db" || echo $?
+ls -A "$3"
+"""
+
+
+def test_a_copy_onto_a_full_disk_is_named_and_leaves_nothing(tmp_path, undisturbed):
+    other = shutil.copy(undisturbed.db, tmp_path.with_suffix(".db"))
+    done = private_mounts(COPY, sys.executable, undisturbed.db, tmp_path, other)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1"]), done
+    first, second = done.stderr.splitlines()
+    assert first == second
+    assert first.startswith(f"alnumpy: {tmp_path}/new.db: d")  # "database or disk is full", "disk I/O error"
+
+
 @pytest.mark.parametrize("size", [64, 700])
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed, size):
     """Kilobytes: at 64 there is no room to begin, at 700 for some batches."""

@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import sys
+import tempfile
 from contextlib import closing
 from zipfile import ZipFile
 
@@ -144,6 +145,13 @@ def test_a_failed_export_leaves_the_old_file(made, path, tmp_path, format, monke
         export(path, tmp_path / "out", format)
     assert (tmp_path / "out").read_text() == "old"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_an_npz_needs_no_room_elsewhere(made, path, tmp_path, monkeypatch):
+    rows = made()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert export(path, tmp_path / "out.npz", "npz") == (len(rows), [])
+    assert not [name for name in os.listdir(tmp_path) if name.startswith((".", "tmp"))]
 
 
 def test_galleries_that_cannot_be_exported_are_named(made, path, tmp_path, monkeypatch, capsys):

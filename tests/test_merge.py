@@ -82,6 +82,21 @@ def test_missing_pictures_and_damaged_rows_are_left_out(tmp_path, parts, embedde
     assert {row[0] for row in found(tmp_path / "all.db")} < whole
 
 
+def test_an_earlier_row_stays_if_the_later_one_is_damaged(tmp_path, parts, embedder):
+    one = parts[0]
+    old = index(tmp_path / "old.db", one, embedder)
+    noise(one / "2.png", 77)
+    os.utime(one / "2.png", ns=(2**62, 2**62))
+    new = index(tmp_path / "new.db", one, embedder)
+    later = "hash = (SELECT hash FROM pictures WHERE mtime_ns = 4611686018427387904)"
+    change(new, f"UPDATE contents SET embedding = substr(embedding, 2) WHERE {later}")
+    for name, order in (("a.db", [old, new]), ("b.db", [new, old])):
+        assert merge(order, tmp_path / name) == 5
+        assert found(tmp_path / name) == found(old)
+        with closing(sqlite3.connect(tmp_path / name)) as db:
+            assert db.execute("SELECT COUNT(*) FROM contents").fetchone() == (5,)
+
+
 def test_relative_paths_stay_relative_beside_the_others(tmp_path, parts, embedder):
     files = [index(tmp_path / f"{part.name}.db", part, embedder, relative=True) for part in parts]
     (tmp_path / "elsewhere").mkdir()
