@@ -10,10 +10,11 @@ Layout, format version 1, or 2 where there are scales:
     /self_test/embedding   float32 (1, spec.embedding): its embedding, computed by torch, or by alnumpy without torch
 
 Metadata holds the spec, the preprocessing, the source checkpoint's name and SHA-256, the program that computed the
-self-test, the model card's fields, and ``normalize`` if embeddings are to be compared by their directions only. The
-checksum is the CRC-32 of the metadata, then of all arrays in the order of the spec, then of the scales, then of the
-self-test's; it detects damage, not malice, and older files without one are read. All arrays are stored contiguous and
-unfiltered, so the arrays take at most four times the file's size in memory (int8 read as float32).
+self-test, ``self_test_size`` S, the model card's fields, and ``normalize`` if embeddings are to be compared by their
+directions only. The checksum is the CRC-32 of the metadata, then of all arrays in the order of the spec, then of the
+scales, then of the self-test's; it detects damage, not malice, and older files without one are read. All arrays are
+stored contiguous and unfiltered, so the arrays take at most four times the file's size in memory (int8 read as
+float32).
 """
 
 from __future__ import annotations

@@ -354,8 +354,7 @@ class Trainer:
             layers, _ = teaching.split(self.spec.layers(), args.freeze)
             self.front = teaching.Front(layers, {name: array.numpy() for name, array in model.state_dict().items()})
         self.threads = args.threads
-        self.layout = torch.channels_last
-        self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers: list[torch.optim.Optimizer]
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         falls: Callable[[int], float]
@@ -394,7 +393,7 @@ class Trainer:
         """The input of the trained layers for the network's input, in the memory layout for training."""
         if self.front:
             x = self.front(x.cpu(), self.threads).to(self.device)
-        return x.contiguous(memory_format=self.layout)
+        return x.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
