@@ -53,6 +53,7 @@ def count(plugin: Path, roots: Path, cpu: Cpu, picture: tuple[str, int], backend
 
     def run(pictures: int) -> int:
         environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+        environment["ALNUMPY_CACHE_DIR"] = "/dev/null"  # nothing is kept, so that all runs begin alike
         environment["ALNUMPY_LIBRARY"] = str(ROOT / "alnumpy" / "kernels" / "lib" / cpu.library)
         settings = [word for pair in environment.items() for word in ("-E", "=".join(pair))]
         program = [root / "usr/bin/python3", "-c", EMBED, picture[0], str(picture[1]), backend, str(pictures)]
