@@ -27,6 +27,8 @@ from alnumpy.gallery import Gallery
 
 CLOSE = 1e-4  # distances that differ by less are ties: float32 rounds, and the two programs round in different orders
 
+Found = list[tuple[str, float]]  # paths and distances
+
 
 @contextmanager
 def server(programs: Path) -> Iterator[list[str]]:
@@ -79,6 +81,21 @@ def text(vector: np.ndarray) -> str:
     return str(vector.tolist())
 
 
+def some(gallery: Gallery, count: int) -> list[tuple[str, np.ndarray]]:
+    """Pictures of a gallery by chance, with their embeddings."""
+    good = [(row.path, row.embedding) for row in gallery if not (row.embedding is None or row.vanished or row.left_out)]
+    return [good[i] for i in np.random.default_rng(0).choice(len(good), min(count, len(good)), replace=False)]
+
+
+def agree(ours: Found, theirs: Found) -> bool:
+    """Whether two searches found the same, but for ties."""
+    near = [abs(a - b) <= CLOSE for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    last = ours[-1][1] - CLOSE  # farther ones may be tied with one that was cut off
+    sure = [{path for path, distance in found if distance < last} for found in (ours, theirs)]
+    names = {path for path, _ in ours}, {path for path, _ in theirs}
+    return all(near) and sure[0] <= names[1] and sure[1] <= names[0]
+
+
 def main() -> int:
     """Exit code 0 if all neighbours are the same."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -96,25 +113,17 @@ def main() -> int:
         (version,) = ask(psql, "SELECT extversion, current_setting('server_version') FROM pg_extension "
                          "WHERE extname = 'vector'")  # fmt: skip
         print(f"PostgreSQL {version[1]}, pgvector {version[0]}: {loaded} of {rows} rows in {seconds:.1f} s")
-        good = [row for row in gallery if row.embedding is not None and not (row.vanished or row.left_out)]
-        chosen = np.random.default_rng(0).choice(len(good), min(args.queries, len(good)), replace=False)
-        wrong = 0
-        for i in chosen:
-            vector = good[i].embedding
-            assert vector is not None
+        wrong, chosen = 0, some(gallery, args.queries)
+        for name, vector in chosen:
             ours = [(match.path, match.distance) for match in gallery.search(vector, args.neighbours)[0]]
             sql = (
                 f"SELECT vector <-> '{text(vector)}', path FROM pictures ORDER BY 1, path COLLATE \"C\" "
                 f"LIMIT {len(ours)}"
             )
             theirs = [(path, float(distance)) for distance, path in ask(psql, sql)]
-            near = [abs(a - b) <= CLOSE for (_, a), (_, b) in zip(ours, theirs, strict=True)]
-            last = ours[-1][1] - CLOSE  # farther ones may be tied with one that was cut off
-            sure = [{path for path, distance in found if distance < last} for found in (ours, theirs)]
-            names = {path for path, _ in ours}, {path for path, _ in theirs}
-            if not (all(near) and sure[0] <= names[1] and sure[1] <= names[0]):
+            if not agree(ours, theirs):
                 wrong += 1
-                print(f"different: {good[i].path}", file=sys.stderr)
+                print(f"different: {name}", file=sys.stderr)
         print(f"{len(chosen) - wrong} of {len(chosen)} queries find the same {args.neighbours} neighbours")
     return 1 if wrong or damaged or loaded != rows else 0
 
