@@ -27,7 +27,7 @@ from alnumpy.gallery import Gallery
 from alnumpy.settings import Settings
 
 PART = 4096
-QUERIES = 22  # of which the first fills the caches
+QUERIES = 22  # the first fills the caches
 SEARCH = """
 import sys, time, numpy as np
 from alnumpy.gallery import Gallery
