@@ -205,16 +205,19 @@ class Embedder:
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
             raise ValueError(f"forward takes pictures of shape (N, 3, H, W), not {x.shape}")
-        if self.backend == "auto":
-            fixed, per_product = NUMPY_SECONDS
-            products = _multiply_adds(self.spec, (x.shape[2], x.shape[3]))
-            self._numpy_seconds += pictures * (fixed + per_product * products)
+        self._expect(pictures, (x.shape[2], x.shape[3]))
         self.backend_used = self._choose()
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the embedding
             y = self._run_numpy(x) if self.backend_used == "numpy" else self._run_compiled(x)
             if self.normalize:
                 y /= np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return y
+
+    def _expect(self, pictures: int, size: tuple[int, int]) -> None:
+        """Counts pictures of (H, W) that are here or come, for "auto"."""
+        if self.backend == "auto":
+            fixed, per_product = NUMPY_SECONDS
+            self._numpy_seconds += pictures * (fixed + per_product * _multiply_adds(self.spec, size))
 
     def _choose(self) -> str:
         """The backend; "auto" takes the packaged library, or else Numba once the pictures make up for loading it."""

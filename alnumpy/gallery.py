@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from .search import Asked, Queries, Ranking, ask, search
 from .settings import bind, check_unchanged
 from .snapshot import Match, Snapshot
 from .worker import Encoder
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = ["Gallery", "Match", "Picture", "Report"]
 
@@ -175,6 +178,7 @@ class Gallery:
         hidden: bool | None = None,
         progress: Progress | None = None,
         ready: Callable[[str], bool] | None = None,
+        executor: Executor | None = None,
     ) -> Report:
         """Brings the gallery up to date with folders, including everything below them, and with single files.
 
@@ -196,19 +200,23 @@ class Gallery:
             hidden: whether to include hidden files, thumbnails and bins; kept in the gallery.
             progress: is called after each batch as ``progress(done, total)``, with numbers of files.
             ready: a new or changed file for which ``ready(path)`` is false is left for a later call.
+            executor: where files are read and embedded instead of in this process, a batch per task: any
+                ``concurrent.futures.Executor`` whose workers see the same paths, and have the same alnumpy, Pillow and
+                weights file.
 
         Returns:
             A ``Report``.
 
         Raises:
-            GalleryError: if the database cannot be written; batches stored by then stay, and the next call continues.
+            GalleryError: if the database cannot be written, or an executor fails or has a worker with something else;
+                batches stored by then stay, and the next call continues.
             ValueError: without an embedder.
 
         Example:
             >>> gallery.index("pictures", exclude=["*.tmp"]).unchanged
             3
         """
-        with self._ingest(progress) as ingest:
+        with self._ingest(progress, executor) as ingest:
             rules = ingest.rules(exclude, include, hidden)
             return ingest.index(folders, rules, prune=prune, retry=retry, rehash=rehash, ready=ready)
 
@@ -298,11 +306,11 @@ class Gallery:
         return removed
 
     @contextmanager
-    def _ingest(self, progress: Progress | None) -> Iterator[Ingest]:
+    def _ingest(self, progress: Progress | None, executor: Executor | None = None) -> Iterator[Ingest]:
         if self._encoder is None:
             raise ValueError("to index, open the gallery with an embedder")
         with self._changing() as db:
-            yield Ingest(db, self._encoder, self.batch_size, progress)
+            yield Ingest(db, self._encoder, self.batch_size, progress, executor)
 
     @contextmanager
     def _changing(self) -> Iterator[Database]:

@@ -6,15 +6,17 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import compress, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import dates, formats, moving, packed, scan, sketch
+from . import dates, formats, moving, packed, scan, sketch, worker
 from .database import Database
 from .embedder import BACKENDS, Embedder, available, read_ahead
 from .errors import GalleryError
@@ -22,8 +24,13 @@ from .places import Places
 from .scan import Found, Kind, Paths, Plan, RealDisk, Recorded, Rules, Stamp, Volume, plan
 from .worker import Encoder, Read, read_file
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 DATED = 1000  # pictures whose dates are recorded in one transaction
 MISSING, LEFT_OUT = 1, 2  # states of a picture that is not found any more; all others have 0
+AHEAD = 8192  # files that an executor has at a time; with 1280 components their embeddings take 42 MB
+ALIKE = 1000  # known contents of the size of a file, which its worker is told; of more it is told none
 NOT_FINITE = "its embedding is not finite in the gallery's number format"
 
 Array = np.ndarray
@@ -47,8 +54,8 @@ class Report:
         backend: the backend that embedded: "compiled", "numba", "numpy" or "none".
         seconds: for all of it.
         decode_seconds: CPU time for reading and decoding, all threads together.
-        network_seconds: time in the network.
-        waited_seconds: time that the network waited for pictures.
+        network_seconds: time in the network, all workers of an executor together.
+        waited_seconds: time that the network waited for pictures, or the writer for workers.
 
     Example:
         >>> report = gallery.index("pictures")
@@ -71,17 +78,25 @@ class Report:
     seconds: float = 0.0
     decode_seconds: float = 0.0  # CPU time for reading and decoding, all threads together
     network_seconds: float = 0.0
-    waited_seconds: float = 0.0  # time that the network waited for pictures
+    waited_seconds: float = 0.0  # time that the network waited for pictures, or the writer for workers
 
 
 class Ingest:
     """Brings a gallery's file up to date with what was found."""
 
-    def __init__(self, db: Database, encoder: Encoder, batch_size: int, progress: Progress | None):
+    def __init__(
+        self,
+        db: Database,
+        encoder: Encoder,
+        batch_size: int,
+        progress: Progress | None,
+        executor: Executor | None = None,
+    ):
         self.db = db
         self.encoder = encoder
         self.batch_size = batch_size
         self.progress = progress
+        self.executor = executor  # where files are read and embedded; None for here
         self.places = Places.of(db)
         # The decoders and their limit: they may succeed where others have failed.
         self.tried = f"{formats.decoders()}, at most {encoder.max_pixels} pixels"
@@ -225,26 +240,21 @@ class Ingest:
 
     def _fill(self, todo: list[str], report: Report) -> None:
         """Reads, embeds and stores files, a batch at a time."""
+        if not todo:
+            return
         network = self._network()
-        known = {hash for (hash,) in self.db.rows("SELECT hash FROM contents")} if todo else set()
+        known = {hash for (hash,) in self.db.rows("SELECT hash FROM contents")}
+        embed = self._embed_here if self.executor is None else partial(self._embed_there, self.executor)
         done = 0
-        threads = network.threads
-        with closing(
-            read_ahead(lambda path: read_file(path, known, self.encoder), todo, threads, self.batch_size + threads)
-        ) as reads:
-            while done < len(todo):
-                start = time.perf_counter()
-                batch = list(islice(reads, self.batch_size))
-                report.waited_seconds += time.perf_counter() - start
+        with closing(embed(todo, known, network, report)) as batches:
+            for batch in batches:
                 report.decode_seconds += sum(read.seconds for read in batch)
-                fresh = {read.hash: read for read in batch if read.x is not None and read.hash not in known}
+                fresh = {read.hash: read for read in batch if read.vector is not None and read.hash not in known}
                 blobs: list[bytes] = []
                 if fresh:
-                    start = time.perf_counter()
-                    x = np.stack([read.x for read in fresh.values() if read.x is not None])
-                    vectors = self.encoder.embed(x, len(todo), network)
-                    report.network_seconds += time.perf_counter() - start
-                    report.backend = network.backend = network.backend_used  # "auto" has decided
+                    report.backend = network.backend
+                    vectors = np.frombuffer(b"".join(read.vector or b"" for read in fresh.values()), "<f4")
+                    vectors = self.encoder.reduce(vectors.reshape(len(fresh), -1))
                     rows = packed.encode(vectors, self.encoder.settings.dtype)
                     good = np.isfinite(packed.squared_norms(rows, self.encoder.settings.dtype))
                     blobs = [row.tobytes() for row in rows[good]]
@@ -260,6 +270,69 @@ class Ingest:
                 done += len(batch)
                 if self.progress is not None:
                     self.progress(done, len(todo))
+
+    def _embed_here(
+        self, todo: list[str], known: set[bytes], network: Embedder, report: Report
+    ) -> Generator[list[Read], None, None]:
+        """Batches of files that threads have read; this thread embeds those whose content is not known."""
+        threads = network.threads
+        with closing(
+            read_ahead(lambda path: read_file(path, known, self.encoder), todo, threads, self.batch_size + threads)
+        ) as reads:
+            while True:
+                start = time.perf_counter()
+                batch = list(islice(reads, self.batch_size))
+                report.waited_seconds += time.perf_counter() - start
+                if not batch:
+                    return
+                fresh = {r.hash: r.x for r in batch if r.x is not None and r.hash not in known}
+                vectors: dict[bytes | None, bytes] = {}
+                if fresh:
+                    start = time.perf_counter()
+                    embedded = self.encoder.embed(np.stack(list(fresh.values())), len(todo), network)
+                    report.network_seconds += time.perf_counter() - start
+                    network.backend = network.backend_used  # "auto" has decided
+                    vectors = {h: v.tobytes() for h, v in zip(fresh, embedded.astype("<f4", copy=False), strict=True)}
+                yield [r._replace(x=None, vector=vectors.get(r.hash)) for r in batch]
+
+    def _embed_there(
+        self, executor: Executor, todo: list[str], known: set[bytes], network: Embedder, report: Report
+    ) -> Generator[list[Read], None, None]:
+        """Batches of files that the workers of an executor have read and embedded, all with one backend."""
+        settings, side, disk = self.encoder.settings, network.preprocessing.size, RealDisk()
+        network._expect(2 * len(todo) if settings.flip else len(todo), (side, side))
+        network.backend = network._choose()
+        sizes: dict[int, set[bytes]] = {}  # the hashes of known contents, by the size of their files
+        joined = "SELECT size, pictures.hash FROM pictures JOIN contents ON contents.hash = pictures.hash"
+        with self.db.cursor(joined) as rows:
+            for size, hash in rows:
+                sizes.setdefault(size, set()).add(hash)
+
+        def told(path: str) -> tuple[str, list[bytes]]:
+            stamp = disk.stamp(path)
+            alike = sizes.get(stamp.size, ()) if stamp else ()
+            return path, list(alike) if len(alike) <= ALIKE else []
+
+        count = self.batch_size
+        parts = ([told(path) for path in todo[start : start + count]] for start in range(0, len(todo), count))
+        task = partial(worker.work, formats.decoders(), settings.to_json(), network.backend, self.encoder.max_pixels)
+        try:
+            with closing(worker.run(executor, task, parts, max(1, AHEAD // count))) as batches:
+                while True:
+                    start = time.perf_counter()
+                    batch = next(batches, None)
+                    report.waited_seconds += time.perf_counter() - start
+                    if batch is None:
+                        return
+                    report.network_seconds += sum(read.network_seconds for read in batch)
+                    yield batch
+                    for read in batch:
+                        if read.hash in known:
+                            sizes.setdefault(read.stamp.size, set()).add(read.hash)
+        except GalleryError as error:
+            raise GalleryError(
+                f"{self.db.path}: {error}. What was stored stays; run again to go on"
+            ) from error.__cause__
 
     def _network(self) -> Embedder:
         """The network; a run keeps one backend to its end, even if it is stopped and continued."""

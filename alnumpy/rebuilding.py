@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import images, moving, places
 from .database import Database
@@ -20,6 +20,9 @@ from .errors import GalleryError
 from .gallery import Gallery
 from .ingest import Progress, Report
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 BESIDE = "-new"  # the ending of the new file's name
 MARK = "rebuilds"  # the key of ``meta`` that marks the new file; its value is the old one's path
@@ -52,6 +55,7 @@ def rebuild(
     max_pixels: int = images.MAX_PIXELS,
     prune: bool = False,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Report | None:
     """Makes a gallery anew, with all its folders and rules; returns None if it is as asked for already.
 
@@ -82,7 +86,7 @@ def rebuild(
                 _refuse(db, [path for path in _found(db) if not os.path.lexists(path)])
             _begin(db, beside, new)
             with Gallery(beside, embedder, "a", **choices, batch_size=batch_size, max_pixels=max_pixels) as gallery:
-                report = gallery.index(prune=prune, progress=progress)
+                report = gallery.index(prune=prune, progress=progress, executor=executor)
             with closing(Database(beside, True)) as target:
                 if not prune:
                     _refuse(db, sorted({*_found(db)} - {*_found(target)}))

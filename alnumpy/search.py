@@ -72,7 +72,7 @@ def _find_or_embed(
         raise ValueError("to search by picture, open the gallery with an embedder")
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "picture"
     x, _ = encoder.decode(source)
-    vectors = encoder.embed(x[None], 1)
+    vectors = encoder.reduce(encoder.embed(x[None], 1))
     if not _rankable(vectors)[0]:
         raise ImageError(f"{name}: its embedding is not finite")
     return vectors[0], content

@@ -1,4 +1,8 @@
-"""What runs beside the gallery's writer: a file is read, hashed, decoded and embedded."""
+"""What runs beside the gallery's writer, in a thread, another process or on another machine.
+
+``read_file`` reads, hashes and decodes a file. ``work`` does that for some files and embeds them: it is the task that
+``run`` gives to the workers of a ``concurrent.futures.Executor``. Only plain values and ``Read`` travel.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,31 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Container
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Container, Generator, Iterable
+from functools import lru_cache
+from itertools import islice
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from . import dates, images, postprocess
+from . import dates, formats, images, postprocess
 from .embedder import Embedder
-from .errors import ImageError
+from .errors import AlnumpyError, GalleryError, ImageError, WeightsError
+from .files import data_folder
 from .scan import RealDisk, Stamp
-from .settings import Settings
+from .settings import Settings, find_weights
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 UNREAD = Stamp(-1, -1)  # for a file that could not be read; no file has this stamp
+KILLED = "KilledWorker"  # Dask's error for a task on which several workers have died
+DIED = "each worker that read it died; with the ones before, it may have run out of memory"
 
 Array = np.ndarray
+Files = list[tuple[str, list[bytes]]]  # paths, each with the hashes of known contents that have the file's size
 
 
 class Encoder:
@@ -39,7 +54,7 @@ class Encoder:
         return images.load(source, how, self.max_pixels, how.draft if self.settings.fast_decode else 0)
 
     def embed(self, x: Array, total: int, network: Embedder | None = None) -> Array:
-        """Embeddings (N, dimension) of inputs (N, 3, S, S), where ``total`` are expected."""
+        """Embeddings (N, D) of inputs (N, 3, S, S), where ``total`` are expected, before ``reduce``."""
         network = network or self.network
 
         def forward(x: Array) -> Array:
@@ -49,13 +64,18 @@ class Encoder:
             vectors = postprocess.average_mirrored(forward, x) if self.settings.flip else forward(x)
             if self.settings.normalize:
                 vectors = postprocess.l2_normalize(vectors)
-            if self.whitening is not None:
-                vectors = postprocess.whiten(vectors, *self.whitening)
         return vectors
+
+    def reduce(self, vectors: Array) -> Array:
+        """Embeddings (N, D) as the gallery has them, (N, dimension): whitened, if it is reduced."""
+        if self.whitening is None:
+            return vectors
+        with np.errstate(over="ignore", invalid="ignore"):
+            return postprocess.whiten(vectors, *self.whitening)
 
 
 class Read(NamedTuple):
-    """A file that a thread has read: its input for the network, or the reason why it has none."""
+    """A file that was read: its input for the network, then its embedding, or the reason why it has none."""
 
     path: str
     stamp: Stamp = UNREAD
@@ -65,7 +85,9 @@ class Read(NamedTuple):
     taken: str = ""  # the date in its EXIF data
     x: Array | None = None  # float32 (3, S, S); also None if the content is known
     error: str | None = None
-    seconds: float = 0.0  # CPU time
+    seconds: float = 0.0  # CPU time for reading and decoding
+    vector: bytes | None = None  # the embedding before ``Encoder.reduce``, float32 (D,), little-endian
+    network_seconds: float = 0.0
 
 
 def read_file(path: str, known: Container[bytes], encoder: Encoder) -> Read:
@@ -91,6 +113,111 @@ def read_file(path: str, known: Container[bytes], encoder: Encoder) -> Read:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         read = Read(path, error=_text(getattr(error, "strerror", None) or error, path))
     return read._replace(seconds=time.thread_time() - start)
+
+
+def work(versions: str, settings: str, backend: str, max_pixels: int, files: Files) -> list[Read] | str:
+    """The task of a worker: reads and embeds files, one at a time, in one thread.
+
+    Returns the reason as text if this worker is not fit for it. ``versions``: ``formats.decoders()`` of the writer;
+    ``settings``: the gallery's, as its file has them.
+    """
+    import socket
+
+    here = f"the worker on {socket.gethostname()}"
+    if (own := formats.decoders()) != versions:
+        return f"{here} has {own}, but this process {versions}: install the same packages on both"
+    try:
+        encoder = _encoder(settings, backend, max_pixels)
+    except WeightsError as error:
+        return f"{here} {error}"
+    except AlnumpyError as error:
+        return f"{here} cannot run the backend {backend} ({error}); choose another one with --backend"
+    reads = []
+    done: set[bytes] = set()
+    for path, known in files:
+        read = read_file(path, done.union(known), encoder)
+        if read.x is not None and read.hash is not None:
+            done.add(read.hash)
+            start = time.perf_counter()
+            vector = encoder.embed(read.x[None], 1)[0].astype("<f4").tobytes()
+            read = read._replace(x=None, vector=vector, network_seconds=time.perf_counter() - start)
+        reads.append(read)
+    return reads
+
+
+_loading = Lock()  # held by the thread that loads weights
+
+
+def _encoder(settings: str, backend: str, max_pixels: int) -> Encoder:
+    """The encoder of this process for a gallery. Raises AlnumpyError if it cannot compute the same embeddings."""
+    with _loading:
+        return _load(settings, backend, max_pixels)
+
+
+@lru_cache(maxsize=2)
+def _load(settings: str, backend: str, max_pixels: int) -> Encoder:
+    made = Settings.from_json(settings)
+    try:
+        weights = find_weights(made)
+    except WeightsError:
+        named = f"{made.network}, {made.weights}" if made.weights else made.network
+        raise WeightsError(
+            f"does not have the weights that the gallery was made with ({named}), or has others under that name: "
+            f"copy their file there, to the same path or into {data_folder() / 'weights'}"
+        ) from None
+    embedder = Embedder(weights, made.size, backend=backend, threads=1)
+    if embedder.backend != backend:
+        raise AlnumpyError(f"it would take {embedder.backend}")
+    embedder._prepare()
+    return Encoder(embedder, made, None, max_pixels)
+
+
+def run(
+    executor: Executor, task: Callable[[Files], list[Read] | str], parts: Iterable[Files], ahead: int
+) -> Generator[list[Read], None, None]:
+    """What workers return for each part of the files, in order; at most ``ahead`` parts are given out at a time.
+
+    A slow part keeps no worker waiting before ``ahead`` others are done. A part on which workers die is given out once
+    more, file by file, and a file on which they die again has that as its error. Raises GalleryError if a worker is
+    not fit for the task, and if the executor fails.
+    """
+    more = iter(parts)
+    waiting: deque[tuple[Files, Future[list[Read] | str]]] = deque()
+    try:
+        while True:
+            try:
+                waiting.extend((part, executor.submit(task, part)) for part in islice(more, ahead - len(waiting)))
+                if not waiting:
+                    return
+                part, future = waiting.popleft()
+                reads = future.result()
+            except Exception as error:
+                if type(error).__name__ != KILLED:
+                    raise GalleryError(_what_failed(error)) from error
+                if len(part) > 1:
+                    reads = [read for each in run(executor, task, ([file] for file in part), 1) for read in each]
+                else:
+                    reads = [Read(part[0][0], error=DIED)]
+            if isinstance(reads, str):
+                raise GalleryError(reads)
+            yield reads
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _what_failed(error: Exception) -> str:
+    """The failure of an executor as text."""
+    from concurrent.futures import BrokenExecutor, CancelledError
+
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, (ImportError, AttributeError)):
+        return f"a worker cannot load alnumpy ({what}): install the version of this process on all"
+    if isinstance(error, CancelledError):
+        return "the connection to the workers was lost, or their work was cancelled"
+    if isinstance(error, BrokenExecutor):
+        return f"a worker died ({what})"
+    return f"the workers failed ({what})"
 
 
 def regular(path: str | os.PathLike[str]) -> os.stat_result:
