@@ -315,9 +315,9 @@ class Ingest:
 
         count = self.batch_size
         parts = ([told(path) for path in todo[start : start + count]] for start in range(0, len(todo), count))
-        task = partial(worker.work, formats.decoders(), settings.to_json(), network.backend, self.encoder.max_pixels)
+        given = formats.decoders(), settings.to_json(), network.backend, self.encoder.max_pixels
         try:
-            with closing(worker.run(executor, task, parts, max(1, AHEAD // count))) as batches:
+            with closing(worker.run(executor, given, parts, max(1, AHEAD // count))) as batches:
                 while True:
                     start = time.perf_counter()
                     batch = next(batches, None)

@@ -1,7 +1,7 @@
 """What runs beside the gallery's writer, in a thread, another process or on another machine.
 
 ``read_file`` reads, hashes and decodes a file. ``work`` does that for some files and embeds them: it is the task that
-``run`` gives to the workers of a ``concurrent.futures.Executor``. Only plain values and ``Read`` travel.
+``run`` gives to the workers of a ``concurrent.futures.Executor``. Plain values travel one way, and ``Read`` the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Container, Generator, Iterable
 from functools import lru_cache
 from itertools import islice
 from threading import Lock
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
 UNREAD = Stamp(-1, -1)  # for a file that could not be read; no file has this stamp
+# A task, for Python's own eval: with a function of alnumpy's, a Dask scheduler or worker without alnumpy, or with an
+# older one, would fail before the task runs, and the writer would wait for ever.
+CALL = "__import__('alnumpy.worker', fromlist=['work']).work(*given, files)"
 KILLED = "KilledWorker"  # Dask's error for a task on which several workers have died
-DIED = "each worker that read it died; with the ones before, it may have run out of memory"
+DIED = "the workers that read it died, perhaps for lack of memory"
 
 Array = np.ndarray
 Files = list[tuple[str, list[bytes]]]  # paths, each with the hashes of known contents that have the file's size
@@ -173,10 +176,11 @@ def _load(settings: str, backend: str, max_pixels: int) -> Encoder:
 
 
 def run(
-    executor: Executor, task: Callable[[Files], list[Read] | str], parts: Iterable[Files], ahead: int
+    executor: Executor, given: tuple[str, str, str, int], parts: Iterable[Files], ahead: int
 ) -> Generator[list[Read], None, None]:
     """What workers return for each part of the files, in order; at most ``ahead`` parts are given out at a time.
 
+    ``given``: the arguments of ``work`` before the files.
     A slow part keeps no worker waiting before ``ahead`` others are done. A part on which workers die is given out once
     more, file by file, and a file on which they die again has that as its error. Raises GalleryError if a worker is
     not fit for the task, and if the executor fails.
@@ -186,7 +190,8 @@ def run(
     try:
         while True:
             try:
-                waiting.extend((part, executor.submit(task, part)) for part in islice(more, ahead - len(waiting)))
+                for part in islice(more, ahead - len(waiting)):
+                    waiting.append((part, executor.submit(eval, CALL, {"given": given, "files": part})))
                 if not waiting:
                     return
                 part, future = waiting.popleft()
@@ -195,7 +200,7 @@ def run(
                 if type(error).__name__ != KILLED:
                     raise GalleryError(_what_failed(error)) from error
                 if len(part) > 1:
-                    reads = [read for each in run(executor, task, ([file] for file in part), 1) for read in each]
+                    reads = [read for each in run(executor, given, ([file] for file in part), 1) for read in each]
                 else:
                     reads = [Read(part[0][0], error=DIED)]
             if isinstance(reads, str):
@@ -210,11 +215,12 @@ def _what_failed(error: Exception) -> str:
     """The failure of an executor as text."""
     from concurrent.futures import BrokenExecutor, CancelledError
 
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (ImportError, AttributeError)):
-        return f"a worker cannot load alnumpy ({what}): install the version of this process on all"
-    if isinstance(error, CancelledError):
-        return "the connection to the workers was lost, or their work was cancelled"
+        return f"a worker has no alnumpy, or another version ({what}): install that of this process on all"
+    if isinstance(error, (CancelledError, OSError)):
+        return f"the connection to the workers was lost, or their work was cancelled ({what})"
     if isinstance(error, BrokenExecutor):
         return f"a worker died ({what})"
     return f"the workers failed ({what})"

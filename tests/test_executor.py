@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import time
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, suppress
 
 import pytest
 from galleries import change, counts, dump, noise, small_weights
 
 import alnumpy
 from alnumpy import GalleryError, embedder, formats, ingest, weights, worker
+from alnumpy.cli import main, scheduler
+from alnumpy.cli.scheduler import workers
 from alnumpy.gallery import Gallery
 from alnumpy.rebuilding import rebuild
+
+with suppress(ImportError):  # what needs it is skipped
+    import distributed
 
 AUTO = "compiled" if embedder.available("compiled") else "numpy"  # what the backend auto takes here
 
@@ -64,19 +74,19 @@ class Later(Executor):
         self.sent = []  # the files of each task
         self.waiting = self.most = 0  # tasks whose results were not asked for yet
 
-    def submit(self, task, files):
-        sent = pickle.dumps((task, files))
-        self.sent.append(files)
+    def submit(self, *task):
+        *_, values = task
+        self.sent.append(values["files"])
         self.waiting += 1
         self.most = max(self.most, self.waiting)
-        future = Future()
+        future, sent = Future(), pickle.dumps(task)
         future.result = lambda: self.run(*pickle.loads(sent))
         return future
 
-    def run(self, task, files):
+    def run(self, function, expression, values):
         self.waiting -= 1
-        self.before([os.path.basename(path) for path, _ in files])
-        return pickle.loads(pickle.dumps(task(files)))
+        self.before([os.path.basename(path) for path, _ in values["files"]])
+        return pickle.loads(pickle.dumps(function(expression, values)))
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +218,18 @@ def test_a_picture_on_which_workers_die_stops_no_other(many, path, w):
     ("error", "message"),
     [
         (BrokenExecutor("terminated abruptly"), r"a worker died \(BrokenExecutor: terminated abruptly\)"),
-        (CancelledError(), "the connection to the workers was lost, or their work was cancelled"),
-        (ModuleNotFoundError("No module named 'alnumpy'"), r"a worker cannot load alnumpy \(.*\): install the version"),
-        (TimeoutError(), r"the workers failed \(TimeoutError\)"),
+        (CancelledError(), r"the connection to the workers was lost, .* \(CancelledError\)"),
+        (
+            ModuleNotFoundError("No module named 'alnumpy'"),
+            r"a worker has no alnumpy, or another version \(.*\): ",
+        ),
+        (
+            ConnectionResetError("by peer"),
+            r"the connection to the workers was lost, .* \(ConnectionResetError: by peer\)",
+        ),
         (MemoryError(), r"the workers failed \(MemoryError\)"),
     ],
-    ids=["broken", "cancelled", "without alnumpy", "timeout", "memory"],
+    ids=["broken", "cancelled", "without alnumpy", "reset", "memory"],
 )
 def test_an_executor_that_fails_ends_the_run_and_the_next_one_goes_on(error, message, many, path, w):
     def fail(names):
@@ -233,9 +249,9 @@ def test_an_interrupted_run_gives_back_what_was_given_out(many, path, w):
     cancelled = []
 
     class Kept(Later):
-        def submit(self, task, files):
-            future = super().submit(task, files)
-            future.cancel = lambda: cancelled.append(files)
+        def submit(self, *task):
+            future = super().submit(*task)
+            future.cancel = lambda: cancelled.append(task)
             return future
 
     def stop(done, total):
@@ -290,3 +306,127 @@ def test_a_worker_that_cannot_run_the_backend_is_refused(folder, path, tmp_path,
     wanted = r"cannot run the backend compiled \(.*numba.*\); choose another one with --backend"
     with opened(path, name, backend="auto") as gallery, pytest.raises(GalleryError, match=wanted):
         gallery.index(folder, executor=changed)
+
+
+# Dask
+
+
+class Cluster:
+    """A Dask scheduler and workers, each a process of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.workers = []
+        file = folder / "scheduler.json"
+        self.scheduler = self.start("scheduler", "--port", "0", "--scheduler-file", file)
+        deadline = time.monotonic() + 60
+        while not file.exists() or not file.read_text().endswith("\n}"):
+            assert self.scheduler.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.address = json.loads(file.read_text())["address"]
+
+    def start(self, what, *options):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", "127.0.0.1", "--no-dashboard"]
+        return subprocess.Popen([*command, *options], cwd=self.folder, stderr=subprocess.DEVNULL)
+
+    def work(self, count):
+        """Starts workers until there are so many."""
+        self.workers = [process for process in self.workers if process.poll() is None]
+        options = (self.address, "--nthreads", "1", "--no-nanny", "--local-directory", self.folder)
+        self.workers += [self.start("worker", *options) for _ in range(count - len(self.workers))]
+        with distributed.Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=60)
+
+    def stop(self):
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A scheduler with two workers."""
+    pytest.importorskip("distributed")
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.work(2)
+        yield made
+    finally:
+        made.stop()
+
+
+def command(*arguments):
+    """The exit code, stdout and stderr of the program."""
+    done = subprocess.run([sys.executable, "-m", "alnumpy", *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_with_workers(many, path, w, cluster, tmp_path):
+    index = ("index", "--db", path, "--backend", "numpy", "--batch-size", "2", "--scheduler", cluster.address)
+    code, out, err = command(*index, many, "--weights", w)
+    assert (code, out) == (1, "35 embedded, 4 recognised, 0 unchanged, 0 vanished, 0 removed, 1 failed\n")
+    assert [line.partition(": not a picture")[0] for line in err.splitlines()] == [f"alnumpy: {many / '20.png'}"]
+    assert dump(path) == alone(many, w)
+    (many / "20.png").unlink()
+    assert command(*index)[:2] == (0, "0 embedded, 0 recognised, 39 unchanged, 1 vanished, 0 removed, 0 failed\n")
+    other = str(tmp_path / "other.h5")
+    weights.write(other, small_weights(1))
+    assert command(*index, "--rebuild", "--weights", other) == (
+        0,
+        "35 embedded, 4 recognised, 0 unchanged, 0 vanished, 0 removed, 0 failed\n",
+        "",
+    )
+
+
+def test_a_worker_killed_in_mid_run_loses_nothing(many, path, w, cluster):
+    victim = cluster.workers[0]
+
+    def kill(done, total):
+        if done == 4:
+            victim.kill()
+
+    with opened(path, w) as gallery, workers(cluster.address) as executor:
+        report = gallery.index(many, executor=executor, progress=kill)
+    assert counts(report) == {"embedded": 35, "recognised": 4}
+    assert victim.wait(60) == -signal.SIGKILL
+    assert dump(path) == alone(many, w)
+    cluster.work(2)
+
+
+def test_a_scheduler_that_goes_away_ends_the_run(many, path, w, cluster, tmp_path):
+    short = Cluster(tmp_path)
+    try:
+        with pytest.raises(GalleryError, match="the scheduler has no workers; start some with: dask worker"):
+            workers(short.address).__enter__()
+        short.work(1)
+        lost = r"gallery\.db: the connection to the workers was lost, .*\. What was stored stays; run again to go on"
+        with opened(path, w) as gallery:
+            with pytest.raises(GalleryError, match=lost), workers(short.address) as executor:
+                gallery.index(many, executor=executor, progress=lambda *_: short.scheduler.kill())
+            assert 2 <= len(gallery) < 40
+            with workers(cluster.address) as executor:
+                gallery.index(many, executor=executor)
+    finally:
+        short.stop()
+    assert dump(path) == alone(many, w)
+
+
+def test_schedulers_that_cannot_be_asked(folder, path, w, monkeypatch, capsys):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(scheduler, "WAIT", 1)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    index = ["index", str(folder), "--db", str(path), "--weights", w, "--scheduler"]
+    for arguments, code, message in (
+        ([*index, nobody], 1, rf"{nobody}: no scheduler answers there \(.*\); start one with: dask scheduler"),
+        ([*index, "somewhere"], 2, "somewhere: not the address of a scheduler, such as tcp://HOST:8786"),
+        ([*index, nobody, "--watch"], 2, "--scheduler is for one run and cannot be combined with --watch"),
+    ):
+        assert main(arguments) == code
+        assert re.match(f"alnumpy: {message}", capsys.readouterr().err)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main([*index, nobody]) == 1
+    assert capsys.readouterr().err == "alnumpy: --scheduler needs Dask: pip install 'alnumpy[dask]'\n"
+    assert not path.exists()

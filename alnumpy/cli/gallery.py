@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from .. import formats, results, scan, weights
@@ -29,6 +30,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from ..ingest import Report
 
 
@@ -110,6 +113,12 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     add_max_pixels(parser)
     add_backend(parser)
     parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="read and embed on the workers of this Dask scheduler, such as tcp://HOST:8786, which must see the same "
+        "paths and have the same alnumpy, Pillow and weights (needs the extra dask)",
+    )
+    parser.add_argument(
         "--watch",
         nargs="?",
         type=positive_int,
@@ -128,6 +137,8 @@ def run_index(args: argparse.Namespace) -> int:
 
     if args.watch and args.verbose:
         raise UsageError("--verbose reports on one run and cannot be combined with --watch")
+    if args.watch and args.scheduler is not None:
+        raise UsageError("--scheduler is for one run and cannot be combined with --watch")
     if args.rebuild:
         return run_rebuild(args)
     if args.relative:
@@ -187,7 +198,7 @@ def run_index(args: argparse.Namespace) -> int:
             with open_gallery() as gallery:  # records these rules
                 gallery.index([], exclude=args.exclude, include=args.include, hidden=args.hidden)
         return watch(open_gallery, args.folders, args.watch, prune=args.prune, retry=args.retry, rehash=args.rehash)
-    with open_gallery() as gallery, progress_line() as show:
+    with executor_of(args) as executor, open_gallery() as gallery, progress_line() as show:
         report = gallery.index(
             args.folders or None,
             prune=args.prune,
@@ -197,8 +208,18 @@ def run_index(args: argparse.Namespace) -> int:
             include=args.include,
             hidden=args.hidden,
             progress=show,
+            executor=executor,
         )
     return print_report(report, args)
+
+
+def executor_of(args: argparse.Namespace) -> AbstractContextManager[Executor | None]:
+    """Where files are read and embedded; None for this process."""
+    if args.scheduler is None:
+        return nullcontext()
+    from .scheduler import workers
+
+    return workers(args.scheduler)
 
 
 def run_rebuild(args: argparse.Namespace) -> int:
@@ -212,7 +233,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
     with Gallery(args.db) as made:
         old = made.settings
     embedder = gallery_embedder(args, old if args.weights is None else None, args.size)
-    with progress_line() as show:
+    with executor_of(args) as executor, progress_line() as show:
         report = rebuild(
             args.db,
             embedder,
@@ -225,6 +246,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
             prune=args.prune,
             progress=show,
+            executor=executor,
         )
     if report is None:
         warn(f"{args.db}: made with these weights and settings already")
