@@ -13,6 +13,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Container, Generator, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from threading import Lock
@@ -207,8 +208,9 @@ def run(
                 raise GalleryError(reads)
             yield reads
     finally:
-        for _, future in waiting:
-            future.cancel()
+        with suppress(Exception):  # the first error is the one to report
+            for _, future in waiting:
+                future.cancel()
 
 
 def _what_failed(error: Exception) -> str:
@@ -219,8 +221,10 @@ def _what_failed(error: Exception) -> str:
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (ImportError, AttributeError)):
         return f"a worker has no alnumpy, or another version ({what}): install that of this process on all"
-    if isinstance(error, (CancelledError, OSError)):
-        return f"the connection to the workers was lost, or their work was cancelled ({what})"
+    if isinstance(error, CancelledError):
+        return "the connection to the workers was lost, or their work was cancelled"
+    if isinstance(error, OSError):
+        return f"the connection to the workers was lost ({what})"
     if isinstance(error, BrokenExecutor):
         return f"a worker died ({what})"
     return f"the workers failed ({what})"

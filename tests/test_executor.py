@@ -111,7 +111,7 @@ def test_processes_make_the_same_gallery(options, folder, path, w, processes):
     noise(folder / "photo.jpg", 5, (300, 200))
     shutil.copy(folder / "a.png", folder / "copy.png")
     if sys.platform == "linux":
-        noise(os.fsencode(folder) + b"/caf\xe9.png", 6)  # a name that is not UTF-8
+        noise(folder / os.fsdecode(b"caf\xe9.png"), 6)  # a name that is not UTF-8
     wanted = alone(folder, w, **options)
     with opened(path, w, **options) as gallery:
         report = gallery.index(folder, executor=processes)
@@ -218,14 +218,14 @@ def test_a_picture_on_which_workers_die_stops_no_other(many, path, w):
     ("error", "message"),
     [
         (BrokenExecutor("terminated abruptly"), r"a worker died \(BrokenExecutor: terminated abruptly\)"),
-        (CancelledError(), r"the connection to the workers was lost, .* \(CancelledError\)"),
+        (CancelledError(), "the connection to the workers was lost, or their work was cancelled"),
         (
             ModuleNotFoundError("No module named 'alnumpy'"),
             r"a worker has no alnumpy, or another version \(.*\): ",
         ),
         (
             ConnectionResetError("by peer"),
-            r"the connection to the workers was lost, .* \(ConnectionResetError: by peer\)",
+            r"the connection to the workers was lost \(ConnectionResetError: by peer\)",
         ),
         (MemoryError(), r"the workers failed \(MemoryError\)"),
     ],
@@ -263,13 +263,14 @@ def test_an_interrupted_run_gives_back_what_was_given_out(many, path, w):
         assert (len(gallery), len(cancelled)) == (2, 19)
 
 
-def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(many, path, w):
+def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(many, path, w, monkeypatch):
+    monkeypatch.setattr(ingest, "AHEAD", 2)
     with opened(path, w) as gallery:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pid = pool.submit(os.getpid).result()
             with pytest.raises(GalleryError, match=r"a worker died .*What was stored stays"):
                 gallery.index(many, executor=pool, progress=lambda *_: os.kill(pid, signal.SIGKILL))
-        assert 2 <= len(gallery) < 40
+        assert len(gallery) == 2
         gallery.index(many)
     assert dump(path) == alone(many, w)
 
@@ -379,7 +380,8 @@ def test_the_command_line_with_workers(many, path, w, cluster, tmp_path):
     )
 
 
-def test_a_worker_killed_in_mid_run_loses_nothing(many, path, w, cluster):
+def test_a_worker_killed_in_mid_run_loses_nothing(many, path, w, cluster, monkeypatch):
+    monkeypatch.setattr(ingest, "AHEAD", 16)
     victim = cluster.workers[0]
 
     def kill(done, total):
@@ -394,13 +396,14 @@ def test_a_worker_killed_in_mid_run_loses_nothing(many, path, w, cluster):
     cluster.work(2)
 
 
-def test_a_scheduler_that_goes_away_ends_the_run(many, path, w, cluster, tmp_path):
+def test_a_scheduler_that_goes_away_ends_the_run(many, path, w, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "AHEAD", 2)
     short = Cluster(tmp_path)
     try:
         with pytest.raises(GalleryError, match="the scheduler has no workers; start some with: dask worker"):
             workers(short.address).__enter__()
         short.work(1)
-        lost = r"gallery\.db: the connection to the workers was lost, .*\. What was stored stays; run again to go on"
+        lost = r"gallery\.db: the connection to the workers was lost.*\. What was stored stays; run again to go on"
         with opened(path, w) as gallery:
             with pytest.raises(GalleryError, match=lost), workers(short.address) as executor:
                 gallery.index(many, executor=executor, progress=lambda *_: short.scheduler.kill())
