@@ -107,11 +107,9 @@ def pool(count: int) -> Iterator[Executor]:
 
 
 def index(folder: Path, name: str, executor: Executor | None, threads: int = 1) -> None:
-    """Prints how many pictures per second are indexed, after a first batch that loads what each worker needs."""
+    """Prints how many pictures per second are indexed, from the third batch on, so without the time to load what workers need."""
     times: list[tuple[int, float]] = []
-    with Gallery(
-        folder / f"{name.replace(chr(32), chr(45))}.db", alnumpy.load(threads=threads), "a", batch_size=8
-    ) as gallery:
+    with Gallery(folder / f"{name}.db", alnumpy.load(threads=threads), "a", batch_size=8) as gallery:
         gallery.index(
             folder / "pictures", executor=executor, progress=lambda done, _: times.append((done, time.perf_counter()))
         )
