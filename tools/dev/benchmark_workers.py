@@ -107,7 +107,7 @@ def pool(count: int) -> Iterator[Executor]:
 
 
 def index(folder: Path, name: str, executor: Executor | None, threads: int = 1) -> None:
-    """Prints how many pictures per second are indexed, from the third batch on, so without the time to load what workers need."""
+    """Prints pictures per second from the third batch on, so without the time to load what workers need."""
     times: list[tuple[int, float]] = []
     with Gallery(folder / f"{name}.db", alnumpy.load(threads=threads), "a", batch_size=8) as gallery:
         gallery.index(
