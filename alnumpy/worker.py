@@ -181,10 +181,9 @@ def run(
 ) -> Generator[list[Read], None, None]:
     """What workers return for each part of the files, in order; at most ``ahead`` parts are given out at a time.
 
-    ``given``: the arguments of ``work`` before the files.
-    A slow part keeps no worker waiting before ``ahead`` others are done. A part on which workers die is given out once
-    more, file by file, and a file on which they die again has that as its error. Raises GalleryError if a worker is
-    not fit for the task, and if the executor fails.
+    ``given``: the arguments of ``work`` before the files. A slow part keeps no worker waiting before all others that
+    are given out are done. A part on which workers die is given out once more, file by file, and a file on which they
+    die again has that as its error. Raises GalleryError if a worker is not fit for the task, and if the executor fails.
     """
     more = iter(parts)
     waiting: deque[tuple[Files, Future[list[Read] | str]]] = deque()

@@ -388,8 +388,8 @@ def test_a_worker_killed_in_mid_run_loses_nothing(many, path, w, cluster, monkey
         if done == 4:
             victim.kill()
 
-    with opened(path, w) as gallery, workers(cluster.address) as executor:
-        report = gallery.index(many, executor=executor, progress=kill)
+    with opened(path, w) as gallery, distributed.Client(cluster.address, set_as_default=False) as client:
+        report = gallery.index(many, executor=client.get_executor(pure=False), progress=kill)
     assert counts(report) == {"embedded": 35, "recognised": 4}
     assert victim.wait(60) == -signal.SIGKILL
     assert dump(path) == alone(many, w)
