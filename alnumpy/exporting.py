@@ -160,7 +160,8 @@ def write_parquet(file: IO[bytes], rows: Rows) -> None:
     types = dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.int64())
     types["vector"] = pa.list_(pa.float32(), rows.settings.dimension)
     schema = pa.schema([(name, types[name]) for name in (*Row._fields, "path_base64")])
-    with parquet.ParquetWriter(file, schema) as writer:
+    few = rows.settings.dtype != "float32"  # few distinct numbers in a vector, for which a dictionary pays
+    with parquet.ParquetWriter(file, schema, use_dictionary=few) as writer:
         for part in _parts(rows):
             columns = [_fields(row) for row in part]
             arrays = {name: pa.array([fields[name] for fields in columns], types[name]) for name in texts + numbers}
