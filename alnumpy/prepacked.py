@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -88,10 +89,14 @@ def read(path: str | os.PathLike[str]) -> Weights:
     found = read_kept(kept, name, wanted)
     if found is None:
         found = weights.read(path)
-        with suppress(UnsupportedError, OSError):  # a network without kernels; a folder that cannot be written to
-            packed = lower.lower(found.spec, found.parameters).weights
+        with suppress(
+            UnsupportedError, OSError
+        ):  # a network without kernels; a file that changes, a folder that nobody can write to
+            parameters = Parameters(name, wanted, lower.lower(found.spec, found.parameters), {})
+            parameters.arrays = found.parameters  # not to be read again
+            found = replace(found, parameters=parameters)
             if origin(name) == wanted:
-                write(kept, wanted, found, packed)
+                write(kept, wanted, found, parameters.program.weights)
                 _tidy(folder)
     return found
 
