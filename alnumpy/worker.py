@@ -162,7 +162,7 @@ def _encoder(settings: str, backend: str, max_pixels: int) -> Encoder:
 def _load(settings: str, backend: str, max_pixels: int) -> Encoder:
     made = Settings.from_json(settings)
     try:
-        weights = find_weights(made)
+        weights = find_weights(made, backend)
     except WeightsError:
         named = f"{made.network}, {made.weights}" if made.weights else made.network
         raise WeightsError(
