@@ -443,7 +443,8 @@ def load(
     """Loads a weights file, or the default one that ships with alnumpy.
 
     Parameters:
-        weights: a path, a name that ``alnumpy models`` lists, or None for the default weights.
+        weights: a path, a name that ``alnumpy models`` lists, or None for the default weights. The file should stay: of
+            weights that are kept packed in the cache folder, the arrays are read when something needs them.
         size: side of the network's input in pixels, instead of the weights file's.
         normalize: whether to divide embeddings by their L2 norms.
         backend: "compiled" (packaged kernels), "numba" (kernels that Numba compiles here), "numpy", or "auto": compiled

@@ -37,8 +37,9 @@ from .weights import Weights
 HEAD = struct.Struct("<8sII")
 MAGIC = b"alnpack1"
 CACHE_LINE = 64  # bytes
+LARGEST = 4 * weights.MAX_BYTES  # no packed weights are larger
 KEPT = 16  # files that are kept; of more, those that were made first are removed
-CODE = (abi, arena, layers, lower, networks)  # the modules that decide on the order of packed weights
+CODE = (abi, arena, layers, lower, networks, weights)  # the modules that decide on what is kept
 
 Array = np.ndarray
 
@@ -49,8 +50,8 @@ class Parameters(Mapping[str, Array]):
     Reading raises WeightsError if the file has changed since.
     """
 
-    def __init__(self, path: str, origin: list[Any], program: Program, identities: Mapping[str, str]) -> None:
-        self.path, self.origin, self.program = path, origin, program
+    def __init__(self, origin: list[Any], program: Program, identities: Mapping[str, str]) -> None:
+        self.path, self.origin, self.program = str(origin[0]), origin, program
         self.identities = identities  # digests of ``weights.identity`` by its text
 
     @cached_property
@@ -81,18 +82,19 @@ def read(path: str | os.PathLike[str]) -> Weights:
     name, folder = os.fspath(path), cache_folder()
     try:
         wanted = origin(name)
-    except OSError:  # no such weights file, or nothing to compare with: a program may hold its modules in an archive
+    except (OSError, ValueError):  # no such weights file, or no code to compare with: modules may lie in an archive
         folder = None
     if folder is None:
         return weights.read(path)
-    kept = folder / f"{Path(name).stem}-{zlib.crc32(os.fsencode(wanted[0])):08x}.packed"
-    found = read_kept(kept, name, wanted)
+    # Each machine that shares the folder has a file of its own, since it may number files in another way.
+    kept = folder / f"{Path(name).stem}-{zlib.crc32(json.dumps(wanted).encode()):08x}.packed"
+    found = read_kept(kept, wanted)
     if found is None:
         found = weights.read(path)
         with suppress(
             UnsupportedError, OSError
         ):  # a network without kernels; a file that changes, a folder that nobody can write to
-            parameters = Parameters(name, wanted, lower.lower(found.spec, found.parameters), {})
+            parameters = Parameters(wanted, lower.lower(found.spec, found.parameters), {})
             parameters.arrays = found.parameters  # not to be read again
             found = replace(found, parameters=parameters)
             if origin(name) == wanted:
@@ -135,11 +137,14 @@ def _tidy(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_kept(kept: Path, path: str, wanted: list[Any]) -> Weights | None:
+def read_kept(kept: Path, wanted: list[Any]) -> Weights | None:
     """The weights that a file keeps; None if there is no such file, or not of these weights."""
     try:
         with open(kept, "rb") as file:
-            room = aligned_zeros(os.fstat(file.fileno()).st_size // 4)
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST:
+                return None
+            room = aligned_zeros(size // 4)
             content = room.view(np.uint8).data
             file.readinto(content)
         magic, length, checksum = HEAD.unpack_from(content)
@@ -148,14 +153,14 @@ def read_kept(kept: Path, path: str, wanted: list[Any]) -> Weights | None:
         header = json.loads(bytes(content[HEAD.size : HEAD.size + length]))
         if header["origin"] != wanted:
             return None
-        fields, size = weights.described(header["metadata"])
-        shapes = {"input": (1, 3, size, size), "embedding": (1, fields["spec"].embedding)}
+        fields, side = weights.described(header["metadata"])
+        shapes = {"input": (1, 3, side, side), "embedding": (1, fields["spec"].embedding)}
         rest = room[round_up(HEAD.size + length, CACHE_LINE) // 4 :]
         for name, shape in reversed(shapes.items()):
             rest, last = np.split(rest, [max(0, len(rest) - prod(shape))])
             fields[f"self_test_{name}"] = last.reshape(shape)
         identities = {str(text): str(digest) for text, digest in header["identities"].items()}
-        parameters = Parameters(path, wanted, lower.lower(fields["spec"], {}, rest), identities)
+        parameters = Parameters(wanted, lower.lower(fields["spec"], {}, rest), identities)
         return Weights(parameters=parameters, dtype=str(header["dtype"]), **fields)
     except (
         OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error,

@@ -60,7 +60,7 @@ class Weights:
 
     spec: Spec
     preprocessing: Preprocessing
-    parameters: Mapping[str, np.ndarray]
+    parameters: Mapping[str, np.ndarray]  # not to be changed in place: kernels compute with a packed copy
     self_test_input: np.ndarray
     self_test_embedding: np.ndarray
     self_test_by: str  # "torch 2.13.0", or "alnumpy" if torch was not installed

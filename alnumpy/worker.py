@@ -36,6 +36,7 @@ UNREAD = Stamp(-1, -1)  # for a file that could not be read; no file has this st
 # older one, would fail before the task runs, and the writer would wait for ever.
 CALL = "__import__('alnumpy.worker', fromlist=['work']).work(*given, files)"
 KILLED = "KilledWorker"  # Dask's error for a task on which several workers have died
+LOST = ("CommClosedError", "TimeoutError")  # Dask's, and asyncio's before Python 3.11
 DIED = "the workers that read it died, perhaps for lack of memory"
 
 Array = np.ndarray
@@ -189,8 +190,9 @@ def run(
     waiting: deque[tuple[Files, Future[list[Read] | str]]] = deque()
     try:
         while True:
+            next_parts = list(islice(more, ahead - len(waiting)))
             try:
-                for part in islice(more, ahead - len(waiting)):
+                for part in next_parts:
                     waiting.append((part, executor.submit(eval, CALL, {"given": given, "files": part})))
                 if not waiting:
                     return
@@ -218,11 +220,11 @@ def _what_failed(error: Exception) -> str:
 
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, (ImportError, AttributeError)):
+    if isinstance(error, (ImportError, AttributeError)) and "alnumpy" in text:
         return f"a worker has no alnumpy, or another version ({what}): install that of this process on all"
     if isinstance(error, CancelledError):
         return "the connection to the workers was lost, or their work was cancelled"
-    if isinstance(error, OSError):
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in LOST:
         return f"the connection to the workers was lost ({what})"
     if isinstance(error, BrokenExecutor):
         return f"a worker died ({what})"

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -228,8 +229,10 @@ def test_a_picture_on_which_workers_die_stops_no_other(many, path, w):
             r"the connection to the workers was lost \(ConnectionResetError: by peer\)",
         ),
         (MemoryError(), r"the workers failed \(MemoryError\)"),
+        (OSError("too many open files"), r"the workers failed \(OSError: too many open files\)"),
+        (AttributeError("a fault of the program"), r"the workers failed \(AttributeError: a fault of the program\)"),
     ],
-    ids=["broken", "cancelled", "without alnumpy", "reset", "memory"],
+    ids=["broken", "cancelled", "without alnumpy", "reset", "memory", "files", "fault"],
 )
 def test_an_executor_that_fails_ends_the_run_and_the_next_one_goes_on(error, message, many, path, w):
     def fail(names):
@@ -413,6 +416,33 @@ def test_a_scheduler_that_goes_away_ends_the_run(many, path, w, cluster, tmp_pat
     finally:
         short.stop()
     assert dump(path) == alone(many, w)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", bytes(64)],
+    ids=["silent", "http", "ssh", "zeros"],
+)
+def test_other_servers_are_no_schedulers(greeting, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(scheduler, "WAIT", 1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        greeted = []
+
+        def greet():
+            with suppress(OSError):
+                connection, _ = server.accept()
+                greeted.append(connection)
+                connection.sendall(greeting)
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(
+            GalleryError, match=f"{address}: no scheduler answers there.*; start one with: dask scheduler"
+        ):
+            workers(address).__enter__()
+        for connection in greeted:
+            connection.close()
 
 
 def test_schedulers_that_cannot_be_asked(folder, path, w, monkeypatch, capsys):

@@ -97,6 +97,16 @@ def test_an_earlier_row_stays_if_the_later_one_is_damaged(tmp_path, parts, embed
             assert db.execute("SELECT COUNT(*) FROM contents").fetchone() == (5,)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_damaged_embedding_is_taken_from_another_gallery(tmp_path, parts, embedder, order):
+    files = [index(tmp_path / f"{part.name}.db", part, embedder) for part in parts]
+    whole = {row[0] for file in files for row in found(file)}
+    both = f"hash = (SELECT hash FROM pictures WHERE path = CAST('{parts[0] / '0.png'}' AS BLOB))"
+    change(files[0], f"UPDATE contents SET embedding = zeroblob(3) WHERE {both}")
+    assert merge([files[i] for i in order], tmp_path / "all.db") == 10
+    assert {row[0] for row in found(tmp_path / "all.db")} == whole
+
+
 def test_relative_paths_stay_relative_beside_the_others(tmp_path, parts, embedder):
     files = [index(tmp_path / f"{part.name}.db", part, embedder, relative=True) for part in parts]
     (tmp_path / "elsewhere").mkdir()

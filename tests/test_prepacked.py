@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import stat
 import struct
+import sys
 import zlib
 from dataclasses import fields, replace
 
@@ -83,17 +86,57 @@ def test_a_changed_weights_file_is_read_anew(cache, file):
     new = alnumpy.load(file)
     np.testing.assert_array_equal(new.forward(X), Embedder(small_weights(1), backend="compiled").forward(X))
     assert not np.array_equal(new.forward(X), old.forward(X))
-    assert len(list(cache.iterdir())) == 1
     with pytest.raises(WeightsError, match=r"small\.h5: changed while it was in use"):
         kept.identity(True, "other")
 
 
-def test_other_code_packs_anew(cache, file, monkeypatch):
+def test_other_code_or_another_version_packs_anew(cache, file, monkeypatch):
     alnumpy.load(file)
-    monkeypatch.setattr(prepacked, "CODE", prepacked.CODE[1:])
-    forget(monkeypatch)
-    with pytest.raises(AssertionError, match="was read"):
+    with monkeypatch.context() as patched:
+        forget(patched)
+        for name, value in (("CODE", prepacked.CODE[1:]), ("__version__", "0")):
+            with patched.context() as once:
+                once.setattr(prepacked, name, value)
+                with pytest.raises(AssertionError, match="was read"):
+                    alnumpy.load(file)
         alnumpy.load(file)
+
+
+@pytest.mark.parametrize("item", range(1, 6))
+def test_everything_that_is_said_of_the_origin_counts(cache, file, item):
+    alnumpy.load(file)
+    (kept,) = cache.iterdir()
+    wanted = prepacked.origin(file)
+    assert prepacked.read_kept(kept, wanted)
+    assert prepacked.read_kept(kept, [*wanted[:item], "other", *wanted[item + 1 :]]) is None
+
+
+def test_the_origin_tells_files_apart(file, tmp_path):
+    first = prepacked.origin(file)
+    copy = shutil.copy2(file, tmp_path / "copy.h5")
+    os.replace(copy, file)  # of the same name, size and time
+    second = prepacked.origin(file)
+    assert (first[:3], first != second) == (second[:3], True)
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_not_kept(cache, file, monkeypatch):
+    real = weights.read
+
+    def replacing(path):
+        found = real(path)
+        weights.write(file, small_weights(1))
+        return found
+
+    monkeypatch.setattr(weights, "read", replacing)
+    alnumpy.load(file)
+    assert not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_kept_files_are_private(cache, file):
+    alnumpy.load(file)
+    (kept,) = cache.iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (cache, kept)] == [0o700, 0o600]
 
 
 def test_weights_with_other_arrays_do_not_keep_the_packed_ones(cache, file):
@@ -108,7 +151,8 @@ def test_weights_with_other_arrays_do_not_keep_the_packed_ones(cache, file):
 def test_damage_counts_as_absence(cache, file):
     expected = alnumpy.load(file).forward(X)
     (kept,) = cache.iterdir()
-    whole = kept.read_bytes()
+    whole, wanted = kept.read_bytes(), prepacked.origin(file)
+    assert prepacked.read_kept(kept, wanted)
     (length,) = struct.unpack_from("<8xI", whole)
 
     def signed(body):
@@ -120,6 +164,7 @@ def test_damage_counts_as_absence(cache, file):
         whole[:10],
         whole[:-1],
         whole[:-400] + bytes(400),
+        whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
         b"x" + whole[1:],
         signed(header + rest[:64]),  # too short for the self-test
         signed(header + rest[:-64]),
@@ -131,7 +176,20 @@ def test_damage_counts_as_absence(cache, file):
     ]
     for content in damaged:
         kept.write_bytes(content)
+        assert prepacked.read_kept(kept, wanted) is None
         np.testing.assert_array_equal(alnumpy.load(file).forward(X), expected)
+
+
+def test_a_kept_file_that_is_too_large_counts_as_absent(cache, file):
+    expected = alnumpy.load(file).forward(X)
+    (kept,) = cache.iterdir()
+    os.truncate(kept, 1 << 40)  # a sparse file
+    np.testing.assert_array_equal(alnumpy.load(file).forward(X), expected)
+
+
+def test_an_impossible_path_is_named(cache):
+    with pytest.raises(WeightsError, match="no such file"):
+        alnumpy.load("a\0b.h5")
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, file, monkeypatch):

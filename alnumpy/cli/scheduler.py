@@ -40,7 +40,8 @@ def workers(address: str) -> Iterator[Executor]:
         raise MissingExtraError("--scheduler needs Dask: pip install 'alnumpy[dask]'") from None
 
     async def knock() -> None:
-        comm = await connect(address, timeout=WAIT, **Security().get_connection_args("client"))
+        connecting = connect(address, timeout=WAIT, **Security().get_connection_args("client"))
+        comm = await asyncio.wait_for(connecting, WAIT)  # a server that says nothing would be waited for without end
         await comm.close()
 
     logging.disable()  # what goes wrong is told in one line, by what it ends
@@ -49,8 +50,9 @@ def workers(address: str) -> Iterator[Executor]:
         client = Client(address, timeout=WAIT, set_as_default=False)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{address}: not the address of a scheduler, such as tcp://HOST:8786 ({error})") from None
-    except (OSError, asyncio.TimeoutError) as error:
-        raise GalleryError(f"{address}: no scheduler answers there ({error}); start one with: dask scheduler") from None
+    except Exception as error:  # another kind of server makes Dask raise MemoryError, struct.error and more
+        what = f" ({error})" if isinstance(error, OSError) and str(error) else ""
+        raise GalleryError(f"{address}: no scheduler answers there{what}; start one with: dask scheduler") from None
     with client:
         if not client.nthreads():
             raise GalleryError(f"{address}: the scheduler has no workers; start some with: dask worker {address}")

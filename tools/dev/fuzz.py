@@ -181,7 +181,7 @@ def signed(rng: random.Random, data: bytes, change: Change) -> bytes:
 
 
 def read_prepacked(path: Path) -> list[np.ndarray]:
-    found = prepacked.read_kept(path, "", ORIGIN)
+    found = prepacked.read_kept(path, ORIGIN)
     if found is None:
         raise WeightsError("of no use")
     Embedder(found, backend="compiled").forward(np.ones((1, 3, 8, 8), np.float32))  # any values, but in its own memory
