@@ -179,7 +179,7 @@ def _write(
                     db.run("INSERT INTO whitening VALUES (?, ?)", whitening)
                 for source in sources:
                     _copy_contents(source, db, change)
-                for source in sources:  # whose contents may be damaged there, but not in another
+                for source in sources:  # a content that is damaged in one may be whole in another
                     _copy_pictures(source, db, places)
                 db.drop_unused_contents()
                 sketch.renew(db, settings)
