@@ -114,7 +114,7 @@ def test_everything_that_is_said_of_the_origin_counts(cache, file, item):
 def test_the_origin_tells_files_apart(file, tmp_path):
     first = prepacked.origin(file)
     copy = shutil.copy2(file, tmp_path / "copy.h5")
-    os.replace(copy, file)  # of the same name, size and time
+    os.replace(copy, file)  # name, size and time are as before
     second = prepacked.origin(file)
     assert (first[:3], first != second) == (second[:3], True)
 
