@@ -91,9 +91,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
     found = read_kept(kept, wanted)
     if found is None:
         found = weights.read(path)
-        with suppress(
-            UnsupportedError, OSError
-        ):  # a network without kernels; a file that changes, a folder that nobody can write to
+        # Nothing is kept of a network without kernels, and nothing where the folder cannot be written to.
+        with suppress(UnsupportedError, OSError):
             parameters = Parameters(wanted, lower.lower(found.spec, found.parameters), {})
             parameters.arrays = found.parameters  # not to be read again
             found = replace(found, parameters=parameters)
