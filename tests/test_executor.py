@@ -453,7 +453,7 @@ def test_schedulers_that_cannot_be_asked(folder, path, w, monkeypatch, capsys):
         nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     index = ["index", str(folder), "--db", str(path), "--weights", w, "--scheduler"]
     for arguments, code, message in (
-        ([*index, nobody], 1, rf"{nobody}: no scheduler answers there \(.*\); start one with: dask scheduler"),
+        ([*index, nobody], 1, f"{nobody}: no scheduler answers there.*; start one with: dask scheduler"),
         ([*index, "somewhere"], 2, "somewhere: not the address of a scheduler, such as tcp://HOST:8786"),
         ([*index, nobody, "--watch"], 2, "--scheduler is for one run and cannot be combined with --watch"),
     ):

@@ -41,7 +41,7 @@ def workers(address: str) -> Iterator[Executor]:
 
     async def knock() -> None:
         connecting = connect(address, timeout=WAIT, **Security().get_connection_args("client"))
-        comm = await asyncio.wait_for(connecting, WAIT)  # a server that says nothing would be waited for without end
+        comm = await asyncio.wait_for(connecting, WAIT + 1)  # a silent server would be waited for without end
         await comm.close()
 
     logging.disable()  # what goes wrong is told in one line, by what it ends
