@@ -60,12 +60,16 @@ def test_a_merged_gallery_is_as_one_of_both_folders(tmp_path, parts, embedder, d
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+def before_and_after_a_change(tmp_path, folder, embedder):
+    """Two galleries of a folder, of which one picture was changed in between."""
+    old = index(tmp_path / "old.db", folder, embedder)
+    noise(folder / "2.png", 77)
+    os.utime(folder / "2.png", ns=(2**62, 2**62))
+    return old, index(tmp_path / "new.db", folder, embedder)
+
+
 def test_the_row_of_the_file_that_was_changed_last_stays(tmp_path, parts, embedder):
-    one = parts[0]
-    old = index(tmp_path / "old.db", one, embedder)
-    noise(one / "2.png", 77)
-    os.utime(one / "2.png", ns=(2**62, 2**62))
-    new = index(tmp_path / "new.db", one, embedder)
+    old, new = before_and_after_a_change(tmp_path, parts[0], embedder)
     assert found(old) != found(new)
     for name, order in (("a.db", [old, new]), ("b.db", [new, old])):
         assert merge(order, tmp_path / name) == 5
@@ -83,11 +87,7 @@ def test_missing_pictures_and_damaged_rows_are_left_out(tmp_path, parts, embedde
 
 
 def test_an_earlier_row_stays_if_the_later_one_is_damaged(tmp_path, parts, embedder):
-    one = parts[0]
-    old = index(tmp_path / "old.db", one, embedder)
-    noise(one / "2.png", 77)
-    os.utime(one / "2.png", ns=(2**62, 2**62))
-    new = index(tmp_path / "new.db", one, embedder)
+    old, new = before_and_after_a_change(tmp_path, parts[0], embedder)
     later = "hash = (SELECT hash FROM pictures WHERE mtime_ns = 4611686018427387904)"
     change(new, f"UPDATE contents SET embedding = substr(embedding, 2) WHERE {later}")
     for name, order in (("a.db", [old, new]), ("b.db", [new, old])):
